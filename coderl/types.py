@@ -1,0 +1,145 @@
+"""The values that travel through one training step.
+
+``Problem -> Completion -> Execution -> Experience``: each is made once, by one module, never reaching back.
+This module imports nothing heavy, so that the sandbox and the command line start fast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import torch
+    from torch import Tensor
+
+Outcome = Literal[
+    "passed", "failed", "timeout", "syntax_error", "error", "out_of_memory", "no_code", "infra_error"
+]
+Grading = Literal["sealed", "rpc", "inline"]
+Tier = Literal["A", "B", "C"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A programming task, as text. What a data source yields and a policy never changes.
+
+    Attributes:
+        id: Unique within its source, such as ``"mbpp/601"``.
+        prompt: What the model continues (completion form, see :mod:`coderl.prompts`).
+        instruction: The task as a request in plain words; chat prompts are made from it.
+        tests: Assert lines (MBPP form). Empty for problems in HumanEval form.
+        setup: Source run after the candidate and before ``tests``.
+        test: Source that defines ``check(candidate)`` (HumanEval form). Empty for MBPP form.
+        entry_point: Name of the function that ``check`` receives (HumanEval form).
+        solution: A known good continuation of ``prompt``, for supervised warm starts. May be empty.
+        stop: Strings that end a completion.
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+    """
+
+    id: str
+    prompt: str
+    instruction: str = ""
+    tests: tuple[str, ...] = ()
+    setup: str = ""
+    test: str = ""
+    entry_point: str = ""
+    solution: str = ""
+    stop: tuple[str, ...] = ()
+    split: str = "train"
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled answer.
+
+    Attributes:
+        problem: Index of the problem in its batch. Groups are keyed by it, never by prompt text.
+        ids: Sampled token ids, the end-of-sequence token included where one was sampled.
+        logprobs: Log-probability of each id under the sampling distribution, nats; same length as ``ids``.
+        text: The decoded answer, special tokens and everything from the first stop string on left out.
+        finished: True where sampling met an end-of-sequence token or a stop string, False where cut off.
+    """
+
+    problem: int
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """What the sandbox saw of one program.
+
+    Attributes:
+        outcome: The verdict; ``infra_error`` says nothing about the program.
+        passed: Number of tests that held.
+        total: Number of tests.
+        message: Short and safe to print: at most a few hundred printable characters.
+        seconds: Wall time of the run.
+        grading: How the verdict was reached.
+        tier: Isolation it ran under.
+    """
+
+    outcome: Outcome
+    passed: int = 0
+    total: int = 0
+    message: str = ""
+    seconds: float = 0.0
+    grading: Grading = "sealed"
+    tier: Tier = "C"
+
+
+@dataclass
+class Experience:
+    """Scored completions, ready for the optimizer. Rows are sequences: prompt, completion, padding.
+
+    Attributes:
+        ids: ``[B, T]`` token ids, prompts padded on the left and completions on the right.
+        attention: ``[B, T]`` bool, true on prompt and completion tokens.
+        mask: ``[B, T]`` bool, true on the *completion* tokens that count in a loss. Made from generation
+            lengths and owned here: nothing re-derives it from ids.
+        weights: ``[B, T]`` float, what each token counts in the loss of the *whole* optimizer step; zero
+            where ``mask`` is false. Losses sum over them and never normalize again.
+        advantages: ``[B, T]`` float, zero where ``mask`` is false.
+        old_logprobs: ``[B, T]`` float, or None where the update is strictly on-policy.
+        ref_logprobs: ``[B, T]`` float, or None where no KL term needs them.
+        sampler_logprobs: ``[B, T]`` float, as the rollout engine reported them.
+
+    Column ``t`` of every per-token tensor belongs to the token ``ids[:, t]`` (not to its predecessor).
+    """
+
+    ids: Tensor
+    attention: Tensor
+    mask: Tensor
+    weights: Tensor
+    advantages: Tensor
+    old_logprobs: Tensor | None = None
+    ref_logprobs: Tensor | None = None
+    sampler_logprobs: Tensor | None = None
+
+    def __len__(self) -> int:
+        return int(self.ids.shape[0])
+
+    def to(self, device: torch.device) -> Experience:
+        """A copy on ``device``."""
+        return self._map(lambda column: column.to(device))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Experience:
+        columns = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        changed: dict[str, Any] = {k: None if v is None else change(v) for k, v in columns.items()}
+        return Experience(**changed)
+
+    def take(self, rows: Tensor) -> Experience:
+        """The given rows, shorn of the columns that are padding in all of them."""
+        keep = self.attention[rows].any(dim=0)
+        return self._map(lambda column: column[rows][:, keep])
+
+    def split(self, size: int) -> Iterator[Experience]:
+        """Micro-batches of at most ``size`` sequences, alike in length so that little is padding."""
+        order = self.attention.sum(dim=1).argsort(stable=True)
+        for rows in order.split(size):
+            yield self.take(rows)
