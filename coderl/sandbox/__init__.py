@@ -1,0 +1,13 @@
+"""Running model-written programs against their tests, in processes that nothing trusted lives in.
+
+``Sandbox(...).run([Program(code, tests)])`` gives an :class:`~coderl.types.Execution` for each program. The
+answer is the proof: the process that holds the candidate is told which expressions to evaluate and never what
+their values should be; the comparison is made here, on plain data.
+"""
+
+from __future__ import annotations
+
+from coderl.sandbox.plan import Program
+from coderl.sandbox.pool import Sandbox
+
+__all__ = ["Program", "Sandbox"]

@@ -1,0 +1,124 @@
+"""Runs a candidate and its tests: the jailed side, which lives in the run's child beside untrusted code.
+
+The trusted side believes nothing of it except what it can check: in sealed grading the answers themselves,
+in inline grading records that carry a token read before the candidate ran.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from coderl.sandbox.codec import TRUSTED, CodecError, decode
+from coderl.sandbox.wire import Record, pack_record, read_frame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Send = Callable[[Record], None]
+
+_SHORT = 64
+"""Bytes of bytecode under which a module may be nothing but a docstring."""
+
+
+def serve(descriptor: int) -> None:
+    """Read one payload, run it, and answer on the same descriptor."""
+
+    def send(record: Record) -> None:
+        data = memoryview(pack_record(record))
+        while data:
+            data = data[os.write(descriptor, data) :]
+
+    send(Record("ready"))
+    payload = decode(read_frame(lambda count: os.read(descriptor, count)), TRUSTED)
+    warnings.simplefilter("ignore")
+    namespace: dict[str, Any] = {}
+    outcome, message = define(payload["code"], payload["setup"], namespace)
+    if outcome:
+        send(Record("refused", value=(outcome, message)))
+        return
+    send(Record("defined"))
+    if payload["token"]:
+        inline(payload["tests"], payload["canaries"], namespace, payload.pop("token"), send)
+    else:
+        sealed(payload["steps"], namespace, send)
+
+
+def describe(error: BaseException) -> str:
+    """The error's type and the head of its text, as one line."""
+    try:
+        text = str(error)[:200]
+    except Exception:
+        text = ""
+    return f"{type(error).__name__}: {text}".strip(": ")
+
+
+def define(code: str, setup: str, namespace: dict[str, Any]) -> tuple[str, str]:
+    """Run the candidate, then the setup. Gives an outcome and a message, both empty if all went well."""
+    try:
+        program = compile(code, "<candidate>", "exec", dont_inherit=True)
+        if len(program.co_code) < _SHORT and not _has_statement(code):
+            return "no_code", "the program has no statement"
+    except (SyntaxError, ValueError) as error:  # ValueError: null bytes, lone surrogates
+        return "syntax_error", describe(error)
+    except (RecursionError, MemoryError, OverflowError) as error:
+        return "error", f"the parser gave up: {describe(error)}"
+    try:
+        exec(program, namespace)
+        if setup:
+            exec(compile(setup, "<setup>", "exec", dont_inherit=True), namespace)
+    except MemoryError as error:
+        return "out_of_memory", describe(error)
+    except BaseException as error:
+        return "error", describe(error)
+    return "", ""
+
+
+def _has_statement(code: str) -> bool:
+    body = ast.parse(code).body
+    return any(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in body)
+
+
+def sealed(steps: list[tuple[str, bool]], namespace: dict[str, Any], send: Send) -> None:
+    """Answer each step with the value of its expression; the comparison is made elsewhere."""
+    for source, wanted in steps:
+        try:
+            kind = "eval" if wanted else "exec"
+            value = eval(compile(source, "<test>", kind, dont_inherit=True), namespace)
+            record = Record("value", value=value)
+            pack_record(record)  # may raise: the answer may be too large to carry
+        except BaseException as error:
+            record = Record("raised", value=_failure(error))
+        send(record)
+    send(Record("end"))
+
+
+def _failure(error: BaseException) -> tuple[str, str]:
+    if isinstance(error, CodecError):
+        return "failed", f"the answer cannot be carried: {error}"
+    return ("out_of_memory" if isinstance(error, MemoryError) else "failed"), describe(error)
+
+
+def inline(
+    tests: list[str], canaries: list[str], namespace: dict[str, Any], token: bytes, send: Send
+) -> None:
+    """Run the tests beside the candidate, then the canaries, each of which must raise."""
+    held = 0
+    for source in tests:
+        failure = _attempt(source, namespace)
+        held += failure is None
+        send(Record("passed", token) if failure is None else Record("raised", token, failure))
+    if held == len(tests) and any(_attempt(source, namespace) is None for source in canaries):
+        send(Record("raised", token, ("failed", "a false assert passes")))
+        return
+    send(Record("end", token))
+
+
+def _attempt(source: str, namespace: dict[str, Any]) -> tuple[str, str] | None:
+    try:
+        exec(compile(source, "<test>", "exec", dont_inherit=True), namespace)
+    except BaseException as error:
+        return _failure(error)
+    return None

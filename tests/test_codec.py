@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import enum
+import math
+from collections import Counter, OrderedDict, defaultdict, deque
+from contextlib import suppress
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coderl.sandbox.codec import CodecError, Limits, Opaque, decode, encode
+from coderl.sandbox.wire import Record, pack_record, records
+
+surrogates = st.text(st.characters(), max_size=20)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.complex_numbers(allow_nan=False)
+    | surrogates
+    | st.binary(max_size=20)
+    | st.decimals(allow_nan=False)
+    | st.fractions()
+)
+keys = scalars | st.tuples(scalars, scalars) | st.frozensets(scalars, max_size=3)
+plain = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=4).map(tuple)
+        | st.lists(inner, max_size=4).map(deque)
+        | st.dictionaries(keys, inner, max_size=4)
+        | st.sets(keys, max_size=4)
+        | st.frozensets(keys, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+def same(left: Any, right: Any) -> bool:
+    """Equal, and of the same type all the way down."""
+    if type(left) is not type(right) or left != right:
+        return False
+    if isinstance(left, (list, tuple, deque)):
+        return all(same(a, b) for a, b in zip(left, right, strict=True))
+    if isinstance(left, dict):
+        return all(same(left[key], right[key]) for key in left)
+    return True
+
+
+@given(plain)
+def test_round_trip(value: Any) -> None:
+    assert same(decode(encode(value)), value)
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=500)
+def test_decoder_takes_any_bytes(data: bytes) -> None:
+    with suppress(CodecError):
+        decode(data)
+
+
+@given(plain, st.data())
+@settings(max_examples=500)
+def test_decoder_takes_damaged_encodings(value: Any, data: st.DataObject) -> None:
+    whole = bytearray(encode(value))
+    for _ in range(data.draw(st.integers(1, 3))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(CodecError):
+        decode(bytes(whole))
+
+
+@given(plain)
+def test_every_proper_prefix_is_refused(value: Any) -> None:
+    whole = encode(value)
+    for end in range(len(whole)):
+        with pytest.raises(CodecError):
+            decode(whole[:end])
+    with pytest.raises(CodecError):
+        decode(whole + b"\0")
+
+
+@given(st.lists(plain, max_size=4), st.binary(max_size=40))
+def test_records_before_garbage_are_kept(values: list[Any], garbage: bytes) -> None:
+    data = b"".join(pack_record(Record("value", value=value)) for value in values)
+    found = list(records(data + b"\xff\xff\xff\xff" + garbage))
+    assert [record.value for record in found] == values
+
+
+class Colour(enum.IntEnum):
+    RED = 1
+
+
+class Shape(enum.Enum):
+    ROUND = 1
+
+
+class Pair(NamedTuple):
+    a: int
+    b: int
+
+
+class LyingInt(int):
+    def __index__(self) -> int:
+        return 7
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = int.__hash__
+
+
+class LyingList(list):  # type: ignore[type-arg]
+    def __iter__(self) -> Any:
+        return iter([1, 2, 3])
+
+    def __len__(self) -> int:
+        return 3
+
+
+class LyingStr(str):
+    __slots__ = ()
+
+    def encode(self, *_: Any) -> bytes:
+        return b"lie"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (Counter("aab"), {"a": 2, "b": 1}),
+        (OrderedDict(a=1), {"a": 1}),
+        (defaultdict(list, a=[1]), {"a": [1]}),
+        (Pair(1, 2), (1, 2)),
+        (Colour.RED, 1),
+        (LyingInt(0), 0),
+        (LyingList([9]), [9]),
+        (LyingStr("true"), "true"),
+        (bytearray(b"a"), b"a"),
+        ({"a": 1}.keys(), {"a"}),
+        ({"a": 1}.items(), {("a", 1)}),
+    ],
+)
+def test_subclasses_collapse(value: Any, expected: Any) -> None:
+    assert same(decode(encode(value)), expected)
+
+
+def test_not_a_number_equals_nothing() -> None:
+    assert math.isnan(decode(encode(math.nan)))
+    assert decode(encode([math.nan])) != [math.nan]
+    assert math.copysign(1, decode(encode(-0.0))) == -1
+
+
+@pytest.mark.parametrize("value", [object(), int, len, range(3), iter([]), Shape.ROUND])
+def test_the_rest_is_opaque(value: object) -> None:
+    answer = decode(encode(value))
+    assert isinstance(answer, Opaque)
+    assert answer != answer
+    assert answer != value
+    assert bool(answer) is bool(value)
+
+
+def test_int_past_the_digit_limit() -> None:
+    for value in (7**20_000, -(7**20_000), 2**63, -(2**63), 255, 256, -128, -129):
+        assert decode(encode(value)) == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a" * 2000,
+        list(range(200)),
+        {i: i for i in range(30)},
+        [[[[[[0]]]]]],
+        Decimal(10**150),
+        Fraction(10**300, 7),
+    ],
+)
+def test_limits_hold_on_both_sides(value: Any) -> None:
+    tight = Limits(size=1500, nodes=100, depth=4, hashed=20, number=50)
+    with pytest.raises(CodecError):
+        encode(value, tight)
+    with pytest.raises(CodecError):
+        decode(encode(value), tight)
+
+
+def test_cycles_are_refused() -> None:
+    cycle: list[Any] = []
+    cycle.append(cycle)
+    with pytest.raises(CodecError):
+        encode(cycle)
+
+
+def test_colliding_keys_cost_little() -> None:
+    body = encode({i * (2**61 - 1): 0 for i in range(1, 2000)})
+    assert len(decode(body)) == 1999
+    with pytest.raises(CodecError):
+        encode(dict.fromkeys(range(2001)))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"s\0\0\0\2" + encode(1) + encode(1.0),  # the same element twice
+        b"d\0\0\0\1" + encode([]) + encode(1),  # an unhashable key
+        b"F\0\0\0\6\0\0\0\1\1\0",  # a zero denominator
+        b"b\0\0\0\1\2",
+        b"n\0\0\0\1\0",
+        b"f\0\0\0\1\0",
+        b"u\0\0\0\1\xff",
+        b"l\xff\xff\xff\xff",
+        b"?\0\0\0\0",
+    ],
+)
+def test_malformed(data: bytes) -> None:
+    with pytest.raises(CodecError):
+        decode(data)
