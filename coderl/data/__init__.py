@@ -1,0 +1,8 @@
+"""Problems as text: where they come from, and the data module that serves them in batches."""
+
+from __future__ import annotations
+
+from coderl.data.module import CodeDataModule
+from coderl.data.sources import MBPP, Embedded, EmbeddedSFT, HumanEval, JSONLProblems, ProblemSource
+
+__all__ = ["MBPP", "CodeDataModule", "Embedded", "EmbeddedSFT", "HumanEval", "JSONLProblems", "ProblemSource"]

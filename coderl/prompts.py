@@ -1,0 +1,94 @@
+"""Prompt text, stop strings and post-processing: what a model reads, and what is run of its answer.
+
+The completion forms are those of bigcode-evaluation-harness (the MBPP one is InCoder's: a docstring with the
+task and one test), kept to the letter so that scores compare number for number. The chat form is this
+project's own: the task as a user's message, the answer opened at a fenced block. A score never mixes the two.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from coderl.types import Problem
+
+PromptForm = Literal["completion", "chat"]
+
+MBPP_STOP: tuple[str, ...] = ("\nclass", "\nassert", '\n"""', "\nprint", "\nif", "\n<|/", "\n```")
+HUMANEVAL_STOP: tuple[str, ...] = (
+    "\nclass",
+    "\ndef",
+    "\n#",
+    "\n@",
+    "\nprint",
+    "\nif",
+    "\n```",
+    "<file_sep>",
+)
+
+CHAT_OPENING = "```python\n"
+"""What the assistant's answer is opened with; the model goes on from here."""
+CHAT_STOP: tuple[str, ...] = ("\n```",)
+
+
+def mbpp_prompt(text: str, first_test: str) -> str:
+    """InCoder's docstring prompt, as the harness's ``mbpp`` task writes it."""
+    return f'"""\n{text}\n{first_test}\n"""\n'
+
+
+def humaneval_prompt(raw: str) -> str:
+    """HumanEval's signature and docstring without the blank ends, as the harness's ``humaneval`` task."""
+    return raw.strip()
+
+
+def mbpp_instruction(text: str, first_test: str) -> str:
+    """An MBPP task as a request, with the one test that the completion prompt shows too."""
+    return f"{text}\nYour code should pass this test:\n{first_test}"
+
+
+def humaneval_instruction(raw: str) -> str:
+    """A HumanEval task as a request for the whole function."""
+    return f"Complete this Python function. Answer with the whole function.\n```python\n{raw.strip()}\n```"
+
+
+def cut(text: str, stop: Iterable[str]) -> str:
+    """``text`` up to the earliest of the strings in ``stop``; all of it where none occurs."""
+    found = [at for word in stop if word and (at := text.find(word)) >= 0]
+    return text[: min(found)] if found else text
+
+
+def stop_strings(problem: Problem, form: PromptForm) -> tuple[str, ...]:
+    """The strings that end an answer to ``problem``."""
+    return CHAT_STOP if form == "chat" else problem.stop
+
+
+def chat_messages(problem: Problem) -> list[dict[str, str]]:
+    """The conversation for a chat template; the answer then opens with :data:`CHAT_OPENING`."""
+    return [{"role": "user", "content": problem.instruction or problem.prompt}]
+
+
+def program(problem: Problem, completion_text: str, form: PromptForm) -> str:
+    """The whole program that is run for an answer.
+
+    Args:
+        problem: The task that was asked.
+        completion_text: What the model wrote after the prompt (completion form) or after
+            :data:`CHAT_OPENING` (chat form).
+        form: How it was asked.
+
+    Returns:
+        Completion form: the prompt and the answer up to the first stop string. Chat form: the code in the
+        fenced block, after the imports and helpers that a HumanEval prompt gives before the function.
+    """
+    if form == "completion":
+        return problem.prompt + cut(completion_text, problem.stop)
+    code = completion_text.removeprefix(CHAT_OPENING)
+    # The newline lets a block closed at once ("```" as the first thing) count as empty.
+    return _preamble(problem) + cut("\n" + code, CHAT_STOP).removeprefix("\n")
+
+
+def _preamble(problem: Problem) -> str:
+    head, found, _ = problem.prompt.rpartition(f"def {problem.entry_point}(")
+    return head if problem.entry_point and found else ""
