@@ -1,0 +1,207 @@
+"""What all trainings of a policy share: weights, over-long prompts, optimizer steps, small checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import random
+import warnings
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from lightning import LightningModule
+
+from coderl.errors import UsageError, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lightning.pytorch.utilities.types import OptimizerLRScheduler
+
+    from coderl.policy import Policy
+    from coderl.types import Experience, Problem
+
+HARMLESS = {
+    "in eval mode at the start of training": "dropout is kept off on purpose",
+    "does not have many workers": "batches are a few lines of text",
+    "no pre-optimization state was saved": "checkpoints hold the state after the step, as they should",
+    "You have overridden `transfer_batch_to_device` in both": "both leave text alone",
+    "have no `val_dataloader`": "a source need not have a validation split",
+    "Checkpoint directory .* exists and is not empty": "a resumed run goes on writing there",
+}
+"""Lightning's warnings that do not apply here, and why."""
+
+Schedule = Literal["constant_with_warmup", "linear", "cosine"]
+
+log = logging.getLogger(__name__)
+
+
+class PolicyModule(LightningModule):
+    """A policy under training with manual optimization.
+
+    Hyper-parameters are not stored in checkpoints: the run folder's ``config.yaml`` holds them, and on a
+    resumed run the flags of the day win.
+
+    Args:
+        policy: The model to train.
+        learning_rate: Of AdamW, after warm-up.
+        weight_decay: Of AdamW, on matrices.
+        warmup_steps: Optimizer steps over which the learning rate rises from 0.
+        schedule: What follows warm-up: constant, or down to 0 at the last step (linear, cosine).
+        max_grad_norm: Gradients are scaled down to this norm, over all trainable parameters.
+        micro_batch_size: Sequences in one forward and backward. Changes memory and speed, never the gradient.
+        max_prompt_tokens: Problems with a longer prompt are counted, reported and left out.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        learning_rate: float,
+        weight_decay: float,
+        warmup_steps: int,
+        schedule: Schedule,
+        max_grad_norm: float,
+        micro_batch_size: int,
+        max_prompt_tokens: int,
+    ) -> None:
+        super().__init__()
+        for message in HARMLESS:
+            warnings.filterwarnings("ignore", message=f".*{message}")
+        for name, value in {
+            "micro_batch_size": micro_batch_size,
+            "max_prompt_tokens": max_prompt_tokens,
+        }.items():
+            if value < 1:
+                raise UsageError(f"{name} is {value}: set model.{name} to 1 or more")
+        self.automatic_optimization = False
+        self.strict_loading = False  # checkpoints hold only what trains; on_load_checkpoint checks the rest
+        self.policy = policy
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.warmup_steps, self.schedule = warmup_steps, schedule
+        self.max_grad_norm, self.micro_batch_size = max_grad_norm, micro_batch_size
+        self.max_prompt_tokens = max_prompt_tokens
+        self._rng: dict[str, Any] | None = None
+
+    # -- before training -------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Leave out problems whose prompt is too long; the data module has set itself up before."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is None:
+            return
+        dropped = datamodule.keep(self.fits)
+        if dropped:
+            log.warning(
+                "%d training problems left out: prompt over %d tokens (model.max_prompt_tokens)",
+                dropped,
+                self.max_prompt_tokens,
+            )
+
+    def fits(self, problem: Problem) -> bool:
+        """Whether the problem's prompt is short enough."""
+        return len(self.policy.encode(problem)) <= self.max_prompt_tokens
+
+    def configure_model(self) -> None:
+        """Read the weights. Lightning calls this on each entry; once is enough."""
+        self.policy.load(self.trainer.strategy.root_device)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW, without weight decay on vectors, and its schedule."""
+        from transformers import get_scheduler
+
+        trainable = self.policy.trainable()
+        if not trainable:
+            raise UserError("no parameter trains: check policy.lora and policy.adapter")
+        groups = [
+            {"params": [p for p in trainable.values() if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trainable.values() if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.learning_rate)
+        scheduler = get_scheduler(self.schedule, optimizer, self.warmup_steps, self.planned_steps())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def planned_steps(self) -> int:
+        """Optimizer steps of the whole fit; 0 where it has no end."""
+        steps = self.trainer.estimated_stepping_batches
+        return int(steps) if steps != float("inf") else 0
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leave the batch alone: it is text, and Lightning cannot rebuild frozen dataclasses."""
+        return batch
+
+    # -- a step ----------------------------------------------------------------------------------------------
+
+    def micro_batches(self, experience: Experience) -> Iterator[Experience]:
+        """The experience in pieces that fit in memory."""
+        yield from experience.split(self.micro_batch_size)
+
+    def step(self) -> torch.Tensor:
+        """Clip, step, advance the schedule, forget the gradients. Returns the norm before clipping."""
+        optimizer: Any = self.optimizers()
+        scheduler: Any = self.lr_schedulers()
+        parameters = list(self.policy.trainable().values())
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        if norm == 0:  # no evidence: without gradients the step counts, but Adam's momentum moves nothing
+            optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        return norm
+
+    @property
+    def current_learning_rate(self) -> float:
+        """The rate of the optimizer's next step."""
+        optimizer: Any = self.optimizers()
+        return float(optimizer.param_groups[0]["lr"])
+
+    # -- checkpoints -----------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only the parameters that train, and the state of every random generator."""
+        trainable = self.policy.trainable().keys()
+        names = {f"policy.{name}" for name in trainable}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
+        checkpoint["rng"] = _rng_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint is of this policy; random generators follow at the first step.
+
+        Raises:
+            UserError: If parameters are missing, surplus or of another shape.
+        """
+        mine = {f"policy.{name}": p.shape for name, p in self.policy.trainable().items()}
+        theirs = {name: value.shape for name, value in checkpoint["state_dict"].items()}
+        if mine != theirs:
+            odd = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+            raise UserError(
+                f"the checkpoint is of another policy ({len(odd)} tensors differ, first {odd[0]}): "
+                "resume with the policy settings in the run folder's config.yaml"
+            )
+        self._rng = checkpoint.get("rng")
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Restore the generators as late as can be: setting a run up draws from them too."""
+        if self._rng is not None:
+            _set_rng_state(self._rng)
+            self._rng = None
+
+
+def _rng_state() -> dict[str, Any]:
+    numpy = np.random.get_state(legacy=False)
+    keys = torch.from_numpy(numpy["state"]["key"].astype(np.int64))  # what torch.load reads without pickle
+    return {
+        "python": random.getstate(),
+        "numpy": numpy | {"state": numpy["state"] | {"key": keys}},
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_rng_state(state: dict[str, Any]) -> None:
+    numpy = state["numpy"]
+    keys = numpy["state"]["key"].numpy().astype(np.uint32)
+    random.setstate(state["python"])
+    np.random.set_state(numpy | {"state": numpy["state"] | {"key": keys}})
+    torch.set_rng_state(state["torch"].cpu())
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])

@@ -1,0 +1,370 @@
+"""The loop that GRPO and PPO share: ``collect -> prepare -> update -> report``."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from coderl import prompts
+from coderl.algorithms.base import PolicyModule, Schedule
+from coderl.batching import pad_rows, spread
+from coderl.errors import UsageError
+from coderl.evaluation import Evaluation, evaluate
+from coderl.objectives import LossType, masked_mean, no_signal, token_weights
+from coderl.policy import Policy
+from coderl.rewards import ExecutionReward, Reward, Sample, total
+from coderl.rollout import GenerateEngine, RolloutEngine, Sampling
+from coderl.sandbox import Program, Sandbox
+from coderl.types import Experience, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+@dataclass
+class EvaluationSettings:
+    """How held-out pass@k is measured (the mission's values).
+
+    Args:
+        n: Samples per problem.
+        ks: The k of pass@k. A k over n is reported as missing.
+        temperature: Of sampling; 0 is greedy.
+        top_p: Nucleus sampling, allowed here since nothing is trained on it.
+        max_new_tokens: Longest completion, in tokens; null takes the training's.
+        seed: Of the samples, so that before and after are drawn alike.
+    """
+
+    n: int = 15
+    ks: tuple[int, ...] = (1, 5, 10)
+    temperature: float = 0.2
+    top_p: float = 0.95
+    max_new_tokens: int | None = None
+    seed: int = 0
+
+
+@dataclass
+class Rollout:
+    """What one batch of problems gave: samples in problem order, ``rewards`` ``[P, G]``, NaN if unknown."""
+
+    prompts: list[list[int]]
+    samples: list[Sample]
+    rewards: Tensor
+
+
+@dataclass
+class Meter:
+    """Seconds spent in each part of a step, and what else is to be logged."""
+
+    values: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def time(self, part: str) -> Iterator[None]:
+        """Add the wall time of the block to ``seconds/part``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            key = f"seconds/{part}"
+            self.values[key] = self.values.get(key, 0.0) + time.perf_counter() - start
+
+
+class PolicyGradient(PolicyModule, ABC):
+    """Sample programs, run them, and make the good ones likelier.
+
+    A subclass gives ``advantages`` and ``loss``; everything else is here.
+
+    Args:
+        policy: The model to train.
+        rewards: What is rewarded; the weighted sum counts. Null is the mission's execution reward.
+        sandbox: Where programs run. Null is one with default limits.
+        engine: What samples. Null is transformers' ``generate``.
+        group_size: Completions sampled per problem.
+        temperature: Of sampling, and of every log-probability that is compared with it.
+        max_new_tokens: Longest completion, in tokens.
+        max_prompt_tokens: Problems with a longer prompt are counted, reported and left out.
+        inner_epochs: Optimizer steps made on one batch of rollouts.
+        kl_coefficient: Weight of the divergence from the reference. 0 skips the reference's forward.
+        loss_type: Tokens are averaged per sequence (``grpo``), over all (``dapo``) or by limit (``dr_grpo``).
+        learning_rate: Of AdamW, after warm-up.
+        weight_decay: Of AdamW, on matrices.
+        warmup_steps: Optimizer steps over which the learning rate rises from 0.
+        schedule: What follows warm-up: constant, or down to 0 at the last step (linear, cosine).
+        max_grad_norm: Gradients are scaled down to this norm, over all trainable parameters.
+        micro_batch_size: Sequences in one forward and backward. Changes memory and speed, never the gradient.
+        evaluation: How held-out pass@k is measured by validate, test and the post-fit evaluation.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        rewards: list[Reward] | None = None,
+        sandbox: Sandbox | None = None,
+        engine: RolloutEngine | None = None,
+        group_size: int = 8,
+        temperature: float = 1.0,
+        max_new_tokens: int = 512,
+        max_prompt_tokens: int = 512,
+        inner_epochs: int = 1,
+        kl_coefficient: float = 0.0,
+        loss_type: LossType = "grpo",
+        learning_rate: float = 3e-6,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        schedule: Schedule = "constant_with_warmup",
+        max_grad_norm: float = 1.0,
+        micro_batch_size: int = 12,
+        evaluation: EvaluationSettings = EvaluationSettings(),  # noqa: B008 -- plain values, never changed
+    ) -> None:
+        super().__init__(
+            policy=policy,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            warmup_steps=warmup_steps,
+            schedule=schedule,
+            max_grad_norm=max_grad_norm,
+            micro_batch_size=micro_batch_size,
+            max_prompt_tokens=max_prompt_tokens,
+        )
+        for name, value in {"max_new_tokens": max_new_tokens, "inner_epochs": inner_epochs}.items():
+            if value < 1:
+                raise UsageError(f"{name} is {value}: set model.{name} to 1 or more")
+        self.sampling = Sampling(temperature=temperature, max_new_tokens=max_new_tokens).for_training()
+        self.rewards = rewards if rewards is not None else [ExecutionReward()]
+        self.sandbox = sandbox if sandbox is not None else Sandbox()
+        self.engine = engine if engine is not None else GenerateEngine()
+        self.group_size, self.inner_epochs = group_size, inner_epochs
+        self.kl_coefficient, self.loss_type = kl_coefficient, loss_type
+        self.evaluation = evaluation
+        self.rollout: Rollout | None = None
+        self._meter = Meter()
+
+    # -- what an algorithm adds ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def advantages(self, rewards: Tensor) -> Tensor:
+        """From rewards ``[P, G]`` (NaN where unknown) to finite advantages ``[P, G]``."""
+
+    @abstractmethod
+    def loss(self, logprobs: Tensor, batch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
+        """Per-token loss ``[B, T]``, and per-token values ``[B, T]`` to be logged as means over the step."""
+
+    def planned_steps(self) -> int:
+        """Optimizer steps of the whole fit: ``inner_epochs`` for each batch of problems."""
+        limit = self.trainer.max_steps
+        steps = super().planned_steps() * self.inner_epochs
+        return min(steps, limit) if limit > 0 else steps
+
+    # -- one step --------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: list[Problem], batch_idx: int) -> None:
+        """One batch of problems: sample, run, reward, improve."""
+        self._meter = Meter()
+        rollout = self.rollout = self.collect(batch)
+        experience = self.prepare(rollout)
+        self.update(experience)
+        self.report(rollout)
+
+    def collect(self, problems: Sequence[Problem]) -> Rollout:
+        """Sample a group for each problem, run the programs, and reward them."""
+        self.bind()
+        with self._meter.time("rollout"):
+            completions = self.engine.generate(problems, self.group_size, self.sampling)
+        form = self.policy.prompt_form
+        programs = [prompts.program(problems[c.problem], c.text, form) for c in completions]
+        with self._meter.time("execution"):
+            runs = self.sandbox.run(
+                [program_of(problems[c.problem], code) for c, code in zip(completions, programs, strict=True)]
+            )
+        samples = [
+            Sample(problem=problems[c.problem], completion=c, program=code, execution=run)
+            for c, code, run in zip(completions, programs, runs, strict=True)
+        ]
+        rewards = torch.tensor(total(self.rewards, samples)).view(len(problems), self.group_size)
+        return Rollout([self.policy.encode(problem) for problem in problems], samples, rewards)
+
+    def prepare(self, rollout: Rollout) -> list[Experience]:
+        """Scored micro-batches. Rows that cannot move a parameter are left out before their forward."""
+        completions = [sample.completion for sample in rollout.samples]
+        ids, attention, mask = pad_rows(
+            [rollout.prompts[c.problem] for c in completions],
+            [c.ids for c in completions],
+            int(self.policy.tokenizer.pad_token_id),
+        )
+        sampler_logprobs = spread([c.logprobs for c in completions], mask)
+        known = ~rollout.rewards.flatten().isnan()
+        mask = mask & known[:, None]
+        weights = token_weights(mask, self.loss_type, self.sampling.max_new_tokens, self._mean_over_ranks)
+        advantages = self.advantages(rollout.rewards).flatten()[:, None] * mask
+        whole = Experience(ids, attention, mask, weights, advantages, sampler_logprobs=sampler_logprobs)
+        rows = self._rows_with_gradient(rollout.rewards, known)
+        batches = [b.to(self.device) for b in self.micro_batches(whole.take(rows))] if len(rows) else []
+        with self._meter.time("scoring"), torch.no_grad():
+            for batch in batches:
+                self.score(batch)
+        return batches
+
+    def _rows_with_gradient(self, rewards: Tensor, known: Tensor) -> Tensor:
+        """Indices of sequences that can have a gradient; all of them where ranks must keep step."""
+        if self.trainer.world_size > 1:
+            return torch.arange(known.numel())
+        useful = known
+        if self.kl_coefficient == 0:
+            useful = known & ~no_signal(rewards)[:, None].expand_as(rewards).flatten()
+        return useful.nonzero().flatten()
+
+    def score(self, batch: Experience) -> None:
+        """Fill in what the loss compares with. The old log-probabilities come from the first inner epoch."""
+        if self.kl_coefficient != 0:
+            with self.policy.reference():
+                batch.ref_logprobs = self._logprobs(batch)[0]
+
+    def update(self, batches: list[Experience]) -> None:
+        """``inner_epochs`` optimizer steps on the batch. They count even where nothing has a gradient."""
+        with self._meter.time("update"):
+            for _ in range(self.inner_epochs):
+                sums: Counter[str] = Counter()
+                for i, batch in enumerate(batches):
+                    with self._backward_sync(last=i == len(batches) - 1):
+                        self._accumulate(batch, sums)
+                self._meter.values["grad_norm"] = float(self.step())
+                self._meter.values |= {
+                    k: v / max(sums["tokens"], 1) for k, v in sums.items() if k != "tokens"
+                }
+            self.engine.sync()
+
+    def _accumulate(self, batch: Experience, sums: Counter[str]) -> None:
+        logprobs, entropy = self._logprobs(batch, entropy=True)
+        if batch.old_logprobs is None:  # first pass over fresh rollouts: strictly on-policy, the ratio is 1
+            batch.old_logprobs = logprobs.detach()
+        token_loss, values = self.loss(logprobs, batch)
+        loss = (batch.weights * token_loss).sum()
+        self.manual_backward(loss)
+        assert entropy is not None and batch.sampler_logprobs is not None
+        values["policy/entropy"] = entropy
+        values["mismatch_kl"] = batch.sampler_logprobs - batch.old_logprobs
+        tokens = int(batch.mask.sum())
+        sums.update(
+            {k: float(masked_mean(v.detach(), batch.mask)) * tokens for k, v in values.items()}
+            if tokens
+            else {}
+        )
+        sums["tokens"] += tokens
+
+    def _logprobs(self, batch: Experience, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        return self.policy.logprobs(
+            batch.ids, batch.attention, batch.mask, self.sampling.temperature, entropy
+        )
+
+    @contextmanager
+    def _backward_sync(self, last: bool) -> Iterator[None]:
+        """Let ranks exchange gradients on the last micro-batch only."""
+        strategy: Any = self.trainer.strategy
+        if last or not hasattr(strategy, "block_backward_sync"):
+            yield
+            return
+        with strategy.block_backward_sync():
+            yield
+
+    def _mean_over_ranks(self, value: Tensor) -> Tensor:
+        if self.trainer.world_size == 1:
+            return value
+        mean = self.trainer.strategy.reduce(value.float().to(self.device), reduce_op="mean")
+        assert isinstance(mean, Tensor)
+        return mean.to(value.device)
+
+    # -- what a step says ------------------------------------------------------------------------------------
+
+    def report(self, rollout: Rollout) -> None:
+        """Log the step under the names of the README's table."""
+        samples, rewards = rollout.samples, rollout.rewards.float()
+        known = rewards[~rewards.isnan()]
+        tokens = sum(len(s.completion.ids) for s in samples)
+        seconds = sum(v for k, v in self._meter.values.items() if k.startswith("seconds/"))
+        metrics = {
+            "reward/mean": float(known.mean()) if len(known) else float("nan"),
+            "reward/std": float(known.std(correction=0)) if len(known) else float("nan"),
+            "reward/passed": _share(s.execution.outcome == "passed" for s in samples),
+            "reward/test_pass_rate": sum(s.execution.passed for s in samples)
+            / max(sum(s.execution.total for s in samples), 1),
+            "groups/no_signal": float(no_signal(rewards).float().mean()),
+            "completion/length": tokens / len(samples),
+            "completion/clipped": _share(not s.completion.finished for s in samples),
+            "speed/tokens_per_second": tokens / max(seconds, 1e-9),
+            "rollout_step": float(self.trainer.fit_loop.total_batch_idx + 1),
+        }
+        for outcome, count in Counter(s.execution.outcome for s in samples).items():
+            metrics[f"outcome/{outcome}"] = count / len(samples)
+        metrics |= {"learning_rate": self.current_learning_rate} | self._meter.values
+        self.log_dict(metrics, batch_size=len(rollout.prompts))
+        for name in ("reward/mean", "reward/passed"):
+            self.log(f"{name}_", metrics[name], prog_bar=True, logger=False, batch_size=len(rollout.prompts))
+
+    # -- evaluation ------------------------------------------------------------------------------------------
+
+    def bind(self) -> None:
+        """Hand the loaded policy to the engine; does nothing the second time."""
+        self.engine.bind(self.policy)
+
+    def evaluate(self, problems: Sequence[Problem], progress: str | None = None) -> Evaluation:
+        """Held-out pass@k of the present weights. Draws from a random stream of its own."""
+        self.bind()
+        settings = self.evaluation
+        sampling = Sampling(
+            settings.temperature, settings.top_p, settings.max_new_tokens or self.sampling.max_new_tokens
+        )
+
+        def sample(batch: Sequence[Problem], n: int) -> list[list[str]]:
+            with torch.random.fork_rng():
+                torch.manual_seed(settings.seed)
+                completions = self.engine.generate(batch, n, sampling, progress=progress)
+            return [[c.text for c in completions[i * n : (i + 1) * n]] for i in range(len(batch))]
+
+        return evaluate(
+            problems,
+            sample,
+            self.sandbox,
+            n=settings.n,
+            ks=settings.ks,
+            form=self.policy.prompt_form,
+            settings=asdict(sampling) | {"seed": settings.seed},
+        )
+
+    def validation_step(self, batch: list[Problem], batch_idx: int) -> None:
+        """pass@k on the validation split, as ``evaluation`` says."""
+        self._log_scores("val", batch)
+
+    def test_step(self, batch: list[Problem], batch_idx: int) -> None:
+        """pass@k on the test split, as ``evaluation`` says."""
+        self._log_scores("test", batch)
+
+    def _log_scores(self, split: str, batch: list[Problem]) -> None:
+        scores = self.evaluate(batch).scores()
+        known = {f"{split}/{name}": value for name, value in scores.items() if value is not None}
+        self.log_dict(known, batch_size=len(batch), prog_bar=True)
+
+    def teardown(self, stage: str) -> None:
+        """Leave no process behind."""
+        self.sandbox.close()
+
+
+def program_of(problem: Problem, code: str) -> Program:
+    """What the sandbox runs for an answer to ``problem``."""
+    return Program(
+        code=code,
+        tests=problem.tests,
+        setup=problem.setup,
+        test=problem.test,
+        entry_point=problem.entry_point,
+    )
+
+
+def _share(flags: Iterator[bool]) -> float:
+    values = list(flags)
+    return sum(values) / len(values)

@@ -1,0 +1,110 @@
+"""Supervised fine-tuning on the problems' own solutions: the warm start of a policy, or its whole making."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from coderl.algorithms.base import PolicyModule, Schedule
+from coderl.batching import pad_rows
+from coderl.errors import UserError
+from coderl.objectives import token_weights
+from coderl.policy import Policy
+from coderl.types import Experience, Problem
+
+
+class SFT(PolicyModule):
+    """Likelihood of the solution's tokens, the end-of-sequence token included, given the prompt.
+
+    Args:
+        policy: The model to train.
+        learning_rate: Of AdamW, after warm-up.
+        weight_decay: Of AdamW, on matrices.
+        warmup_steps: Optimizer steps over which the learning rate rises from 0.
+        schedule: What follows warm-up: constant, or down to 0 at the last step (linear, cosine).
+        max_grad_norm: Gradients are scaled down to this norm, over all trainable parameters.
+        micro_batch_size: Sequences in one forward and backward. Changes memory and speed, never the gradient.
+        max_prompt_tokens: Problems with a longer prompt are counted, reported and left out.
+        max_new_tokens: Problems with a longer solution are left out with them.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        schedule: Schedule = "cosine",
+        max_grad_norm: float = 1.0,
+        micro_batch_size: int = 64,
+        max_prompt_tokens: int = 512,
+        max_new_tokens: int = 512,
+    ) -> None:
+        super().__init__(
+            policy=policy,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            warmup_steps=warmup_steps,
+            schedule=schedule,
+            max_grad_norm=max_grad_norm,
+            micro_batch_size=micro_batch_size,
+            max_prompt_tokens=max_prompt_tokens,
+        )
+        self.max_new_tokens = max_new_tokens
+
+    def fits(self, problem: Problem) -> bool:
+        """Whether prompt and solution are short enough.
+
+        Raises:
+            UserError: If a training problem has no solution to learn from.
+        """
+        if not problem.solution.strip():
+            if problem.split == "train":
+                raise UserError(
+                    f"problem {problem.id} has no solution: SFT needs a code field in every training row"
+                )
+            return False
+        return super().fits(problem) and len(self.encode_solution(problem)) <= self.max_new_tokens
+
+    def encode_solution(self, problem: Problem) -> list[int]:
+        """The solution as the model should write it, ended."""
+        ending = "\n```" if self.policy.prompt_form == "chat" else ""
+        tokenizer = self.policy.tokenizer
+        ids = list(tokenizer(problem.solution + ending, add_special_tokens=False)["input_ids"])
+        return [*ids, int(tokenizer.eos_token_id)]
+
+    def experience(self, problems: list[Problem]) -> Experience:
+        """Problems and solutions as rows whose weights average over all solution tokens."""
+        ids, attention, mask = pad_rows(
+            [self.policy.encode(p) for p in problems],
+            [self.encode_solution(p) for p in problems],
+            int(self.policy.tokenizer.pad_token_id),
+        )
+        weights = token_weights(mask, "dapo", self.max_new_tokens)
+        return Experience(ids, attention, mask, weights, advantages=mask.float())
+
+    def _negative_log_likelihood(self, batch: Experience) -> Tensor:
+        logprobs, _ = self.policy.logprobs(batch.ids, batch.attention, batch.mask, temperature=1.0)
+        return -(batch.weights * logprobs).sum()
+
+    def training_step(self, batch: list[Problem], batch_idx: int) -> None:
+        """One optimizer step on a batch of solutions."""
+        experience = self.experience(batch).to(self.device)
+        total = torch.zeros((), device=self.device)
+        for micro in self.micro_batches(experience):
+            loss = self._negative_log_likelihood(micro)
+            self.manual_backward(loss)
+            total += loss.detach()
+        norm = self.step()
+        values: dict[str, Tensor | float] = {
+            "loss/sft": total,
+            "grad_norm": norm,
+            "learning_rate": self.current_learning_rate,
+        }
+        self.log_dict(values, batch_size=len(batch), prog_bar=True)
+
+    def validation_step(self, batch: list[Problem], batch_idx: int) -> None:
+        """Mean negative log-likelihood of a held-out solution token, in nats."""
+        experience = self.experience(batch).to(self.device)
+        loss = sum(self._negative_log_likelihood(micro) for micro in self.micro_batches(experience))
+        self.log("val/loss", loss, batch_size=len(batch), prog_bar=True)

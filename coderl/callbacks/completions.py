@@ -1,0 +1,65 @@
+"""What the policy writes, and what it earns with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+
+from coderl.algorithms import PolicyGradient
+
+if TYPE_CHECKING:
+    from lightning import LightningModule, Trainer
+
+    from coderl.algorithms.policy_gradient import Rollout
+
+COLUMNS = ("rollout_step", "problem", "prompt", "program", "outcome", "reward", "message")
+
+
+class CompletionTable(Callback):
+    """Logs sampled programs with verdicts: to ``completions.jsonl`` in the run folder, to W&B as a table.
+
+    Args:
+        every_n_steps: Rollout steps between two entries; the first step is always one.
+        rows: Samples per entry: the best and the worst of the step, as many of each.
+    """
+
+    def __init__(self, every_n_steps: int = 10, rows: int = 8) -> None:
+        self.every_n_steps, self.rows = every_n_steps, rows
+
+    @rank_zero_only
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the entry that is due."""
+        step = trainer.fit_loop.total_batch_idx + 1
+        rollout = pl_module.rollout if isinstance(pl_module, PolicyGradient) else None
+        if (step - 1) % self.every_n_steps or rollout is None:
+            return
+        table = self._table(rollout, step)
+        with (Path(trainer.default_root_dir) / "completions.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(dict(zip(COLUMNS, row, strict=True))) + "\n" for row in table)
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_table"):  # W&B has tables, CSV and TensorBoard have not
+                logger.log_table("completions", columns=list(COLUMNS), data=table, step=trainer.global_step)
+
+    def _table(self, rollout: Rollout, step: int) -> list[list[Any]]:
+        rewards = rollout.rewards.flatten().tolist()
+        ranked = sorted(zip(rewards, rollout.samples, strict=True), key=lambda pair: pair[0])
+        half = max(self.rows // 2, 1)
+        chosen = ranked if len(ranked) <= 2 * half else ranked[:half] + ranked[-half:]
+        return [
+            [
+                step,
+                s.problem.id,
+                s.problem.prompt,
+                s.program,
+                s.execution.outcome,
+                reward,
+                s.execution.message,
+            ]
+            for reward, s in chosen
+        ]

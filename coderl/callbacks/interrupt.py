@@ -1,0 +1,60 @@
+"""Ctrl-C that loses nothing."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.callbacks import Callback
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from lightning import LightningModule, Trainer
+
+
+class SaveOnInterrupt(Callback):
+    """On Ctrl-C, lets the step end, saves ``checkpoints/last.ckpt`` and stops. A second Ctrl-C stops at once.
+
+    Only between two steps are the data's place, the random generators and the weights of one moment: a
+    checkpoint from inside a step would not resume the same run.
+    """
+
+    def __init__(self) -> None:
+        self.in_step = self.asked = False
+        self._before: Any = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the signal (only the main thread may)."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.asked or not self.in_step:
+            raise KeyboardInterrupt
+        self.asked = True
+        print("\ncoderl: finishing this step, then saving; Ctrl-C again stops at once", file=sys.stderr)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """A step begins."""
+        self.in_step = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """A step has ended: save and stop if that was asked for on any rank."""
+        self.in_step = False
+        if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
+            trainer.save_checkpoint(Path(trainer.default_root_dir, "checkpoints", "last.ckpt"))
+            raise KeyboardInterrupt
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signal back."""
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+            self._before = None

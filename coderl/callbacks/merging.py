@@ -1,0 +1,34 @@
+"""Merged models by epoch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+
+from coderl.algorithms import PolicyModule
+from coderl.export import save_merged
+from coderl.runs import merged_folder
+
+if TYPE_CHECKING:
+    from lightning import LightningModule, Trainer
+
+
+class MergedCheckpoints(Callback):
+    """Saves the merged model after each epoch, in ``{run folder}-merged/epoch-{n}``.
+
+    Args:
+        every_n_epochs: Epochs between two models.
+    """
+
+    def __init__(self, every_n_epochs: int = 1) -> None:
+        self.every_n_epochs = every_n_epochs
+
+    @rank_zero_only
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the model of the epoch that has ended."""
+        assert isinstance(pl_module, PolicyModule), "MergedCheckpoints needs a coderl algorithm"
+        epoch = trainer.current_epoch + 1
+        if epoch % self.every_n_epochs == 0:
+            save_merged(pl_module.policy, merged_folder(trainer.default_root_dir) / f"epoch-{epoch}")

@@ -1,0 +1,143 @@
+"""What a fit was worth: held-out pass@k before and after, the models, and a summary in plain words."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+
+from coderl.algorithms import PolicyGradient, PolicyModule
+from coderl.evaluation import Evaluation, logged_scores, results_name, save_results, summary_text
+from coderl.export import save_adapter, save_merged
+from coderl.runs import merged_folder, short_name
+
+if TYPE_CHECKING:
+    from lightning import LightningModule, Trainer
+
+
+class PostFit(Callback):
+    """Saves adapter and merged model, measures held-out pass@k, and says what happened.
+
+    Args:
+        evaluate: Measure pass@k before and after the fit, as ``model.evaluation`` says.
+        split: Of which problems.
+        merge: Save the merged model, in ``{run folder}-merged``.
+        next_command: What to suggest at the end.
+    """
+
+    def __init__(
+        self, evaluate: bool = True, split: str = "test", merge: bool = True, next_command: str | None = None
+    ) -> None:
+        self.evaluate, self.split, self.merge, self.next_command = evaluate, split, merge, next_command
+        self.before: dict[str, Any] | None = None
+        self.started = time.monotonic()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Start the clock."""
+        self.started = time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the policy as it is; a resumed run has that figure in its checkpoint."""
+        if self.evaluate and self.before is None and isinstance(pl_module, PolicyGradient):
+            self.before = _figures(self._measure(trainer, pl_module, "before"))
+            _say(f"held-out pass@1 before training: {self.before['pass@1']:.1%}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save first, then measure: an evaluation that fails costs no training."""
+        assert isinstance(pl_module, PolicyModule), "PostFit needs a coderl algorithm"
+        root = Path(trainer.default_root_dir)
+        paths: dict[str, str] = {}
+        if trainer.is_global_zero:
+            if pl_module.policy.base is not pl_module.policy.net:
+                paths["adapter"] = str(save_adapter(pl_module.policy, root / "adapter"))
+            if self.merge:
+                paths["merged"] = str(save_merged(pl_module.policy, merged_folder(root)))
+        paths["metrics"] = str(Path(trainer.log_dir or root) / "metrics.csv")
+        after: dict[str, Any] | None = None
+        if self.evaluate and isinstance(pl_module, PolicyGradient):
+            evaluation = self._measure(trainer, pl_module, "after")
+            after = _figures(evaluation)
+            paths["evaluation"] = str(self._save(trainer, pl_module, evaluation))
+            for logger in trainer.loggers:
+                logger.log_metrics(logged_scores({evaluation.task: evaluation}), step=trainer.global_step)
+                logger.save()
+        self._conclude(trainer, pl_module, root, paths, after)
+
+    def _measure(self, trainer: Trainer, module: PolicyGradient, when: str) -> Evaluation:
+        problems = trainer.datamodule.problems(self.split)  # type: ignore[attr-defined]
+        return module.evaluate(problems, progress=f"pass@k {when}")
+
+    @rank_zero_only
+    def _save(self, trainer: Trainer, module: PolicyGradient, evaluation: Evaluation) -> Path:
+        method = type(module).__name__.lower()
+        root = Path(trainer.default_root_dir)
+        path = root / results_name(short_name(module.policy.model), method)
+        save_results({evaluation.task: evaluation}, path)
+        print(summary_text({evaluation.task: evaluation}, path))
+        return path
+
+    @rank_zero_only
+    def _conclude(
+        self,
+        trainer: Trainer,
+        module: PolicyModule,
+        root: Path,
+        paths: dict[str, str],
+        after: dict[str, Any] | None,
+    ) -> None:
+        seconds = time.monotonic() - self.started
+        summary = {
+            "method": type(module).__name__.lower(),
+            "model": module.policy.model,
+            "steps": trainer.global_step,
+            "seconds": round(seconds, 1),
+            "before": self.before,
+            "after": after,
+            "paths": paths,
+        }
+        target = root / "summary.json"
+        target.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        _say(self._words(summary, target))
+
+    def _words(self, summary: dict[str, Any], target: Path) -> str:
+        before, after = summary["before"], summary["after"]
+        method, steps, seconds = summary["method"].upper(), summary["steps"], summary["seconds"]
+        lines = [f"{method} ended after {steps} steps and {seconds:.0f} seconds."]
+        if before and after:
+            gain = after["pass@1"] - before["pass@1"]
+            verb = "rose" if gain > 0 else "fell" if gain < 0 else "stayed"
+            temperature = after["settings"]["temperature"]
+            lines.append(
+                f"Held-out pass@1 {verb} from {before['pass@1']:.1%} to {after['pass@1']:.1%} "
+                f"({100 * gain:+.1f} points) on {after['problems']} problems, {after['n']} samples each, "
+                f"temperature {temperature}."
+            )
+        lines += [f"  {name:<11} {path}" for name, path in summary["paths"].items()]
+        lines.append(f"  {'summary':<11} {target}")
+        if self.next_command:
+            lines.append(f"Next: {self.next_command}")
+        return "\n".join(lines)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The figures before training."""
+        return {"before": self.before}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The figures before training, which a resumed run can no longer measure."""
+        self.before = state_dict["before"]
+
+
+def _figures(evaluation: Evaluation) -> dict[str, Any]:
+    """The scores, and what must stand beside them."""
+    keys = ("interval", "n", "problems", "test_pass_rate", "outcomes", "infra_errors")
+    whole = evaluation.to_json()
+    return evaluation.scores() | {key: whole[key] for key in keys} | {"settings": evaluation.settings}
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,89 @@
+"""Early stopping on the reward or on the divergence from the reference."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.callbacks import Callback
+
+from coderl.errors import UsageError
+
+if TYPE_CHECKING:
+    from lightning import LightningModule, Trainer
+
+log = logging.getLogger(__name__)
+
+
+class RewardStopping(Callback):
+    """Ends the fit when the reward has stopped rising, or when the policy has left its reference.
+
+    A step's reward is noisy, so means over ``window`` steps are compared. The limit on the divergence acts at
+    once: a policy that ran away does not come back.
+
+    Args:
+        monitor: The metric that should rise.
+        window: Steps in the running mean.
+        patience: Steps without a better mean before the fit ends. Null never ends it for that.
+        min_delta: What counts as better, in units of the metric.
+        max_kl: The fit ends when a step's mean ``policy/kl`` is over this, nats per token. Null is no limit.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "reward/mean",
+        window: int = 10,
+        patience: int | None = 50,
+        min_delta: float = 0.0,
+        max_kl: float | None = None,
+    ) -> None:
+        if window < 1 or (patience is not None and patience < 1):
+            raise UsageError("RewardStopping: window and patience count steps: give 1 or more")
+        self.monitor, self.window, self.patience = monitor, window, patience
+        self.min_delta, self.max_kl = min_delta, max_kl
+        self.recent: deque[float] = deque(maxlen=window)
+        self.best, self.waited = -math.inf, 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at the step's metrics."""
+        metrics = trainer.callback_metrics
+        if self.monitor not in metrics:
+            known = ", ".join(sorted(k for k in metrics if "/" in k))
+            raise UsageError(f"RewardStopping: no metric {self.monitor!r}; there are {known}")
+        reason = self._kl_reason(float(metrics.get("policy/kl", math.nan))) or self._reason(
+            float(metrics[self.monitor])
+        )
+        # Every rank must leave the loop together.
+        if trainer.strategy.reduce_boolean_decision(bool(reason), all=False):
+            log.info("stopping early: %s", reason or "another rank's metrics")
+            trainer.should_stop = True
+
+    def _kl_reason(self, kl: float) -> str:
+        over = self.max_kl is not None and kl > self.max_kl
+        return f"policy/kl {kl:.4g} is over max_kl {self.max_kl}" if over else ""
+
+    def _reason(self, value: float) -> str:
+        if self.patience is None or math.isnan(value):
+            return ""
+        self.recent.append(value)
+        if len(self.recent) < self.window:
+            return ""
+        mean = sum(self.recent) / len(self.recent)
+        if mean > self.best + self.min_delta:
+            self.best, self.waited = mean, 0
+            return ""
+        self.waited += 1
+        return f"{self.monitor} has not risen in {self.waited} steps" if self.waited >= self.patience else ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on counting."""
+        return {"recent": list(self.recent), "best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.recent = deque(state_dict["recent"], maxlen=self.window)
+        self.best, self.waited = state_dict["best"], state_dict["waited"]

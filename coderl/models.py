@@ -1,0 +1,185 @@
+"""Where base models come from: a folder, a hub id, a GGUF file, or the one in the package; 4-bit or not."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from coderl.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Quantization = Literal["nf4", "none"]
+ComputeDtype = Literal["auto", "float32", "float16", "bfloat16"]
+
+EMBEDDED = "embedded"
+"""The name of the model that ships in the package."""
+
+log = logging.getLogger(__name__)
+
+
+def compute_dtype(name: ComputeDtype, device: torch.device) -> torch.dtype:
+    """``auto`` is float32 on a CPU, bfloat16 on a GPU that has it, else float16 (the mission's)."""
+    if name != "auto":
+        return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def resolve(model: str, gguf_file: str | None = None) -> str:
+    """A folder or hub id that ``from_pretrained`` takes.
+
+    Args:
+        model: A folder, a hub id, or ``embedded``.
+        gguf_file: Name of a GGUF file inside ``model``. It is converted once, into the cache folder, since
+            neither quantizing nor merging can start from GGUF blocks.
+
+    Raises:
+        UserError: If the folder or the GGUF file does not exist.
+    """
+    if model == EMBEDDED:
+        return str(resources.files("coderl.embedded") / "model")
+    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
+    path = Path(model).expanduser()
+    if looks_local and not path.is_dir():
+        raise UserError(
+            f"model folder {model} does not exist: give a folder with config.json, or a hub id owner/name"
+        )
+    if gguf_file is not None:
+        return str(_converted(path, gguf_file))
+    if path.is_dir() and not (path / "config.json").is_file():
+        found = sorted(p.name for p in path.glob("*.gguf"))
+        hint = (
+            f"set gguf_file: {found[0]}"
+            if found
+            else "is it the folder of an adapter? then give its base model"
+        )
+        raise UserError(f"{model} has no config.json: {hint}")
+    return str(path) if path.is_dir() else model
+
+
+def cache_dir() -> Path:
+    """``$CODERL_CACHE_DIR``, else ``coderl`` in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "coderl"
+    return Path(os.environ.get("CODERL_CACHE_DIR", default))
+
+
+def _converted(folder: Path, gguf_file: str) -> Path:
+    """The plain checkpoint made from a GGUF file: once per content, whole or not at all."""
+    source = folder / gguf_file
+    if not source.is_file():
+        found = ", ".join(sorted(p.name for p in folder.glob("*.gguf"))) or "none"
+        raise UserError(f"gguf_file {gguf_file} is not in {folder}: GGUF files there: {found}")
+    stat = source.stat()
+    key = hashlib.sha256(f"{source.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:16]
+    target = cache_dir() / f"{source.stem}-{key}"
+    if not (target / "config.json").is_file():
+        log.info("converting %s to a plain checkpoint, once, in %s", gguf_file, target)
+        partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+        _convert(folder, gguf_file, partial)
+        if not target.exists():  # another rank may have been faster
+            partial.rename(target)
+    return target
+
+
+def _convert(folder: Path, gguf_file: str, target: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
+    except ImportError as error:
+        raise UserError(f"reading {gguf_file} needs the package gguf: pip install 'coderl[gguf]'") from error
+    except Exception as error:
+        raise UserError(f"{folder / gguf_file} cannot be read as GGUF: {_first_line(error)}") from error
+    # The loaded config still says "gguf", which save_pretrained refuses; a plain twin takes the weights.
+    config = loaded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
+    plain.load_state_dict(loaded.state_dict())
+    plain.generation_config = loaded.generation_config
+    plain.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer, with a pad token: a model that has none pads with its end-of-sequence token.
+
+    That is safe here because masks come from generation lengths, never from token ids.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+    except Exception as error:
+        raise UserError(f"no tokenizer could be loaded from {source}: {_first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {source} has no eos_token: set one in its tokenizer_config.json")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(
+    source: str, quantization: Quantization, dtype: torch.dtype, device: torch.device, *, random: bool = False
+) -> PreTrainedModel:
+    """The base model on ``device``, its linear layers in NF4 where asked, dropout off everywhere.
+
+    Args:
+        source: What :func:`resolve` returned.
+        quantization: ``nf4`` or ``none``.
+        dtype: Of the computation, and of the weights that are not quantized.
+        device: Where it goes.
+        random: Fresh weights for ``config.json`` instead of the stored ones.
+
+    Raises:
+        UserError: If the checkpoint is missing, incomplete or corrupt.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+
+    options: dict[str, Any] = {}
+    if quantization == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
+        options["device_map"] = {"": device}
+    try:
+        config = AutoConfig.from_pretrained(source)
+        # At step 0 the scored forward must equal the sampled one: no dropout hidden in a checkpoint's config.
+        for name in [n for n in config.to_dict() if n.endswith(("dropout", "pdrop"))]:
+            setattr(config, name, 0.0)
+        if random:
+            return AutoModelForCausalLM.from_config(config, dtype=dtype).to(device)  # type: ignore[no-any-return]
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=dtype, output_loading_info=True, **options
+        )
+    except Exception as error:
+        raise UserError(f"the model {source} could not be loaded: {_first_line(error)}") from error
+    model, info = loaded
+    if info["missing_keys"] or info["mismatched_keys"]:
+        missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+        raise UserError(
+            f"the checkpoint {source} does not fit its config.json: {missing[0]} and {len(missing) - 1} more"
+        )
+    if quantization == "none":
+        return model.to(device)  # type: ignore[no-any-return]
+    for module in model.modules():
+        # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a 4-bit layer's bytes at its first forward in
+        # eval mode and then computes in bfloat16: the frozen bytes and the scores would both change.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model  # type: ignore[no-any-return]
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:400]

@@ -1,0 +1,75 @@
+"""What every rollout engine promises."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from coderl.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from coderl.policy import Policy
+    from coderl.types import Completion, Problem
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn.
+
+    Args:
+        temperature: Logits are divided by it; 0 is greedy decoding, for evaluation only.
+        top_p: Nucleus sampling. 1 is off, and the only value that training allows.
+        max_new_tokens: Longest completion, in tokens.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+
+    def for_training(self) -> Sampling:
+        """Itself, if importance ratios can be computed from it.
+
+        Raises:
+            UsageError: If what is sampled is not what is scored.
+        """
+        if self.temperature <= 0:
+            raise UsageError(
+                f"temperature {self.temperature} cannot train: every sample of a group would be the same; "
+                "set model.temperature above 0, such as 1.0"
+            )
+        if self.top_p != 1.0:
+            raise UsageError(
+                f"top_p {self.top_p} biases the importance ratio: training samples with top_p 1 only"
+            )
+        return self
+
+
+class RolloutEngine(ABC):
+    """Samples from a policy: ``bind`` once, ``sync`` after each change of weights, ``generate``."""
+
+    @abstractmethod
+    def bind(self, policy: Policy) -> None:
+        """Take the policy to sample from; its weights are loaded."""
+
+    @abstractmethod
+    def sync(self) -> None:
+        """Bring the engine's weights up to the policy's."""
+
+    @abstractmethod
+    def generate(
+        self, problems: Sequence[Problem], n: int, sampling: Sampling, *, progress: str | None = None
+    ) -> list[Completion]:
+        """Sample ``n`` completions for each problem.
+
+        Args:
+            problems: What to answer; ``Completion.problem`` is the index here.
+            n: Completions per problem.
+            sampling: How to draw them.
+            progress: Label of a progress bar, in tokens; none where None.
+
+        Returns:
+            ``len(problems) * n`` completions, those of a problem side by side.
+        """

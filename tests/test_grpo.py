@@ -1,0 +1,279 @@
+"""GRPO inside a real Trainer: its gradient, its identities, and that it learns."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from torch.utils.data import DataLoader
+
+from coderl.algorithms import GRPO
+from coderl.algorithms.policy_gradient import Rollout
+from coderl.errors import UsageError
+from coderl.objectives import group_advantages
+from coderl.policy import LoRA, Policy
+from coderl.rewards import Reward, Sample
+from coderl.rollout import GenerateEngine, Sampling
+from coderl.types import Execution, Problem
+from tests import tiny
+
+REWARDS = [[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [-0.2, 1.0, 1.1, 0.0]]
+
+
+class Fixed(GRPO):
+    """GRPO on rollouts given beforehand, which keeps the gradients of each step."""
+
+    def __init__(self, rollout: Rollout, **options: Any) -> None:
+        super().__init__(**options)
+        self.given, self.gradients, self.logged = rollout, [], []  # type: ignore[var-annotated]
+
+    def collect(self, problems: Sequence[Problem]) -> Rollout:
+        return self.given
+
+    def step(self) -> torch.Tensor:
+        self.gradients.append(
+            {n: p.grad.clone() for n, p in self.policy.trainable().items() if p.grad is not None}
+        )
+        return super().step()
+
+    def report(self, rollout: Rollout) -> None:
+        self.logged.append(dict(self._meter.values))
+
+
+def rollout_of(folder: Path, rewards: list[list[float]]) -> Rollout:
+    """Completions of a stirred policy, with rewards given."""
+    policy = tiny.policy(folder)
+    problems = tiny.problems(len(rewards))
+    engine = GenerateEngine()
+    engine.bind(policy)
+    torch.manual_seed(3)
+    size = len(rewards[0])
+    completions = engine.generate(problems, size, Sampling(temperature=1.5, max_new_tokens=9))
+    samples = [
+        Sample(problem=problems[c.problem], completion=c, program=c.text, execution=Execution("failed", 0, 1))
+        for c in completions
+    ]
+    return Rollout([policy.encode(p) for p in problems], samples, torch.tensor(rewards))
+
+
+def train(module: GRPO, steps: int = 1, **options: Any) -> GRPO:
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    problems = tiny.problems(len(REWARDS))
+    trainer.fit(module, DataLoader(problems, batch_size=len(problems), collate_fn=list))  # type: ignore[arg-type]
+    return module
+
+
+def run(folder: Path, rollout: Rollout, steps: int = 1, kind: type[Fixed] = Fixed, **options: Any) -> Fixed:
+    size = rollout.rewards.shape[1]
+    settings = {"group_size": size, "max_new_tokens": 9, "temperature": 1.5, "kl_coefficient": 0.1} | options
+    policy = Policy(str(folder), quantization="none", lora=LoRA(r=4, alpha=8))
+    torch.manual_seed(5)  # the adapter's start
+    policy.load(torch.device("cpu"))
+    tiny.stir(policy)
+    module = kind(rollout, policy=policy, learning_rate=1e-2, **settings)
+    train(module, steps)
+    return module
+
+
+def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys() and one
+    for name in one:
+        torch.testing.assert_close(
+            one[name], other[name], atol=2e-6, rtol=2e-4, msg=partial("{}: {}".format, name)
+        )
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
+def test_the_gradient_does_not_depend_on_the_micro_batch(llama: Path, loss_type: str) -> None:
+    rollout = rollout_of(llama, REWARDS)
+    whole = run(llama, rollout, micro_batch_size=100, loss_type=loss_type).gradients[0]
+    for size in (1, 5):
+        close(run(llama, rollout, micro_batch_size=size, loss_type=loss_type).gradients[0], whole)
+
+
+def test_the_gradient_does_not_depend_on_the_order_of_problems(llama: Path) -> None:
+    rollout = rollout_of(llama, REWARDS)
+    order = [2, 0, 1]
+    size = rollout.rewards.shape[1]
+    samples = [rollout.samples[p * size + g] for p in order for g in range(size)]
+    renumbered = [
+        Sample(
+            s.problem,
+            type(s.completion)(order.index(s.completion.problem), *_rest(s)),
+            s.program,
+            s.execution,
+        )
+        for s in samples
+    ]
+    shuffled = Rollout([rollout.prompts[p] for p in order], renumbered, rollout.rewards[order])
+    close(run(llama, shuffled).gradients[0], run(llama, rollout).gradients[0])
+
+
+def _rest(sample: Sample) -> tuple[Any, ...]:
+    c = sample.completion
+    return c.ids, c.logprobs, c.text, c.finished
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
+def test_the_gradient_is_that_of_the_papers_formula_written_as_loops(llama: Path, loss_type: str) -> None:
+    rollout = rollout_of(llama, REWARDS)
+    module = run(llama, rollout, loss_type=loss_type, scale="group", kl_coefficient=0.1)
+    policy = Policy(str(llama), quantization="none", lora=LoRA(r=4, alpha=8))
+    torch.manual_seed(5)
+    policy.load(torch.device("cpu"))
+    tiny.stir(policy)
+    advantages = group_advantages(rollout.rewards).flatten().tolist()
+    terms: list[list[torch.Tensor]] = []
+    for sample, advantage in zip(rollout.samples, advantages, strict=True):
+        prompt, answer = rollout.prompts[sample.completion.problem], list(sample.completion.ids)
+        row = torch.tensor([[*prompt, *answer]])
+        table = (policy.net(row).logits[0] / 1.5).log_softmax(-1)
+        with torch.no_grad(), policy.net.disable_adapter():
+            reference = (policy.net(row).logits[0] / 1.5).log_softmax(-1)
+        losses = []
+        for t, token in enumerate(answer):
+            place = len(prompt) + t - 1
+            logp, ref = table[place, token], reference[place, token]
+            ratio = (logp - logp.detach()).exp()
+            k3 = (ref - logp).exp() - 1 - (ref - logp)
+            losses.append(-ratio * advantage + 0.1 * k3)
+        terms.append(losses)
+    if loss_type == "grpo":
+        loss = sum(sum(losses) / len(losses) for losses in terms) / len(terms)
+    elif loss_type == "dapo":
+        loss = sum(itertools.chain(*terms)) / sum(map(len, terms))
+    else:
+        loss = sum(itertools.chain(*terms)) / (len(terms) * 9)
+    loss.backward()  # type: ignore[union-attr]
+    expected = {n: p.grad for n, p in policy.trainable().items() if p.grad is not None}
+    close(module.gradients[0], expected)
+
+
+def test_at_step_0_the_ratio_is_exactly_1_and_the_divergence_exactly_0(llama: Path) -> None:
+    rollout = rollout_of(llama, REWARDS)
+
+    class Fresh(Fixed):
+        def configure_model(self) -> None:
+            with torch.no_grad():
+                for name, parameter in self.policy.trainable().items():
+                    if "lora_B" in name:
+                        parameter.zero_()
+
+    first = run(llama, rollout, kind=Fresh).logged[0]
+    assert first["policy/ratio"] == 1.0
+    assert first["policy/kl"] == 0.0
+    assert first["policy/clip_fraction"] == 0.0
+
+
+def test_groups_without_signal_may_be_skipped(llama: Path) -> None:
+    rollout = rollout_of(llama, REWARDS)
+
+    class All(Fixed):
+        rows = 0
+
+        def _rows_with_gradient(self, rewards: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+            return torch.arange(known.numel())
+
+    skipped = run(llama, rollout, kl_coefficient=0.0)
+    close(skipped.gradients[0], run(llama, rollout, kl_coefficient=0.0, kind=All).gradients[0])
+    rows = skipped._rows_with_gradient(rollout.rewards, ~rollout.rewards.flatten().isnan())
+    assert rows.tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
+
+
+def test_failures_of_the_infrastructure_never_move_a_parameter(llama: Path) -> None:
+    rewards = [[1.0, 0.0, math.nan, 0.5]]
+    rollout = rollout_of(llama, rewards)
+    kept = [s for i, s in enumerate(rollout.samples) if i != 2]
+    without = Rollout(rollout.prompts, kept, torch.tensor([[1.0, 0.0, 0.5]]))
+    close(run(llama, rollout).gradients[0], run(llama, without).gradients[0])
+
+
+@pytest.mark.parametrize("value", [math.nan, 0.25])
+def test_a_step_without_any_signal_leaves_the_parameters_alone(llama: Path, value: float) -> None:
+    rollout = rollout_of(llama, [[value] * 4] * 2)
+    module = run(llama, rollout, steps=2, kl_coefficient=0.0)
+    assert module.gradients == [{}, {}]  # the steps count, or a fit without signal would never end
+    fresh = tiny.policy(llama)
+    tiny.stir(fresh)
+    names = [n for n in module.policy.trainable() if "lora_B" in n]
+    assert all(torch.equal(module.policy.trainable()[n], fresh.trainable()[n]) for n in names)
+
+
+def test_every_trainable_parameter_moves_and_no_other(llama: Path) -> None:
+    rollout = rollout_of(llama, REWARDS)
+    module = run(llama, rollout, steps=1)
+    torch.manual_seed(5)
+    start = Policy(str(llama), quantization="none", lora=LoRA(r=4, alpha=8))
+    start.load(torch.device("cpu"))
+    tiny.stir(start)
+    trainable = module.policy.trainable().keys()
+    after = dict(module.policy.named_parameters())
+    for name, parameter in start.named_parameters():
+        assert torch.equal(parameter, after[name]) is (name not in trainable), name
+
+
+def test_inner_epochs_compare_with_the_policy_before_the_first(llama: Path) -> None:
+    rollout = rollout_of(llama, REWARDS)
+    module = run(llama, rollout, inner_epochs=3, clip=0.01)
+    assert len(module.gradients) == 3
+    assert module.logged[0]["policy/ratio"] != 1.0
+    assert module.logged[0]["policy/clip_fraction"] > 0
+
+
+class EvenFirstToken(Reward):
+    """A bandit with as many arms as tokens; half of them pay."""
+
+    def __call__(self, samples: Sequence[Sample]) -> list[float]:
+        return [float(s.completion.ids[0] % 2 == 0) for s in samples]
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_a_bandit_is_learned(
+    llama: Path, loss_type: str, scale: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    module = GRPO(
+        Policy(str(llama), quantization="none", lora=LoRA(r=4, alpha=8)),
+        rewards=[EvenFirstToken()],
+        group_size=16,
+        kl_coefficient=0.0,
+        scale=scale,  # type: ignore[arg-type]
+        loss_type=loss_type,
+        max_new_tokens=1,
+        learning_rate=2e-2,
+        micro_batch_size=64,
+    )
+    monkeypatch.setattr(module.sandbox, "run", lambda jobs: [Execution("failed", 0, 1)] * len(jobs))
+    means: list[float] = []
+    monkeypatch.setattr(module, "report", lambda rollout: means.append(float(rollout.rewards.mean())))
+    train(module, steps=25)
+    assert sum(means[-5:]) / 5 > 0.9 > sum(means[:3]) / 3
+
+
+def test_bad_settings_are_refused_with_the_way_out(llama: Path) -> None:
+    policy = Policy(str(llama))
+    for options, words in [
+        ({"group_size": 1}, "at least 2"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"micro_batch_size": 0}, "micro_batch_size"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+    ]:
+        with pytest.raises(UsageError, match=words):
+            GRPO(policy, **options)  # type: ignore[arg-type]
