@@ -1,0 +1,83 @@
+"""Names and folders of runs: where a run writes, and that it never writes over another one."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+from coderl.errors import UserError
+
+ROOT = Path("checkpoints")
+"""The folder that run folders lie in, relative to where the command was called."""
+
+
+def short_name(model: str) -> str:
+    """The last part of a hub id or path, in lower case and without a trailing ``-hf``.
+
+    Args:
+        model: A hub id such as ``codellama/CodeLlama-7b-Python-hf``, or a path to a folder or GGUF file.
+    """
+    name = Path(model).name.lower().removesuffix(".gguf").removesuffix("-hf")
+    return re.sub(r"[^a-z0-9.]+", "-", name).strip("-.") or "model"
+
+
+def run_name(model: str, dataset: str, method: str) -> str:
+    """``{model}-{dataset}-{method}-qlora``: the folder, hub and W&B name of a run.
+
+    Args:
+        model: Hub id or path of the base model.
+        dataset: Name of the problem source, such as ``mbpp``.
+        method: Name of the algorithm, such as ``grpo``.
+
+    >>> run_name("codellama/CodeLlama-7b-Python-hf", "mbpp", "grpo")
+    'codellama-7b-python-mbpp-grpo-qlora'
+    """
+    return f"{short_name(model)}-{dataset.lower()}-{method.lower()}-qlora"
+
+
+def merged_folder(run: str | Path) -> Path:
+    """Where the merged model of the run in folder ``run`` goes: beside it, with ``-merged``."""
+    run = Path(run)
+    return run.with_name(f"{run.name}-merged")
+
+
+def require_fresh(folder: Path) -> None:
+    """Refuse a run folder that something was written to.
+
+    Args:
+        folder: Where the run would write.
+
+    Raises:
+        UserError: If the folder is a file, or holds anything.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(
+            f"the run folder {folder} is a file; name a folder with --trainer.default_root_dir DIR"
+        )
+    if any(folder.iterdir()):
+        checkpoint = latest_checkpoint(folder)
+        resume = f", or go on with --ckpt_path {checkpoint}" if checkpoint else ""
+        raise UserError(
+            f"the run folder {folder} is not empty and nothing in it is overwritten; "
+            f"remove it, name another with --trainer.default_root_dir DIR{resume}"
+        )
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The Lightning checkpoint below ``folder`` that was written last, None where there is none."""
+    return max(folder.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def free_path(path: Path) -> Path:
+    """``path`` itself, or ``stem-2.suffix``, ``stem-3.suffix`` ... : the first one that nothing lies at."""
+    numbered = (path.with_name(f"{path.stem}-{i}{path.suffix}") for i in itertools.count(2))
+    return next(p for p in itertools.chain([path], numbered) if not p.exists())
+
+
+def resume_command(folder: Path, checkpoint: Path) -> str:
+    """The command that continues the run in ``folder`` from ``checkpoint``, with its own configuration."""
+    config = next(iter(sorted(folder.rglob("config.yaml"), key=lambda path: len(path.parts))), None)
+    return f"coderl fit --config {config or 'CONFIG'} --ckpt_path {checkpoint}"

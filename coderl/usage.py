@@ -1,0 +1,137 @@
+"""One line out of jsonargparse's many: what is wrong with a call, where, and the nearest key that exists."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+_KEY = re.compile(r'Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)')
+_CLASS = re.compile(r"Problem with given class_path '(?P<name>[^']+)'")
+_OPTION = re.compile(r"[Oo]ption '(?P<option>[^']+)'")
+_REQUIRED = re.compile(r"the following arguments are required: (?P<names>.+)")
+_IMPORT = re.compile(r"Expected a dot import path string: (?P<name>.+)")
+_TELLING = (_OPTION, _REQUIRED, _IMPORT)
+_EXPECTED = re.compile(r"Expected an? <class '(?:\w+\.)*(?P<name>\w+)'>")
+_GIVEN = re.compile(r"(?:Given value|Got value): (?P<value>.+)")
+_NOISE = re.compile(
+    r"Does not validate|Subtypes:|Errors:|Given value|Expected a path but|Expected a <class 'NoneType'>"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Complaint:
+    """One leaf of jsonargparse's report: the text, and the keys and class above it."""
+
+    text: str
+    keys: tuple[str, ...]
+    owner: str
+
+    @property
+    def rank(self) -> int:
+        """Lower is more telling. Of a union's complaints the first of the lowest rank is reported."""
+        return next((i for i, pattern in enumerate(_TELLING) if pattern.search(self.text)), len(_TELLING))
+
+    @property
+    def telling(self) -> bool:
+        """Whether the text says more than that a value does not fit."""
+        return self.rank < len(_TELLING)
+
+
+def explain(message: str, known: Iterable[str]) -> str:
+    """Say in one line what jsonargparse's error message says in a screenful.
+
+    Args:
+        message: jsonargparse's message.
+        known: Every key the command takes, such as ``trainer.max_epochs``.
+    """
+    known = list(known)
+    if message.startswith("unrecognized arguments: "):
+        flag = message.removeprefix("unrecognized arguments: ").split()[0]
+        return f"unknown argument {flag}{_suggest(flag, [f'--{key}' for key in known])}"
+    found = min(_complaints(message), key=lambda complaint: complaint.rank, default=None)
+    if found is None or not (found.keys or found.telling):
+        return " ".join(message.split())
+    where = ".".join(found.keys)
+    if option := _OPTION.search(found.text):
+        return _unknown_key(option["option"], where, found.owner, known)
+    if found.keys == ("config",):
+        return " ".join(message.removeprefix('Parser key "config":').split())
+    if required := _REQUIRED.search(found.text):
+        return _missing_key(required["names"], where, found.owner)
+    if name := _IMPORT.search(found.text):
+        return f"{where}: there is no class {name['name']!r}{_suggest(name['name'], _class_names())}"
+    return _wrong_value(found.text, where, message)
+
+
+def _complaints(message: str) -> Iterator[_Complaint]:
+    """The leaves of a report whose tree is drawn by indentation."""
+    above: list[tuple[int, str, str]] = []  # (indent, key or "", class or "")
+    for line in filter(str.strip, message.splitlines()):
+        text = line.strip().removeprefix("- ").strip()
+        indent = line.find(text)
+        above = [entry for entry in above if entry[0] < indent]
+        if key := _KEY.match(text):
+            above.append((indent, key["key"], ""))
+            text = key["rest"]
+        elif owner := _CLASS.match(text):
+            above.append((indent, "", owner["name"]))
+            continue
+        if text not in ("", "-") and not _NOISE.match(text):
+            owners = [entry[2] for entry in above if entry[2]]
+            yield _Complaint(
+                text, tuple(entry[1] for entry in above if entry[1]), owners[-1] if owners else ""
+            )
+
+
+def _unknown_key(option: str, where: str, owner: str, known: list[str]) -> str:
+    if owner:
+        hint = _suggest(option, _parameters(owner))
+        return f"{where}: {owner.rpartition('.')[2]} has no argument {option!r}{hint}"
+    group = option.partition(".")[0]
+    groups = sorted({key.partition(".")[0] for key in known})
+    hint = _suggest(option, known) or ("" if group in groups else _suggest(group, groups))
+    return f"unknown key {option!r}{hint}"
+
+
+def _missing_key(names: str, where: str, owner: str) -> str:
+    if not owner:
+        missing = " and ".join(sorted(re.sub(r"\b(fit|validate|test)\.", "", names).split(", ")))
+        return f"no {missing} given; name a config (such as --config quickstart.yaml), or set each by a flag"
+    return f"{where}: {owner.rpartition('.')[2]} needs {names}"
+
+
+def _wrong_value(text: str, where: str, message: str) -> str:
+    types = [found["name"] for found in _EXPECTED.finditer(message) if found["name"] != "NoneType"]
+    if _EXPECTED.match(text) and types:
+        text = f"expected {' or '.join(dict.fromkeys(types))}"
+    given = _GIVEN.search(message)
+    if given and not given["value"].startswith(("Namespace(", "NestedArg(")):
+        text = f"{text}, got {given['value']!r}"
+    return " ".join(f"{where}: {text}".removeprefix(": ").split())
+
+
+def _suggest(word: str, options: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(options), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _parameters(class_path: str) -> list[str]:
+    """Names of a class's arguments; empty where the class cannot be found."""
+    module, _, name = class_path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+        return list(inspect.signature(found).parameters)
+    except (ImportError, AttributeError, TypeError, ValueError):
+        return []
+
+
+def _class_names() -> list[str]:
+    """Names that stand for classes on the command line: coderl's own, Lightning's callbacks and loggers."""
+    prefixes = ("coderl.", "lightning.pytorch.callbacks", "lightning.pytorch.loggers")
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith(prefixes)]
+    return sorted({name for module in modules for name, _ in inspect.getmembers(module, inspect.isclass)})

@@ -1,0 +1,80 @@
+"""A model and data for the command line's tests: they train in milliseconds and need no weights."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from coderl.errors import UserError
+
+
+class Policy:
+    """Fake policy.
+
+    Args:
+        model: Hub id or path.
+    """
+
+    def __init__(self, model: str = "org/Tiny-Model-hf") -> None:
+        self.model = model
+
+
+class Tiny(LightningModule):
+    """Fake algorithm.
+
+    Args:
+        policy: Fake policy.
+        group_size: Completions per problem.
+        interrupt_at: Step that is interrupted as by Ctrl-C.
+        pause: Seconds per step; the first one leaves a file ``stepped``.
+        fail: Whether the weights are missing.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        group_size: int = 8,
+        interrupt_at: int | None = None,
+        pause: float = 0.0,
+        fail: bool = False,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["policy"])
+        self.policy, self.group_size, self.interrupt_at, self.pause = policy, group_size, interrupt_at, pause
+        if fail:
+            raise UserError("the weights are missing")
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        if batch_idx == self.interrupt_at:
+            os.kill(os.getpid(), signal.SIGINT)
+        if self.pause:
+            time.sleep(self.pause)
+            if batch_idx == 2:
+                Path("stepped").touch()
+        loss: torch.Tensor = self.layer(batch).square().mean()
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class TinyData(LightningDataModule):
+    """Fake data.
+
+    Args:
+        size: Number of samples.
+    """
+
+    def __init__(self, size: int = 2) -> None:
+        super().__init__()
+        self.size = size
+
+    def train_dataloader(self) -> StatefulDataLoader[torch.Tensor]:
+        return StatefulDataLoader(torch.ones(self.size, 1))
