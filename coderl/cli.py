@@ -77,6 +77,9 @@ def run(args: ArgsType = None) -> CoderlCLI | None:
             print(help_text() if args[0] != "--version" else f"coderl {__version__}")
             return None
         _check_command(args)
+    # OpenMP threads that spin while they wait starve each other, and the sandbox, wherever cores are shared:
+    # decoding was 8 times slower with two spinning threads on two busy cores. Set before torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from coderl.trainer_cli import CoderlCLI
 
     return CoderlCLI.start(args)

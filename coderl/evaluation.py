@@ -150,7 +150,7 @@ def score(
     for problem, row in zip(problems, programs, strict=True):
         if len(row) not in (0, n):
             raise ValueError(f"{problem.id}: {len(row)} samples, {n} were asked for")
-    jobs = [_job(p, code) for p, row in zip(problems, programs, strict=True) for code in row]
+    jobs = [job(p, code) for p, row in zip(problems, programs, strict=True) for code in row]
     executions, reran = run_fairly(jobs, sandbox)
     remaining = iter(executions)
     rows = [[next(remaining) for _ in row] for row in programs]
@@ -280,7 +280,8 @@ def _footing(evaluation: Evaluation) -> str:
     return f"({', '.join(parts)})"
 
 
-def _job(problem: Problem, code: str) -> Program:
+def job(problem: Problem, code: str) -> Program:
+    """What the sandbox runs for the whole program ``code`` as an answer to ``problem``."""
     return Program(code, problem.tests, problem.setup, problem.test, problem.entry_point)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -84,9 +85,12 @@ def _converted(folder: Path, gguf_file: str) -> Path:
     if not (target / "config.json").is_file():
         log.info("converting %s to a plain checkpoint, once, in %s", gguf_file, target)
         partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-        _convert(folder, gguf_file, partial)
-        if not target.exists():  # another rank may have been faster
-            partial.rename(target)
+        try:
+            _convert(folder, gguf_file, partial)
+            if not target.exists():  # another rank may have been faster
+                partial.rename(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
@@ -97,7 +101,9 @@ def _convert(folder: Path, gguf_file: str, target: Path) -> None:
         loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
     except ImportError as error:
-        raise UserError(f"reading {gguf_file} needs the package gguf: pip install 'coderl[gguf]'") from error
+        raise UserError(
+            f"reading {gguf_file} needs the package gguf: pip install 'coderl[offline]'"
+        ) from error
     except Exception as error:
         raise UserError(f"{folder / gguf_file} cannot be read as GGUF: {_first_line(error)}") from error
     # The loaded config still says "gguf", which save_pretrained refuses; a plain twin takes the weights.

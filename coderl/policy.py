@@ -127,7 +127,12 @@ class Policy(nn.Module):
         self._check_vocabulary(base)
         self.net = base if self.lora is None and self.adapter is None else self._adapted(base)
         if self.gradient_checkpointing:
-            self.base.gradient_checkpointing_enable({"use_reentrant": False})
+            # transformers renamed it within version 5.
+            enable = (
+                getattr(self.base, "activation_checkpointing_enable", None)
+                or self.base.gradient_checkpointing_enable
+            )
+            enable({"use_reentrant": False})
             self.base.enable_input_require_grads()
         self.train(self.training)
 
@@ -317,11 +322,12 @@ def _token_scores(
             spread = norm - (scaled.softmax(-1) * scaled).sum(-1) if entropy else torch.zeros_like(norm)
         return chosen, spread
 
-    size = max(MOST_LOGITS // head.weight.shape[0], 1)  # type: ignore[union-attr,operator]
+    size: int = max(MOST_LOGITS // head.weight.shape[0], 1)  # type: ignore[union-attr,operator]
     if len(ids) <= size:
         return scores(hidden, ids)
     # A chunk's logits live only while it is looked at: the backward makes them again.
-    chunks = [checkpoint(scores, h, t, use_reentrant=False) for h, t in zip(hidden.split(size), ids.split(size))]
+    parts = zip(hidden.split(size), ids.split(size), strict=True)
+    chunks = [checkpoint(scores, states, tokens, use_reentrant=False) for states, tokens in parts]
     chosen, spread = zip(*chunks, strict=True)
     return torch.cat(chosen), torch.cat(spread)
 

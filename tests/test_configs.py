@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,11 @@ import yaml
 from coderl.cli import main
 from coderl.errors import UsageError
 from coderl.packaged import config_names, configs_folder, find_config
+from tests import tiny
+
+FEW = "--trainer.max_steps 1 --trainer.accelerator cpu --trainer.logger true --data.batch_size 2".split()
+SHORT = "--model.max_new_tokens 8 --model.group_size 2 --model.evaluation.n 2 --data.limit_test 1".split()
+CHAT = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}\n{% endif %}"
 
 
 @pytest.mark.parametrize("name", config_names())
@@ -22,6 +29,28 @@ def test_parses(
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["model"]["class_path"].startswith("coderl.algorithms.")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [n for n in config_names() if not n.startswith("models/")])
+def test_trains_a_step_of_a_tiny_model_of_its_architecture(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """All of them are Llamas; shapes and weights are tiny and random, everything else is as shipped."""
+    config = yaml.safe_load((configs_folder() / name).read_text())
+    source = config["data"]["init_args"]["source"]["class_path"]
+    if source == "MBPP" and "CODERL_DATA_DIR" not in os.environ:
+        pytest.skip("trains on MBPP: CODERL_DATA_DIR names no folder that holds mbpp.jsonl")
+    monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "1")
+    monkeypatch.chdir(tmp_path)
+    folder = tiny.checkpoint(tmp_path / "model", chat_template=CHAT)
+    args = ["fit", "-c", name, *FEW, "--trainer.default_root_dir", "run", "--model.policy.model", str(folder)]
+    args += SHORT if config["model"]["class_path"] == "GRPO" else []
+    args += ["--data.source.size", "16"] if source == "EmbeddedSFT" else []
+    assert main(args) == 0, capfd.readouterr().err
+    summary = json.loads(Path("run", "summary.json").read_text())
+    assert all(Path(path).exists() for path in summary["paths"].values())
+    assert (summary["after"] is not None) == (config["model"]["class_path"] == "GRPO")
+    assert Path("run", "checkpoints", "last.ckpt").is_file()
 
 
 def test_names_resolve_with_and_without_suffix_but_files_come_first(

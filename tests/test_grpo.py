@@ -15,7 +15,7 @@ from lightning import Trainer
 from torch.utils.data import DataLoader
 
 from coderl.algorithms import GRPO
-from coderl.algorithms.policy_gradient import Rollout
+from coderl.algorithms.step import Rollout
 from coderl.errors import UsageError
 from coderl.objectives import group_advantages
 from coderl.policy import LoRA, Policy
@@ -33,6 +33,9 @@ class Fixed(GRPO):
     def __init__(self, rollout: Rollout, **options: Any) -> None:
         super().__init__(**options)
         self.given, self.gradients, self.logged = rollout, [], []  # type: ignore[var-annotated]
+
+    def setup(self, stage: str) -> None:
+        pass  # no program runs here
 
     def collect(self, problems: Sequence[Problem]) -> Rollout:
         return self.given
@@ -260,6 +263,7 @@ def test_a_bandit_is_learned(
         learning_rate=2e-2,
         micro_batch_size=64,
     )
+    monkeypatch.setattr(module.sandbox, "start", lambda: None)
     monkeypatch.setattr(module.sandbox, "run", lambda jobs: [Execution("failed", 0, 1)] * len(jobs))
     means: list[float] = []
     monkeypatch.setattr(module, "report", lambda rollout: means.append(float(rollout.rewards.mean())))

@@ -118,6 +118,21 @@ def test_only_the_adapter_trains(llama: Path) -> None:
     assert policy.trainable() and all("lora_" in name for name in policy.trainable())
 
 
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_gradient_checkpointing_changes_no_gradient(llama: Path, quantization: str) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(5)  # the adapter's start
+        policy = tiny.policy(llama, quantization=quantization, gradient_checkpointing=checkpointing).train()
+        tiny.stir(policy)
+        assert policy.base.is_gradient_checkpointing is checkpointing
+        policy.logprobs(*batch(), 1.0)[0].square().sum().backward()
+        gradients.append({name: p.grad for name, p in policy.trainable().items()})
+    for name, gradient in gradients[0].items():
+        assert gradient is not None and gradient.any()
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-5)
+
+
 def nf4_bytes(policy: Policy) -> str:
     digest = hashlib.sha256()
     for name, parameter in policy.named_parameters():

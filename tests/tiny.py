@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,9 @@ SHAPE = {
 }
 
 
-def checkpoint(folder: Path, family: str = "llama", **config: Any) -> Path:
+def checkpoint(
+    folder: Path, family: str = "llama", chat_template: str | None = None, **config: Any
+) -> Path:
     """Save a random model of ``family`` with a tokenizer in ``folder``."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
@@ -39,9 +40,8 @@ def checkpoint(folder: Path, family: str = "llama", **config: Any) -> Path:
         if parameter.ndim >= 2:
             torch.nn.init.normal_(parameter, std=0.2)
     model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        if (TOKENIZER / name).is_file():
-            shutil.copy(TOKENIZER / name, folder / name)
+    tokenizer.chat_template = chat_template
+    tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -27,6 +27,7 @@ HARMLESS = {
     "no pre-optimization state was saved": "checkpoints hold the state after the step, as they should",
     "You have overridden `transfer_batch_to_device` in both": "both leave text alone",
     "have no `val_dataloader`": "a source need not have a validation split",
+    "Total length of `list` across ranks is zero": "the problems have no validation split",
     "Checkpoint directory .* exists and is not empty": "a resumed run goes on writing there",
 }
 """Lightning's warnings that do not apply here, and why."""
@@ -117,12 +118,21 @@ class PolicyModule(LightningModule):
             {"params": [p for p in trainable.values() if p.ndim < 2], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.learning_rate)
-        scheduler = get_scheduler(self.schedule, optimizer, self.warmup_steps, self.planned_steps())
+        planned = self.planned_steps()
+        if self.schedule != "constant_with_warmup" and not planned:
+            raise UsageError(
+                f"schedule {self.schedule} ends with the fit, which has no end: set trainer.max_steps, "
+                "trainer.max_epochs, or model.schedule: constant_with_warmup"
+            )
+        scheduler = get_scheduler(self.schedule, optimizer, self.warmup_steps, planned)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def planned_steps(self) -> int:
         """Optimizer steps of the whole fit; 0 where it has no end."""
         steps = self.trainer.estimated_stepping_batches
+        # Asking makes Lightning set the loader up before it has read a checkpoint's place in the data, and it
+        # would not look again: a run resumed in mid-epoch would begin the epoch anew.
+        self.trainer.fit_loop._combined_loader = None
         return int(steps) if steps != float("inf") else 0
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -161,7 +171,7 @@ class PolicyModule(LightningModule):
         trainable = self.policy.trainable().keys()
         names = {f"policy.{name}" for name in trainable}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
-        checkpoint["rng"] = _rng_state()
+        checkpoint["rng"] = _rng_state() if self._rng is None else self._rng
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is of this policy; random generators follow at the first step.
@@ -180,10 +190,17 @@ class PolicyModule(LightningModule):
         self._rng = checkpoint.get("rng")
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Restore the generators as late as can be: setting a run up draws from them too."""
+        """Take the random generators up where the last step, in this run or its checkpoint, left them.
+
+        What draws between steps (loaders, evaluations, setting up a resumed run) does not change training.
+        """
         if self._rng is not None:
             _set_rng_state(self._rng)
             self._rng = None
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Keep the random generators' state for the next step."""
+        self._rng = _rng_state()
 
 
 def _rng_state() -> dict[str, Any]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,65 +13,19 @@ from torch import Tensor
 
 from coderl import prompts
 from coderl.algorithms.base import PolicyModule, Schedule
+from coderl.algorithms.step import EvaluationSettings, Meter, Rollout
 from coderl.batching import pad_rows, spread
 from coderl.errors import UsageError
-from coderl.evaluation import Evaluation, evaluate
+from coderl.evaluation import Evaluation, evaluate, job
 from coderl.objectives import LossType, masked_mean, no_signal, token_weights
 from coderl.policy import Policy
 from coderl.rewards import ExecutionReward, Reward, Sample, total
 from coderl.rollout import GenerateEngine, RolloutEngine, Sampling
-from coderl.sandbox import Program, Sandbox
+from coderl.sandbox import Sandbox
 from coderl.types import Experience, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-
-@dataclass
-class EvaluationSettings:
-    """How held-out pass@k is measured (the mission's values).
-
-    Args:
-        n: Samples per problem.
-        ks: The k of pass@k. A k over n is reported as missing.
-        temperature: Of sampling; 0 is greedy.
-        top_p: Nucleus sampling, allowed here since nothing is trained on it.
-        max_new_tokens: Longest completion, in tokens; null takes the training's.
-        seed: Of the samples, so that before and after are drawn alike.
-    """
-
-    n: int = 15
-    ks: tuple[int, ...] = (1, 5, 10)
-    temperature: float = 0.2
-    top_p: float = 0.95
-    max_new_tokens: int | None = None
-    seed: int = 0
-
-
-@dataclass
-class Rollout:
-    """What one batch of problems gave: samples in problem order, ``rewards`` ``[P, G]``, NaN if unknown."""
-
-    prompts: list[list[int]]
-    samples: list[Sample]
-    rewards: Tensor
-
-
-@dataclass
-class Meter:
-    """Seconds spent in each part of a step, and what else is to be logged."""
-
-    values: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def time(self, part: str) -> Iterator[None]:
-        """Add the wall time of the block to ``seconds/part``."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            key = f"seconds/{part}"
-            self.values[key] = self.values.get(key, 0.0) + time.perf_counter() - start
 
 
 class PolicyGradient(PolicyModule, ABC):
@@ -145,6 +98,11 @@ class PolicyGradient(PolicyModule, ABC):
         self.rollout: Rollout | None = None
         self._meter = Meter()
 
+    def setup(self, stage: str) -> None:
+        """Start the sandbox first: where its isolation is refused, that is said before weights load."""
+        self.sandbox.start()
+        super().setup(stage)
+
     # -- what an algorithm adds ------------------------------------------------------------------------------
 
     @abstractmethod
@@ -180,7 +138,7 @@ class PolicyGradient(PolicyModule, ABC):
         programs = [prompts.program(problems[c.problem], c.text, form) for c in completions]
         with self._meter.time("execution"):
             runs = self.sandbox.run(
-                [program_of(problems[c.problem], code) for c, code in zip(completions, programs, strict=True)]
+                [job(problems[c.problem], code) for c, code in zip(completions, programs, strict=True)]
             )
         samples = [
             Sample(problem=problems[c.problem], completion=c, program=code, execution=run)
@@ -282,29 +240,15 @@ class PolicyGradient(PolicyModule, ABC):
     # -- what a step says ------------------------------------------------------------------------------------
 
     def report(self, rollout: Rollout) -> None:
-        """Log the step under the names of the README's table."""
-        samples, rewards = rollout.samples, rollout.rewards.float()
-        known = rewards[~rewards.isnan()]
-        tokens = sum(len(s.completion.ids) for s in samples)
-        seconds = sum(v for k, v in self._meter.values.items() if k.startswith("seconds/"))
-        metrics = {
-            "reward/mean": float(known.mean()) if len(known) else float("nan"),
-            "reward/std": float(known.std(correction=0)) if len(known) else float("nan"),
-            "reward/passed": _share(s.execution.outcome == "passed" for s in samples),
-            "reward/test_pass_rate": sum(s.execution.passed for s in samples)
-            / max(sum(s.execution.total for s in samples), 1),
-            "groups/no_signal": float(no_signal(rewards).float().mean()),
-            "completion/length": tokens / len(samples),
-            "completion/clipped": _share(not s.completion.finished for s in samples),
-            "speed/tokens_per_second": tokens / max(seconds, 1e-9),
-            "rollout_step": float(self.trainer.fit_loop.total_batch_idx + 1),
-        }
-        for outcome, count in Counter(s.execution.outcome for s in samples).items():
-            metrics[f"outcome/{outcome}"] = count / len(samples)
-        metrics |= {"learning_rate": self.current_learning_rate} | self._meter.values
+        """Log the step, under the names that the README explains."""
+        metrics = rollout.metrics() | self._meter.values
+        seconds = sum(v for k, v in metrics.items() if k.startswith("seconds/"))
+        metrics["speed/tokens_per_second"] = rollout.tokens / max(seconds, 1e-9)
+        metrics["rollout_step"] = float(self.trainer.fit_loop.total_batch_idx + 1)
+        metrics["learning_rate"] = self.current_learning_rate
+        shown = {name: metrics.pop(name) for name in ("reward/mean", "reward/passed")}
         self.log_dict(metrics, batch_size=len(rollout.prompts))
-        for name in ("reward/mean", "reward/passed"):
-            self.log(f"{name}_", metrics[name], prog_bar=True, logger=False, batch_size=len(rollout.prompts))
+        self.log_dict(shown, batch_size=len(rollout.prompts), prog_bar=True)
 
     # -- evaluation ------------------------------------------------------------------------------------------
 
@@ -331,7 +275,7 @@ class PolicyGradient(PolicyModule, ABC):
             sample,
             self.sandbox,
             n=settings.n,
-            ks=settings.ks,
+            ks=sorted({1, *settings.ks}),  # pass@1 is what summaries speak of
             form=self.policy.prompt_form,
             settings=asdict(sampling) | {"seed": settings.seed},
         )
@@ -352,19 +296,3 @@ class PolicyGradient(PolicyModule, ABC):
     def teardown(self, stage: str) -> None:
         """Leave no process behind."""
         self.sandbox.close()
-
-
-def program_of(problem: Problem, code: str) -> Program:
-    """What the sandbox runs for an answer to ``problem``."""
-    return Program(
-        code=code,
-        tests=problem.tests,
-        setup=problem.setup,
-        test=problem.test,
-        entry_point=problem.entry_point,
-    )
-
-
-def _share(flags: Iterator[bool]) -> float:
-    values = list(flags)
-    return sum(values) / len(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from coderl.algorithms import PolicyGradient
 if TYPE_CHECKING:
     from lightning import LightningModule, Trainer
 
-    from coderl.algorithms.policy_gradient import Rollout
+    from coderl.algorithms.step import Rollout
 
 COLUMNS = ("rollout_step", "problem", "prompt", "program", "outcome", "reward", "message")
 
@@ -24,7 +25,8 @@ class CompletionTable(Callback):
 
     Args:
         every_n_steps: Rollout steps between two entries; the first step is always one.
-        rows: Samples per entry: the best and the worst of the step, as many of each.
+        rows: Samples per entry: the worst and the best of the step, as many of each. Those that the machinery
+            could not judge are left out.
     """
 
     def __init__(self, every_n_steps: int = 10, rows: int = 8) -> None:
@@ -40,7 +42,9 @@ class CompletionTable(Callback):
         if (step - 1) % self.every_n_steps or rollout is None:
             return
         table = self._table(rollout, step)
-        with (Path(trainer.default_root_dir) / "completions.jsonl").open("a", encoding="utf-8") as file:
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "completions.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(dict(zip(COLUMNS, row, strict=True))) + "\n" for row in table)
         for logger in trainer.loggers:
             if hasattr(logger, "log_table"):  # W&B has tables, CSV and TensorBoard have not
@@ -48,7 +52,8 @@ class CompletionTable(Callback):
 
     def _table(self, rollout: Rollout, step: int) -> list[list[Any]]:
         rewards = rollout.rewards.flatten().tolist()
-        ranked = sorted(zip(rewards, rollout.samples, strict=True), key=lambda pair: pair[0])
+        known = [pair for pair in zip(rewards, rollout.samples, strict=True) if not math.isnan(pair[0])]
+        ranked = sorted(known, key=lambda pair: pair[0])
         half = max(self.rows // 2, 1)
         chosen = ranked if len(ranked) <= 2 * half else ranked[:half] + ranked[-half:]
         return [

@@ -27,8 +27,12 @@ class SaveOnInterrupt(Callback):
         self.in_step = self.asked = False
         self._before: Any = None
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over the signal (only the main thread may)."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the signal (only the main thread may).
+
+        No earlier: Lightning has noted the handlers by now, and gives them back after an interrupt too.
+        """
+        self.in_step = self.asked = False
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._on_signal)
 

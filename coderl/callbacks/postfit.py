@@ -44,19 +44,19 @@ class PostFit(Callback):
         """Measure the policy as it is; a resumed run has that figure in its checkpoint."""
         if self.evaluate and self.before is None and isinstance(pl_module, PolicyGradient):
             self.before = _figures(self._measure(trainer, pl_module, "before"))
-            _say(f"held-out pass@1 before training: {self.before['pass@1']:.1%}")
+            _say(f"held-out pass@1 before training: {_percent(self.before['pass@1'])}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save first, then measure: an evaluation that fails costs no training."""
         assert isinstance(pl_module, PolicyModule), "PostFit needs a coderl algorithm"
         root = Path(trainer.default_root_dir)
+        root.mkdir(parents=True, exist_ok=True)
         paths: dict[str, str] = {}
         if trainer.is_global_zero:
             if pl_module.policy.base is not pl_module.policy.net:
                 paths["adapter"] = str(save_adapter(pl_module.policy, root / "adapter"))
             if self.merge:
                 paths["merged"] = str(save_merged(pl_module.policy, merged_folder(root)))
-        paths["metrics"] = str(Path(trainer.log_dir or root) / "metrics.csv")
         after: dict[str, Any] | None = None
         if self.evaluate and isinstance(pl_module, PolicyGradient):
             evaluation = self._measure(trainer, pl_module, "after")
@@ -64,7 +64,11 @@ class PostFit(Callback):
             paths["evaluation"] = str(self._save(trainer, pl_module, evaluation))
             for logger in trainer.loggers:
                 logger.log_metrics(logged_scores({evaluation.task: evaluation}), step=trainer.global_step)
-                logger.save()
+        for logger in trainer.loggers:
+            logger.save()
+        metrics = Path(trainer.log_dir or root) / "metrics.csv"
+        if metrics.is_file():
+            paths["metrics"] = str(metrics)
         self._conclude(trainer, pl_module, root, paths, after)
 
     def _measure(self, trainer: Trainer, module: PolicyGradient, when: str) -> Evaluation:
@@ -107,14 +111,14 @@ class PostFit(Callback):
         before, after = summary["before"], summary["after"]
         method, steps, seconds = summary["method"].upper(), summary["steps"], summary["seconds"]
         lines = [f"{method} ended after {steps} steps and {seconds:.0f} seconds."]
-        if before and after:
+        if before and after and None not in (before["pass@1"], after["pass@1"]):
             gain = after["pass@1"] - before["pass@1"]
-            verb = "rose" if gain > 0 else "fell" if gain < 0 else "stayed"
+            was, now = _percent(before["pass@1"]), _percent(after["pass@1"])
+            verb = f"rose from {was} to" if gain > 0 else f"fell from {was} to" if gain < 0 else "stayed at"
             temperature = after["settings"]["temperature"]
             lines.append(
-                f"Held-out pass@1 {verb} from {before['pass@1']:.1%} to {after['pass@1']:.1%} "
-                f"({100 * gain:+.1f} points) on {after['problems']} problems, {after['n']} samples each, "
-                f"temperature {temperature}."
+                f"Held-out pass@1 {verb} {now} ({100 * gain:+.1f} points) on {after['problems']} problems, "
+                f"{after['n']} samples each, temperature {temperature}."
             )
         lines += [f"  {name:<11} {path}" for name, path in summary["paths"].items()]
         lines.append(f"  {'summary':<11} {target}")
@@ -136,6 +140,11 @@ def _figures(evaluation: Evaluation) -> dict[str, Any]:
     keys = ("interval", "n", "problems", "test_pass_rate", "outcomes", "infra_errors")
     whole = evaluation.to_json()
     return evaluation.scores() | {key: whole[key] for key in keys} | {"settings": evaluation.settings}
+
+
+def _percent(score: float | None) -> str:
+    """A score in words: it is None where the machinery failed on every sample."""
+    return "unknown" if score is None else f"{score:.1%}"
 
 
 @rank_zero_only

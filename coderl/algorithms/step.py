@@ -1,0 +1,86 @@
+"""What one step of a policy gradient is made of, besides tensors for the loss."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, get_args
+
+from coderl.objectives import no_signal
+from coderl.types import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from coderl.rewards import Sample
+
+
+@dataclass
+class EvaluationSettings:
+    """How held-out pass@k is measured (the mission's values).
+
+    Args:
+        n: Samples per problem.
+        ks: The k of pass@k. A k over n is reported as missing.
+        temperature: Of sampling; 0 is greedy.
+        top_p: Nucleus sampling, allowed here since nothing is trained on it.
+        max_new_tokens: Longest completion, in tokens; null takes the training's.
+        seed: Of the samples, so that before and after are drawn alike.
+    """
+
+    n: int = 15
+    ks: tuple[int, ...] = (1, 5, 10)
+    temperature: float = 0.2
+    top_p: float = 0.95
+    max_new_tokens: int | None = None
+    seed: int = 0
+
+
+@dataclass
+class Rollout:
+    """What one batch of problems gave: samples in problem order, ``rewards`` ``[P, G]``, NaN if unknown."""
+
+    prompts: list[list[int]]
+    samples: list[Sample]
+    rewards: Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Number of sampled tokens."""
+        return sum(len(s.completion.ids) for s in self.samples)
+
+    def metrics(self) -> dict[str, float]:
+        """What the step's samples were like; padding and infrastructure failures count nowhere."""
+        runs, count = [s.execution for s in self.samples], len(self.samples)
+        known = self.rewards[~self.rewards.isnan()].float()
+        outcomes = Counter(run.outcome for run in runs)
+        return {
+            "reward/mean": float(known.mean()),  # NaN where there is none
+            "reward/std": float(known.std(correction=0)) if len(known) else float("nan"),
+            "reward/passed": outcomes["passed"] / count,
+            "reward/test_pass_rate": sum(r.passed for r in runs) / max(sum(r.total for r in runs), 1),
+            "groups/no_signal": float(no_signal(self.rewards).float().mean()),
+            "completion/length": self.tokens / count,
+            "completion/clipped": sum(not s.completion.finished for s in self.samples) / count,
+        } | {f"outcome/{name}": outcomes[name] / count for name in get_args(Outcome)}
+
+
+@dataclass
+class Meter:
+    """Seconds spent in each part of a step, and what else is to be logged."""
+
+    values: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def time(self, part: str) -> Iterator[None]:
+        """Add the wall time of the block to ``seconds/part``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            key = f"seconds/{part}"
+            self.values[key] = self.values.get(key, 0.0) + time.perf_counter() - start

@@ -1,0 +1,58 @@
+"""What the README says to type works."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from coderl.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines() if line.strip()]
+ROW = next(text for kind, text in BLOCKS if kind == "json")
+LESS = "--trainer.max_steps 1 --data.limit_test 1 --data.batch_size 1"
+SMALL = f"{LESS} --model.group_size 2 --model.evaluation.n 2"
+
+
+def test_there_are_commands_of_both_kinds() -> None:
+    assert {command.split()[0] for command in COMMANDS} == {"make", "coderl"}
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make")])
+def test_make_knows_the_target(command: str) -> None:
+    subprocess.run([*shlex.split(command), "--dry-run"], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("coderl")])
+def test_coderl_takes_the_command(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Commands on the embedded model run, on less; those on large models are parsed."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("problems.jsonl", "held_out.jsonl"):
+        (tmp_path / name).write_text(ROW)
+    small = SMALL if "quickstart" in command else "--print_config"
+    assert main(shlex.split(command)[1:] + shlex.split(small)) == 0, capfd.readouterr().err
+
+
+def test_the_example_in_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = next(text for kind, text in BLOCKS if kind == "python")
+    less = "".join(f', "{word}"' for word in SMALL.split())
+    head, found, rest = source.partition('"checkpoints/from-python"')
+    assert found
+    exec(compile(head + found + less + rest, "README.md", "exec"), {})
+    assert (tmp_path / "checkpoints" / "from-python" / "summary.json").is_file()
+
+
+def test_every_path_it_names_exists() -> None:
+    for path in re.findall(r"\]\(([\w./-]+)\)", README):
+        assert (ROOT / path).exists(), path
+    for name in re.findall(r"`([\w-]+\.yaml)`", README):
+        assert (ROOT / "configs" / name).is_file(), name
