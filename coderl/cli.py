@@ -9,6 +9,7 @@ Exit codes: 0 done, 1 failed (or interrupted), 2 called wrongly.
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -115,8 +116,17 @@ def main(args: ArgsType = None) -> int:
     except KeyboardInterrupt as stop:  # carries the way to go on, where a trainer was running
         print("coderl: interrupted" + "".join(f"; {way}" for way in stop.args), file=sys.stderr)
         return EXIT_FAILED
-    except BrokenPipeError:  # `coderl --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # `coderl --help | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_FAILED
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        print(
+            f"coderl: error: the disk is full{where}: make room, then resume with --ckpt_path",
+            file=sys.stderr,
+        )
         return EXIT_FAILED
     except SystemExit as stop:  # the parser's way to end --help and --print_config
         return stop.code if isinstance(stop.code, int) else EXIT_DONE if stop.code is None else EXIT_FAILED

@@ -89,6 +89,11 @@ def _converted(folder: Path, gguf_file: str) -> Path:
             _convert(folder, gguf_file, partial)
             if not target.exists():  # another rank may have been faster
                 partial.rename(target)
+        except OSError as error:
+            raise UserError(
+                f"{target} could not be written: {error.strerror or error}: free the space, or set "
+                "CODERL_CACHE_DIR to another folder"
+            ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return target
@@ -154,6 +159,8 @@ def load_base(
 
     options: dict[str, Any] = {}
     if quantization == "nf4":
+        # It misses an optional kernel for 4-bit decoding on CPUs; rollouts decode from plain weights.
+        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )

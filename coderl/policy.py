@@ -322,7 +322,8 @@ def _token_scores(
             spread = norm - (scaled.softmax(-1) * scaled).sum(-1) if entropy else torch.zeros_like(norm)
         return chosen, spread
 
-    size: int = max(MOST_LOGITS // head.weight.shape[0], 1)  # type: ignore[union-attr,operator]
+    assert isinstance(head.weight, Tensor)
+    size = max(MOST_LOGITS // head.weight.shape[0], 1)
     if len(ids) <= size:
         return scores(hidden, ids)
     # A chunk's logits live only while it is looked at: the backward makes them again.

@@ -16,7 +16,6 @@ import yaml
 from jsonargparse import ActionConfigFile, Namespace, set_parsing_settings
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -32,6 +31,7 @@ _LIGHTNING_NAMES = ("best", "last", "hpc", "registry")  # what --ckpt_path takes
 _NOISE = (
     r".*LeafSpec",  # Lightning 2.6 asks torch 2.13's pytree in the old way
     r"'set_vital' is deprecated",  # torchdata 0.11 calls a hook that torch 2.13 has retired
+    r"`is_gradient_checkpointing` is deprecated",  # peft 0.21 asks transformers 5.23 by an old name
     r"Checkpoint directory .* exists and is not empty",  # only when resuming: see `runs.require_fresh`
 )
 """Warnings that a user can do nothing about."""
@@ -123,12 +123,13 @@ class CoderlCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The one callback every run has, and defaults for steps that take seconds, not milliseconds."""
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        from coderl.callbacks import Checkpoint
+
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.save_last": True,
                 "checkpoint.every_n_train_steps": 25,
-                "checkpoint.save_on_train_epoch_end": True,
                 "trainer.log_every_n_steps": 1,
                 "trainer.enable_model_summary": False,
             }
@@ -147,6 +148,8 @@ class CoderlCLI(LightningCLI):
         trainer = config.trainer
         if trainer.default_root_dir is None:
             trainer.default_root_dir = str(runs.ROOT / runs.run_name(*_identity(config)))
+        if self.subcommand == "validate" and trainer.limit_val_batches == 0:
+            trainer.limit_val_batches = None  # a config that spares its fits the validation
         fresh = self.subcommand == "fit" and config.ckpt_path is None and not trainer.fast_dev_run
         # The other ranks start once rank 0 has written there.
         if fresh and not getattr(rank_zero_only, "rank", 0):

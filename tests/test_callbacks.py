@@ -311,3 +311,9 @@ def test_measuring_does_not_change_the_training(llama: Path, tmp_path: Path) -> 
         fit(module, tmp_path / name, *callbacks, steps=2)
         weights.append(module.policy.trainable())
     assert all(torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
+
+
+def test_a_limit_on_a_divergence_that_is_not_measured_is_refused(llama: Path) -> None:
+    module = GRPO(Policy(str(llama)), kl_coefficient=0.0)
+    with pytest.raises(UsageError, match="kl_coefficient"):
+        RewardStopping(max_kl=0.5).on_train_start(Trainer(logger=False), module)

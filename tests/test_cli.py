@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -117,7 +118,7 @@ def test_a_run_writes_its_folder_and_is_never_overwritten(
     assert main(["fit", "-c", config]) == 0
     written = {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()}
     assert RUN / "config.yaml" in written
-    assert RUN / "checkpoints/epoch=0-step=2.ckpt" in written
+    assert RUN / "checkpoints/last.ckpt" in written
     capsys.readouterr()
     line = error_of(capsys, "fit", "-c", config, code=1)
     assert "--trainer.default_root_dir" in line
@@ -135,7 +136,7 @@ def test_resuming_flags_win_over_the_checkpoints_hyper_parameters(
     config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit("--model.group_size", "4")
-    checkpoint = RUN / "checkpoints/epoch=0-step=2.ckpt"
+    checkpoint = RUN / "checkpoints/last.ckpt"
     assert torch.load(checkpoint)["hyper_parameters"]["group_size"] == 4
     capsys.readouterr()
     cli = fit("--ckpt_path", str(checkpoint), "--model.group_size", "99", "--trainer.max_epochs", "2")
@@ -162,7 +163,7 @@ INTERRUPTIBLE = ("--trainer.callbacks+", "SaveOnInterrupt", "--data.size", "4")
 def test_an_interrupted_fit_says_how_to_go_on(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGINT)
     assert main(["fit", "-c", config, "--model.interrupt_at", "1", *INTERRUPTIBLE]) == 1
-    assert not (RUN / "checkpoints/epoch=0-step=4.ckpt").exists()
+    assert torch.load(RUN / "checkpoints/last.ckpt")["global_step"] < 4
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("coderl: interrupted; go on with: coderl fit --config ")
     assert signal.getsignal(signal.SIGINT) is before
@@ -270,3 +271,12 @@ def test_ctrl_c_leaves_a_checkpoint_and_no_process(config: str) -> None:
     assert list(RUN.rglob("*.ckpt"))
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "run/metrics.csv")
+
+    monkeypatch.setattr("coderl.cli.run", full)
+    assert main(["fit"]) == 1
+    assert capsys.readouterr().err.startswith("coderl: error: the disk is full at run/metrics.csv: make room")

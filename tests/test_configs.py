@@ -14,8 +14,8 @@ from coderl.errors import UsageError
 from coderl.packaged import config_names, configs_folder, find_config
 from tests import tiny
 
-FEW = "--trainer.max_steps 1 --trainer.accelerator cpu --trainer.logger true --data.batch_size 2".split()
-SHORT = "--model.max_new_tokens 8 --model.group_size 2 --model.evaluation.n 2 --data.limit_test 1".split()
+FEW = "--trainer.max_steps 1 --trainer.accelerator cpu --trainer.logger true --data.batch_size 2"
+SHORT = "--model.max_new_tokens 8 --model.group_size 2 --model.evaluation.n 2 --data.limit_test 1"
 CHAT = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}\n{% endif %}"
 
 
@@ -43,8 +43,17 @@ def test_trains_a_step_of_a_tiny_model_of_its_architecture(
     monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "1")
     monkeypatch.chdir(tmp_path)
     folder = tiny.checkpoint(tmp_path / "model", chat_template=CHAT)
-    args = ["fit", "-c", name, *FEW, "--trainer.default_root_dir", "run", "--model.policy.model", str(folder)]
-    args += SHORT if config["model"]["class_path"] == "GRPO" else []
+    args = [
+        "fit",
+        "-c",
+        name,
+        *FEW.split(),
+        "--trainer.default_root_dir",
+        "run",
+        "--model.policy.model",
+        str(folder),
+    ]
+    args += SHORT.split() if config["model"]["class_path"] == "GRPO" else []
     args += ["--data.source.size", "16"] if source == "EmbeddedSFT" else []
     assert main(args) == 0, capfd.readouterr().err
     summary = json.loads(Path("run", "summary.json").read_text())

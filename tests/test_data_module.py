@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
+from coderl.cli import main
 from coderl.data import CodeDataModule, ProblemSource
 from coderl.data.sampler import EpochSampler
 from coderl.errors import UsageError, UserError
 from coderl.types import Problem
+from tests import tiny
 
 
 class Numbered(ProblemSource):
@@ -124,12 +126,22 @@ def test_keep_filters_every_split_read_or_not_and_counts_the_train_split() -> No
     assert sorted(p.prompt for b in module.train_dataloader() for p in b) == ["0", "3", "4", "5", "6", "8"]
 
 
+def test_what_is_left_out_is_counted_aloud(caplog: pytest.LogCaptureFixture) -> None:
+    module = CodeDataModule(Numbered(9, 0, 5))
+    module.keep(lambda p: p.prompt not in {"1", "7"}, "too long")
+    module.problems("test")
+    assert caplog.messages == [
+        "2 of 9 train problems left out: too long",
+        "1 of 5 test problems left out: too long",
+    ]
+
+
 def test_keep_that_empties_a_split_says_so() -> None:
     module = CodeDataModule(Numbered(9, 0, 3))
-    with pytest.raises(UserError, match="none of the 9 train problems is left"):
-        module.keep(lambda _: False)
-    module.keep(lambda p: p.split == "train")
-    with pytest.raises(UserError, match="none of the 3 test problems is left"):
+    with pytest.raises(UserError, match="none of the 9 train problems is left: too long"):
+        module.keep(lambda _: False, "too long")
+    module.keep(lambda p: p.split == "train", "no solution")
+    with pytest.raises(UserError, match="test split is empty, all were left out: no solution"):
         module.problems("test")
 
 
@@ -250,3 +262,12 @@ def test_a_run_resumed_from_an_epochs_end_begins_the_next(tmp_path: Path, option
     assert begun == whole[: per_epoch + 1]
     rest = fit(tmp_path, ModelCheckpoint(tmp_path, "on", **every), resume=tmp_path / "end.ckpt", **option)
     assert begun[:per_epoch] + rest == whole
+
+
+def test_validating_a_source_without_a_validation_split_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = tiny.checkpoint(tmp_path / "model")
+    assert main(["validate", "-c", "quickstart.yaml", "--model.policy.model", str(model)]) == 1
+    assert "the validation split is empty" in capfd.readouterr().err

@@ -59,7 +59,7 @@ def test_the_converted_model_is_the_one_in_the_file(smollm: tuple[str, str]) -> 
     assert policy.tokenizer.chat_template
     policy.load(torch.device("cpu"))
     kinds = {type(p).__name__ for p in policy.parameters()}
-    assert "Params4bit" in kinds and len(policy.base.model.layers) == 30  # type: ignore[operator,arg-type,union-attr]
+    assert "Params4bit" in kinds and policy.base.config.num_hidden_layers == 30
     text = "def add(a, b):\n    return"
     ids = torch.tensor([policy.tokenizer(text)["input_ids"]])
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_an_interrupted_conversion_leaves_nothing(
         (target / "config.json").write_text("{}")
 
     monkeypatch.setattr(models, "_convert", breaks)
-    with pytest.raises(type(error)):
+    with pytest.raises(UserError if isinstance(error, OSError) else KeyboardInterrupt):
         models.resolve(str(gguf), "some.gguf")
     assert list(cache.iterdir()) == []
     monkeypatch.setattr(models, "_convert", works)
@@ -119,6 +119,7 @@ def test_hub_ids_pass_and_the_embedded_model_is_a_folder() -> None:
 
 
 def test_the_cache_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CODERL_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert models.cache_dir() == tmp_path / "coderl"
     monkeypatch.setenv("CODERL_CACHE_DIR", str(tmp_path / "mine"))

@@ -10,7 +10,7 @@ nbformat = pytest.importorskip("nbformat", reason="needs coderl[notebook]")
 nbclient = pytest.importorskip("nbclient", reason="needs coderl[notebook]")
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-SMALLER = {"STEPS = 40": "STEPS = 2", "HELD_OUT = 110": "HELD_OUT = 3"}
+SMALLER = {"STEPS = 56": "STEPS = 2", "HELD_OUT = 110": "HELD_OUT = 3"}
 
 
 def test_quickstart(tmp_path: Path) -> None:

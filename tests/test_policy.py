@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -162,7 +163,7 @@ def test_merged_model_computes_what_the_policy_computes(
     tmp_path: Path, family: str, quantization: str
 ) -> None:
     targets = ("q_proj", "v_proj", "c_fc") if family == "starcoder2" else ("q_proj", "v_proj", "down_proj")
-    extra = {"tie_word_embeddings": True} if family == "llama" else {}
+    extra: dict[str, Any] = {"tie_word_embeddings": True} if family == "llama" else {}
     folder = tiny.checkpoint(tmp_path / "base", family, **extra)
     policy = tiny.policy(folder, quantization=quantization, lora=LoRA(r=4, target_modules=targets)).eval()
     tiny.stir(policy)

@@ -147,15 +147,13 @@ def test_held_out_problems_without_solution_and_long_ones_are_left_out(llama: Pa
 
 
 def test_a_chat_answer_ends_with_the_closing_fence(tmp_path: Path) -> None:
-    folder = tiny.checkpoint(tmp_path)
+    folder = tiny.checkpoint(tmp_path, chat_template=TEMPLATE)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder)
     policy = Policy(str(folder), quantization="none", lora=LoRA(r=4), prompt_form="chat")
     module, problem = SFT(policy), tiny.problems(1)[0]
     ids = module.encode_solution(problem)
     assert ids[-1] == tokenizer.eos_token_id
     text = tokenizer.decode(policy.encode(problem) + ids[:-1])
     assert text == f"<|user|>\n{problem.prompt}\n<|assistant|>\n```python\n{problem.solution}\n```"
-    answer = tokenizer.decode(ids[:-1])
+    answer = str(tokenizer.decode(ids[:-1]))
     assert prompts.program(problem, answer, "chat") == problem.solution

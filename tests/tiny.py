@@ -23,9 +23,7 @@ SHAPE = {
 }
 
 
-def checkpoint(
-    folder: Path, family: str = "llama", chat_template: str | None = None, **config: Any
-) -> Path:
+def checkpoint(folder: Path, family: str = "llama", chat_template: str | None = None, **config: Any) -> Path:
     """Save a random model of ``family`` with a tokenizer in ``folder``."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import warnings
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,8 +32,6 @@ HARMLESS = {
 """Lightning's warnings that do not apply here, and why."""
 
 Schedule = Literal["constant_with_warmup", "linear", "cosine"]
-
-log = logging.getLogger(__name__)
 
 
 class PolicyModule(LightningModule):
@@ -88,15 +85,13 @@ class PolicyModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Leave out problems whose prompt is too long; the data module has set itself up before."""
         datamodule = getattr(self.trainer, "datamodule", None)
-        if datamodule is None:
-            return
-        dropped = datamodule.keep(self.fits)
-        if dropped:
-            log.warning(
-                "%d training problems left out: prompt over %d tokens (model.max_prompt_tokens)",
-                dropped,
-                self.max_prompt_tokens,
-            )
+        if datamodule is not None:
+            datamodule.keep(self.fits, self.misfit)
+
+    @property
+    def misfit(self) -> str:
+        """Why :meth:`fits` says no."""
+        return f"prompt over {self.max_prompt_tokens} tokens (model.max_prompt_tokens)"
 
     def fits(self, problem: Problem) -> bool:
         """Whether the problem's prompt is short enough."""

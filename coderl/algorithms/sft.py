@@ -52,6 +52,12 @@ class SFT(PolicyModule):
         )
         self.max_new_tokens = max_new_tokens
 
+    @property
+    def misfit(self) -> str:
+        """Why :meth:`fits` says no."""
+        limit = f"solution over {self.max_new_tokens} tokens (model.max_new_tokens) or missing"
+        return f"{super().misfit}, or {limit}"
+
     def fits(self, problem: Problem) -> bool:
         """Whether prompt and solution are short enough.
 

@@ -46,6 +46,14 @@ class RewardStopping(Callback):
         self.recent: deque[float] = deque(maxlen=window)
         self.best, self.waited = -math.inf, 0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a limit on what is not measured."""
+        if self.max_kl is not None and getattr(pl_module, "kl_coefficient", None) == 0:
+            raise UsageError(
+                "RewardStopping: max_kl needs policy/kl, which is not measured while model.kl_coefficient "
+                "is 0: raise that, or leave max_kl out"
+            )
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from typing import TYPE_CHECKING, Any
 
 from lightning import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     import torch
 
 Loader = DataLoader[Problem]
+
+log = logging.getLogger(__name__)
 
 
 class CodeDataModule(LightningDataModule):
@@ -57,7 +61,7 @@ class CodeDataModule(LightningDataModule):
             if count is not None and count < 1:
                 raise UsageError(f"data.{option} is {count}; it counts problems: give 1 or more")
         self._loaded: dict[str, list[Problem]] = {}
-        self._predicates: list[Callable[[Problem], bool]] = []
+        self._predicates: list[tuple[Callable[[Problem], bool], str]] = []
 
     def problems(self, split: str) -> list[Problem]:
         """The problems of a split, limited and filtered.
@@ -67,24 +71,31 @@ class CodeDataModule(LightningDataModule):
         """
         problems = self._split(split)
         if not problems:
-            raise UserError(f"{self.source.name}: the {split} split is empty; {self.source.hint(split)}")
+            why = f"; {self.source.hint(split)}"
+            if self.source.load(split):
+                why = f", all were left out: {'; '.join(reason for _, reason in self._predicates)}"
+            raise UserError(f"{self.source.name}: the {split} split is empty{why}")
         return problems
 
-    def keep(self, predicate: Callable[[Problem], bool]) -> int:
-        """Leave out the problems for which ``predicate`` is false, in every split.
+    def keep(self, predicate: Callable[[Problem], bool], reason: str = "unsuitable") -> int:
+        """Leave out the problems for which ``predicate`` is false, in every split, and say how many.
 
         Splits not read yet are filtered when they are.
+
+        Args:
+            predicate: What stays.
+            reason: Why the others do not, for the log.
 
         Returns:
             How many training problems it left out.
 
         Raises:
-            UserError: A split would become empty.
+            UserError: No training problem is left.
         """
         before = len(self.problems("train"))
         for split, problems in self._loaded.items():
-            self._loaded[split] = self._filtered(split, problems, predicate)
-        self._predicates.append(predicate)
+            self._loaded[split] = self._filtered(split, problems, predicate, reason)
+        self._predicates.append((predicate, reason))
         return before - len(self._loaded["train"])
 
     def prepare_data(self) -> None:
@@ -103,8 +114,13 @@ class CodeDataModule(LightningDataModule):
             return StatefulDataLoader(problems, self.batch_size, sampler=sampler, collate_fn=list)
 
     def val_dataloader(self) -> Loader | list[Loader]:
-        """Batches in order; an empty list where the source has no validation problems."""
-        return self._plain("validation") if self._split("validation") else []
+        """Batches in order. A fit does without where the source has no validation problems.
+
+        Raises:
+            UserError: There are none, and `coderl validate` asks for them.
+        """
+        asked = self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING
+        return self._plain("validation") if asked or self._split("validation") else []
 
     def test_dataloader(self) -> Loader:
         """Batches in order."""
@@ -122,18 +138,21 @@ class CodeDataModule(LightningDataModule):
             raise UsageError(f"no split '{split}'; there are {', '.join(SPLITS)}")
         if split not in self._loaded:
             problems = self.source.load(split)[: self.limits[split]]
-            for predicate in self._predicates:
-                problems = self._filtered(split, problems, predicate)
+            for predicate, reason in self._predicates:
+                problems = self._filtered(split, problems, predicate, reason)
             self._loaded[split] = problems
         return self._loaded[split]
 
     def _filtered(
-        self, split: str, problems: list[Problem], predicate: Callable[[Problem], bool]
+        self, split: str, problems: list[Problem], predicate: Callable[[Problem], bool], reason: str
     ) -> list[Problem]:
         kept = [problem for problem in problems if predicate(problem)]
-        if problems and not kept:
+        if split == "train" and problems and not kept:
             raise UserError(
-                f"{self.source.name}: none of the {len(problems)} {split} problems is left after filtering; "
-                "allow longer prompts, raise the limit, or choose another source"
+                f"{self.source.name}: none of the {len(problems)} {split} problems is left: {reason}; "
+                "raise the limit, or choose another source"
             )
+        if len(kept) < len(problems):
+            left_out = len(problems) - len(kept)
+            log.warning("%d of %d %s problems left out: %s", left_out, len(problems), split, reason)
         return kept

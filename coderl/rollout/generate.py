@@ -150,18 +150,21 @@ class _Recorder(StoppingCriteria):
         recorder = self
 
         class Processor(LogitsProcessor):
-            def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # runs before the temperature
-                recorder.scores = scores
-                return scores
+            """Puts the temperature in and normalizes: what is sampled from is what is recorded."""
+
+            def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+                if recorder.temperature != 1.0:
+                    scores = scores / recorder.temperature
+                recorder.scores = torch.log_softmax(scores, dim=1, dtype=torch.float32)
+                return recorder.scores
 
         self.processor = Processor()
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         """Which rows have met an end-of-sequence token or a stop string by now."""
         assert self.scores is not None
-        scaled = self.scores.float() / self.temperature
         last = input_ids[:, -1]
-        self.logprobs.append(scaled.gather(1, last[:, None]).squeeze(1) - scaled.logsumexp(dim=1))
+        self.logprobs.append(self.scores.gather(1, last[:, None]).squeeze(1))
         done = torch.isin(last, self.eos.to(last.device))
         if self.stop is not None:
             done |= self.stop(input_ids[:, self.prompt_length :], None)
@@ -188,7 +191,7 @@ def _generation_config(sampling: Sampling, eos: set[int], pad: int) -> Generatio
     greedy = sampling.temperature <= 0
     return GenerationConfig(
         do_sample=not greedy,
-        temperature=None if greedy else sampling.temperature,
+        temperature=None if greedy else 1.0,  # _Recorder puts it in: one pass over the vocabulary for both
         top_p=None if greedy else sampling.top_p,
         top_k=None if greedy else 0,
         min_p=None,
