@@ -45,11 +45,13 @@ def merged_folder(run: str | Path) -> Path:
 def require_fresh(folder: Path) -> None:
     """Refuse a run folder that something was written to.
 
+    A start that failed leaves ``logs/version_n/config.yaml``; the next one writes beside it.
+
     Args:
         folder: Where the run would write.
 
     Raises:
-        UserError: If the folder is a file, or holds anything.
+        UserError: If the folder is a file, or holds anything more than that.
     """
     if not folder.exists():
         return
@@ -57,7 +59,9 @@ def require_fresh(folder: Path) -> None:
         raise UserError(
             f"the run folder {folder} is a file; name a folder with --trainer.default_root_dir DIR"
         )
-    if any(folder.iterdir()):
+    parts = ("logs", "logs/version_*", "logs/version_*/config.yaml")
+    failed_starts = {path for part in parts for path in folder.glob(part)}
+    if set(folder.rglob("*")) - failed_starts:
         checkpoint = latest_checkpoint(folder)
         resume = f", or go on with --ckpt_path {checkpoint}" if checkpoint else ""
         raise UserError(

@@ -36,8 +36,10 @@ _NOISE = (
 )
 """Warnings that a user can do nothing about."""
 
-# Lightning advertises its cloud products.
-logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "Tip:" not in r.getMessage())
+# Lightning advertises its cloud products, and remarks on an argument that is its own.
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+    lambda record: not any(words in record.getMessage() for words in ("Tip:", "`weights_only` was not set"))
+)
 set_parsing_settings(add_print_completion_argument=True)
 
 
@@ -157,6 +159,7 @@ class CoderlCLI(LightningCLI):
         if config.checkpoint.dirpath is None:
             config.checkpoint.dirpath = str(Path(trainer.default_root_dir, "checkpoints"))
         trainer.logger = _with_csv(trainer.logger, trainer.default_root_dir)
+        trainer.callbacks = _with_progress_bar(trainer.callbacks, trainer.enable_progress_bar)
 
     def _known_keys(self) -> list[str]:
         actions = [action for parser in self._subcommand_parsers.values() for action in parser._actions]
@@ -202,6 +205,19 @@ def _with_csv(logger: Any, folder: str) -> Any:
         return others
     arguments = Namespace(save_dir=folder, name="logs", version=None, prefix="", flush_logs_every_n_steps=1)
     return [Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=arguments), *others]
+
+
+def _with_progress_bar(callbacks: Any, enabled: bool | None) -> Any:
+    """The callbacks asked for, and a bar that gets along with the bars of rollouts and evaluations.
+
+    Lightning takes rich's where rich is installed; that one catches what other bars print, and in a notebook
+    recurses without end.
+    """
+    given = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+    if enabled is False or any("ProgressBar" in callback.class_path for callback in given):
+        return callbacks
+    arguments = Namespace(refresh_rate=1, process_position=0, leave=False)
+    return [*given, Namespace(class_path="lightning.pytorch.callbacks.TQDMProgressBar", init_args=arguments)]
 
 
 def _mendable(error: Exception) -> UserError | None:

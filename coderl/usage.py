@@ -23,6 +23,10 @@ _NOISE = re.compile(
 )
 
 
+_TRUNCATIONS = ("top_p", "top_k", "min_p", "typical_p", "repetition_penalty")
+"""Options of samplers elsewhere that people look for here."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Complaint:
     """One leaf of jsonargparse's report: the text, and the keys and class above it."""
@@ -89,6 +93,11 @@ def _complaints(message: str) -> Iterator[_Complaint]:
 
 
 def _unknown_key(option: str, where: str, owner: str, known: list[str]) -> str:
+    if option in _TRUNCATIONS:
+        return (
+            f"{where}: {option} does not go with training: what it leaves out biases the importance ratio. "
+            "Leave it out; evaluation takes model.evaluation.top_p"
+        )
     if owner:
         hint = _suggest(option, _parameters(owner))
         return f"{where}: {owner.rpartition('.')[2]} has no argument {option!r}{hint}"

@@ -11,6 +11,7 @@ import yaml
 
 from coderl.cli import main
 from coderl.errors import UsageError
+from coderl.export import save_adapter
 from coderl.packaged import config_names, configs_folder, find_config
 from tests import tiny
 
@@ -53,6 +54,8 @@ def test_trains_a_step_of_a_tiny_model_of_its_architecture(
         "--model.policy.model",
         str(folder),
     ]
+    if "adapter" in config["model"]["init_args"]["policy"]["init_args"]:
+        args += ["--model.policy.adapter", str(save_adapter(tiny.policy(folder), tmp_path / "adapter"))]
     args += SHORT.split() if config["model"]["class_path"] == "GRPO" else []
     args += ["--data.source.size", "16"] if source == "EmbeddedSFT" else []
     assert main(args) == 0, capfd.readouterr().err
@@ -85,3 +88,14 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
         find_config("absent.yaml")
     assert all(name in str(caught.value) for name in config_names())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "option", ["--model.top_p=0.9", "--model.engine.class_path=GenerateEngine --model.engine.top_k=5"]
+)
+def test_truncated_sampling_is_refused_with_the_reason(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "-c", "quickstart.yaml", *option.split()]) == 2
+    assert "biases the importance ratio" in capfd.readouterr().err

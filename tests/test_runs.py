@@ -61,6 +61,16 @@ def test_fresh_means_absent_or_empty(tmp_path: Path) -> None:
         require_fresh(tmp_path / "metrics.csv")
 
 
+def test_a_start_that_failed_does_not_take_the_folder(tmp_path: Path) -> None:
+    config = tmp_path / "logs" / "version_0" / "config.yaml"
+    config.parent.mkdir(parents=True)
+    config.touch()
+    require_fresh(tmp_path)
+    (config.parent / "metrics.csv").touch()
+    with pytest.raises(UserError, match="not empty"):
+        require_fresh(tmp_path)
+
+
 def test_refusal_names_the_checkpoint_to_resume_from(tmp_path: Path) -> None:
     for age, name in enumerate(["b.ckpt", "deep/a.ckpt"]):
         path = tmp_path / name
