@@ -36,10 +36,8 @@ _NOISE = (
 )
 """Warnings that a user can do nothing about."""
 
-# Lightning advertises its cloud products, and remarks on an argument that is its own.
-logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-    lambda record: not any(words in record.getMessage() for words in ("Tip:", "`weights_only` was not set"))
-)
+# Lightning advertises its cloud products.
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "Tip:" not in r.getMessage())
 set_parsing_settings(add_print_completion_argument=True)
 
 
@@ -150,6 +148,8 @@ class CoderlCLI(LightningCLI):
         trainer = config.trainer
         if trainer.default_root_dir is None:
             trainer.default_root_dir = str(runs.ROOT / runs.run_name(*_identity(config)))
+        if config.weights_only is None:
+            config.weights_only = True  # a checkpoint that somebody sent cannot run code
         if self.subcommand == "validate" and trainer.limit_val_batches == 0:
             trainer.limit_val_batches = None  # a config that spares its fits the validation
         fresh = self.subcommand == "fit" and config.ckpt_path is None and not trainer.fast_dev_run

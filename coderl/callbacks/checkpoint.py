@@ -22,4 +22,4 @@ class Checkpoint(ModelCheckpoint):
         super().on_train_end(trainer, pl_module)
         if self.save_last and self.dirpath is not None and trainer.global_step:
             name = f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}"
-            trainer.save_checkpoint(Path(self.dirpath, name))
+            trainer.save_checkpoint(Path(self.dirpath, name), weights_only=False)

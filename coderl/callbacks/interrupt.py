@@ -54,7 +54,8 @@ class SaveOnInterrupt(Callback):
         """A step has ended: save and stop if that was asked for on any rank."""
         self.in_step = False
         if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
-            trainer.save_checkpoint(Path(trainer.default_root_dir, "checkpoints", "last.ckpt"))
+            path = Path(trainer.default_root_dir, "checkpoints", "last.ckpt")
+            trainer.save_checkpoint(path, weights_only=False)
             raise KeyboardInterrupt
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
