@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from coderl.algorithms import GRPO
 from coderl.algorithms.step import Rollout
-from coderl.errors import UsageError
+from coderl.errors import UsageError, UserError
 from coderl.objectives import group_advantages
 from coderl.policy import LoRA, Policy
 from coderl.rewards import Reward, Sample
@@ -229,6 +229,22 @@ def test_every_trainable_parameter_moves_and_no_other(llama: Path) -> None:
     after = dict(module.policy.named_parameters())
     for name, parameter in start.named_parameters():
         assert torch.equal(parameter, after[name]) is (name not in trainable), name
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing(llama: Path) -> None:
+    class Broken(Fixed):
+        def loss(self, logprobs: torch.Tensor, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            return logprobs * math.inf, {}
+
+    torch.manual_seed(5)
+    policy = Policy(str(llama), quantization="none", lora=LoRA(r=4, alpha=8))
+    policy.load(torch.device("cpu"))
+    start = {name: p.detach().clone() for name, p in policy.trainable().items()}
+    rollout = rollout_of(llama, REWARDS)
+    module = Broken(rollout, policy=policy, group_size=4, max_new_tokens=9, kl_coefficient=0.0)
+    with pytest.raises(UserError, match="not finite"):
+        train(module)
+    assert all(torch.equal(start[name], p) for name, p in policy.trainable().items())
 
 
 def test_inner_epochs_compare_with_the_policy_before_the_first(llama: Path) -> None:

@@ -141,11 +141,20 @@ class PolicyModule(LightningModule):
         yield from experience.split(self.micro_batch_size)
 
     def step(self) -> torch.Tensor:
-        """Clip, step, advance the schedule, forget the gradients. Returns the norm before clipping."""
+        """Clip, step, advance the schedule, forget the gradients. Returns the norm before clipping.
+
+        Raises:
+            UserError: If the gradient is not finite; no parameter has moved then.
+        """
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
         parameters = list(self.policy.trainable().values())
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise UserError(
+                f"the gradient of step {self.trainer.global_step} is not finite; the step was not made: set "
+                "policy.compute_dtype to bfloat16 or float32, or lower model.learning_rate; then resume"
+            )
         if norm == 0:  # no evidence: without gradients the step counts, but Adam's momentum moves nothing
             optimizer.zero_grad()
         optimizer.step()
