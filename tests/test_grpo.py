@@ -188,8 +188,6 @@ def test_groups_without_signal_may_be_skipped(llama: Path) -> None:
     rollout = rollout_of(llama, REWARDS)
 
     class All(Fixed):
-        rows = 0
-
         def _rows_with_gradient(self, rewards: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
             return torch.arange(known.numel())
 
