@@ -28,13 +28,6 @@ from coderl.usage import explain
 SEED = 42
 _PARSER = {"prog": "coderl", "exit_on_error": False, "allow_abbrev": False}
 _LIGHTNING_NAMES = ("best", "last", "hpc", "registry")  # what --ckpt_path takes beside paths
-_NOISE = (
-    r".*LeafSpec",  # Lightning 2.6 asks torch 2.13's pytree in the old way
-    r"'set_vital' is deprecated",  # torchdata 0.11 calls a hook that torch 2.13 has retired
-    r"`is_gradient_checkpointing` is deprecated",  # peft 0.21 asks transformers 5.23 by an old name
-    r"Checkpoint directory .* exists and is not empty",  # only when resuming: see `runs.require_fresh`
-)
-"""Warnings that a user can do nothing about."""
 
 # Lightning advertises its cloud products.
 logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "Tip:" not in r.getMessage())
@@ -80,12 +73,13 @@ class CoderlCLI(LightningCLI):
             UserError: If what the configuration names cannot be used.
         """
         _import_classes()
+        from coderl.algorithms.base import ignore_harmless
+
         main_thread = threading.current_thread() is threading.main_thread()
         interrupt = signal.getsignal(signal.SIGINT)
         try:
             with warnings.catch_warnings():
-                for noise in _NOISE:
-                    warnings.filterwarnings("ignore", noise)
+                ignore_harmless()
                 return cls(
                     LightningModule,
                     LightningDataModule,

@@ -57,6 +57,7 @@ class Completion:
 
     Attributes:
         problem: Index of the problem in its batch. Groups are keyed by it, never by prompt text.
+        prompt: Token ids that it continues.
         ids: Sampled token ids, the end-of-sequence token included where one was sampled.
         logprobs: Log-probability of each id under the sampling distribution, nats; same length as ``ids``.
         text: The decoded answer, special tokens and everything from the first stop string on left out.
@@ -64,6 +65,7 @@ class Completion:
     """
 
     problem: int
+    prompt: tuple[int, ...]
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     text: str

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
+import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,22 +20,25 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from coderl.algorithms import GRPO
+from coderl.algorithms import GRPO, PolicyGradient
 from coderl.algorithms.step import EvaluationSettings
-from coderl.callbacks import CompletionTable, MergedCheckpoints, PostFit, RewardStopping, SaveOnInterrupt
+from coderl.callbacks import (
+    Checkpoint,
+    CompletionTable,
+    MergedCheckpoints,
+    PostFit,
+    RewardStopping,
+    SaveOnInterrupt,
+)
 from coderl.data import CodeDataModule, ProblemSource
 from coderl.errors import UsageError
+from coderl.evaluation import Evaluation
 from coderl.policy import LoRA, Policy
 from coderl.rollout import RolloutEngine, Sampling
 from coderl.sandbox import Sandbox
 from coderl.types import Completion, Problem
 from tests import tiny
 
-SILENT: dict[str, Any] = {
-    "accelerator": "cpu",
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers", "ignore:.*Checkpoint directory .* exists"
 )
@@ -61,16 +66,9 @@ class Scripted(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def play(folder: Path, module: Scripted, *callbacks: Callback) -> list[int]:
+def play(folder: Path, module: Scripted, *callbacks: Callback, **options: Any) -> list[int]:
     """Fit one epoch; the batches that were stepped through to their end."""
-    trainer = Trainer(
-        default_root_dir=folder,
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        callbacks=list(callbacks),
-        **SILENT,
-    )
+    trainer = tiny.trainer(default_root_dir=folder, max_epochs=1, callbacks=list(callbacks), **options)
     trainer.fit(module, DataLoader(torch.ones(len(module.steps), 1)))  # type: ignore[arg-type]
     return module.done
 
@@ -160,6 +158,66 @@ def test_the_second_interrupt_leaves_at_once(tmp_path: Path, handler: Any) -> No
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+class Witness(Callback):
+    """Notes which steps and epochs it saw end; a checkpoint holds the steps."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.epochs = 0
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.steps.append(len(self.steps))
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        self.epochs += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": list(self.steps)}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("step", [0, 2, 5])
+def test_in_whatever_order_all_see_the_interrupted_step(
+    tmp_path: Path, handler: Any, first: bool, step: int
+) -> None:
+    witness, interrupt = Witness(), SaveOnInterrupt()
+    with pytest.raises(SystemExit):
+        play(
+            tmp_path,
+            Scripted(rewards(*range(6)), interrupt=step),
+            *([interrupt, witness] if first else [witness, interrupt]),
+        )
+    seen = list(range(step + 1))
+    assert witness.steps == seen
+    assert witness.epochs == (step == 5)  # its last step ends the epoch
+    saved = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    assert saved["callbacks"]["Witness"] == {"steps": seen}
+
+
+class Validated(Scripted):
+    """Has a validation after each epoch, which a user who pressed Ctrl-C does not want to wait for."""
+
+    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        raise AssertionError("it went on to validate")
+
+    def val_dataloader(self) -> DataLoader[torch.Tensor]:
+        return DataLoader(torch.ones(1, 1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [Scripted, Validated])
+@pytest.mark.parametrize("step", [0, 2, 5])
+def test_the_interrupted_step_has_its_metrics(
+    tmp_path: Path, handler: Any, kind: type[Scripted], step: int
+) -> None:
+    logger = CSVLogger(tmp_path, "logs")
+    options = {"logger": logger, "log_every_n_steps": 1, "num_sanity_val_steps": 0}
+    with pytest.raises(SystemExit):
+        play(tmp_path, kind(rewards(*range(6)), interrupt=step), SaveOnInterrupt(), **options)
+    with Path(logger.log_dir, "metrics.csv").open() as file:
+        assert [float(row["reward/mean"]) for row in csv.DictReader(file)] == list(range(step + 1))
+    assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == step + 1
+
+
 def test_a_fit_without_interrupt_gives_the_signal_back(tmp_path: Path, handler: Any) -> None:
     play(tmp_path, Scripted(rewards(1, 2)), SaveOnInterrupt())
     assert signal.getsignal(signal.SIGINT) is handler
@@ -185,8 +243,8 @@ class Pupil(RolloutEngine):
 
     def _answer(self, index: int, problem: Problem, kind: str, last: bool) -> Completion:
         text = problem.solution if kind == "solution" and not last else "def f(x):\n    return None"
-        ids = tuple(self.policy.tokenizer(text)["input_ids"])
-        return Completion(index, ids, tuple(-1.0 for _ in ids), text, True)
+        prompt, ids = self.policy.encode(problem), tuple(self.policy.tokenizer(text)["input_ids"])
+        return Completion(index, tuple(prompt), ids, tuple(-1.0 for _ in ids), text, True)
 
 
 class Tiny(ProblemSource):
@@ -208,15 +266,23 @@ def rl(llama: Path, engine: RolloutEngine | None = None, timeout: float = 10.0) 
     )
 
 
-def fit(module: GRPO, folder: Path, *callbacks: Callback, steps: int = 2, resume: Path | None = None) -> None:
-    trainer = Trainer(
+def fit(
+    module: GRPO,
+    folder: Path,
+    *callbacks: Callback,
+    steps: int = 2,
+    resume: Path | None = None,
+    **options: Any,
+) -> None:
+    trainer = tiny.trainer(
         default_root_dir=folder,
         max_steps=steps,
         logger=CSVLogger(folder, "logs"),
         log_every_n_steps=1,
         limit_val_batches=0,
+        enable_checkpointing=True,
         callbacks=[*callbacks, ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)],
-        **SILENT,
+        **options,
     )
     trainer.fit(module, datamodule=CodeDataModule(Tiny(), batch_size=2), ckpt_path=resume, weights_only=True)
 
@@ -299,6 +365,117 @@ def test_a_resumed_run_keeps_what_it_measured_at_its_start(llama: Path, tmp_path
     second = summary(folder)
     assert second["before"] == first["before"] and second["steps"] == 2
     assert second["before"]["pass@1"] == 0.0 < second["after"]["pass@1"]
+
+
+class Killed(Exception):
+    pass
+
+
+def doomed(**options: Any) -> PostFit:
+    """Dies while it measures the trained policy."""
+    made = PostFit(**options)
+    measure = made._measure
+
+    def die(trainer: Trainer, module: PolicyGradient, when: str) -> Evaluation:
+        if when == "after":
+            raise Killed
+        return measure(trainer, module, when)
+
+    made._measure = die  # type: ignore[method-assign]
+    return made
+
+
+class Deaf(Pupil):
+    """Must not be asked to train."""
+
+    def sync(self) -> None:
+        raise AssertionError("it trained on")
+
+
+def last_of(folder: Path) -> Checkpoint:
+    """Rarely writes, as a run does: what the fit ends with is written at its end."""
+    return Checkpoint(dirpath=folder, save_last=True, every_n_train_steps=25)
+
+
+@pytest.mark.parametrize(
+    ("limits", "flags"),
+    [
+        ({"steps": 3}, "--trainer.max_steps N"),
+        ({"steps": -1, "max_epochs": 1}, "--trainer.max_epochs N"),
+        ({"steps": 2, "max_epochs": 1}, "--trainer.max_steps N --trainer.max_epochs N"),
+    ],
+)
+def test_a_fit_killed_after_its_last_step_is_concluded_on_resuming(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], limits: dict[str, Any], flags: str
+) -> None:
+    folder = tmp_path / "run"
+    torch.manual_seed(7)
+    with pytest.raises(Killed):
+        fit(rl(llama, Pupil(before="wrong")), folder, doomed(), last_of(folder), **limits)
+    trained = (folder / "adapter/adapter_model.safetensors").read_bytes()
+    assert not (folder / "summary.json").exists()
+    shutil.rmtree(folder / "adapter")
+    shutil.rmtree(tmp_path / "run-merged")
+    capsys.readouterr()
+    torch.manual_seed(8)
+    fit(rl(llama, Deaf()), folder, PostFit(), last_of(folder), resume=folder / "last.ckpt", **limits)
+    said, found = capsys.readouterr().out, summary(folder)
+    assert said.count("training was already complete") == 1
+    assert f"to train on, resume with a higher {flags}\n" in said
+    assert found["steps"] == (3 if limits["steps"] == 3 else 2)
+    assert found["before"]["pass@1"] == 0.0 and found["after"]["pass@1"] == pytest.approx(0.75)
+    assert set(found["paths"]) == {"adapter", "merged", "metrics", "evaluation"}
+    assert all(Path(path).exists() for path in found["paths"].values())
+    assert (folder / "adapter/adapter_model.safetensors").read_bytes() == trained
+    assert "final_eval/tiny_pass@1" in Path(found["paths"]["metrics"]).read_text()
+
+
+def test_a_concluded_fit_is_not_concluded_again_until_it_has_trained_on(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    fit(rl(llama), folder, PostFit(merge=False), last_of(folder), steps=1)
+    first = (folder / "summary.json").read_bytes()
+    capsys.readouterr()
+    fit(rl(llama, Deaf()), folder, doomed(), last_of(folder), steps=1, resume=folder / "last.ckpt")
+    assert (folder / "summary.json").read_bytes() == first
+    said = capsys.readouterr().out
+    assert "training was already complete" in said and "GRPO ended" not in said
+    with pytest.raises(Killed):
+        fit(rl(llama), folder, doomed(merge=False), last_of(folder), steps=2, resume=folder / "last.ckpt")
+    assert "already complete" not in capsys.readouterr().out
+    fit(
+        rl(llama, Deaf()),
+        folder,
+        PostFit(merge=False),
+        last_of(folder),
+        steps=2,
+        resume=folder / "last.ckpt",
+    )
+    assert summary(folder)["steps"] == 2  # the summary in the folder was that of the first step
+
+
+class Pressed(Pupil):
+    """Presses Ctrl-C during the second step's rollout."""
+
+    def generate(self, *args: Any, **options: Any) -> list[Completion]:
+        if self.updates == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().generate(*args, **options)
+
+
+@pytest.mark.parametrize("limits", [{"steps": 2}, {"steps": -1, "max_epochs": 1}])
+@pytest.mark.parametrize("reverse", [True, False])
+def test_an_interrupt_in_the_last_step_leaves_the_evaluation_to_the_resumed_run(
+    llama: Path, tmp_path: Path, handler: Any, reverse: bool, limits: dict[str, Any]
+) -> None:
+    folder = tmp_path / "run"
+    callbacks = [SaveOnInterrupt(), PostFit(merge=False), last_of(folder / "checkpoints")]
+    with pytest.raises(SystemExit):
+        fit(rl(llama, Pressed()), folder, *(callbacks[::-1] if reverse else callbacks), **limits)
+    assert not (folder / "adapter").exists() and not (folder / "summary.json").exists()
+    fit(rl(llama, Deaf()), folder, *callbacks, resume=folder / "checkpoints/last.ckpt", **limits)
+    assert summary(folder)["steps"] == 2
 
 
 def test_measuring_does_not_change_the_training(llama: Path, tmp_path: Path) -> None:

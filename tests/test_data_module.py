@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lightning import LightningModule, Trainer
+from lightning import LightningModule
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from coderl.cli import main
@@ -170,7 +170,7 @@ def test_bad_data_is_told_before_the_fit_loads_anything() -> None:
         def configure_model(self) -> None:
             raise AssertionError("weights were loaded")
 
-    trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer = tiny.trainer(max_epochs=1)
     with pytest.raises(UserError, match="line 3 is malformed"):
         trainer.fit(Loads(), datamodule=CodeDataModule(Broken(2)))
 
@@ -219,10 +219,14 @@ def fit(
     folder: Path, *callbacks: Callback, resume: Path | None = None, **options: Any
 ) -> list[tuple[int, list[str]]]:
     module = Recorder()
-    trainer = Trainer(
-        default_root_dir=folder, max_epochs=3, accelerator="cpu", logger=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=list(callbacks), num_sanity_val_steps=0, **options,
-    )  # fmt: skip
+    trainer = tiny.trainer(
+        default_root_dir=folder,
+        max_epochs=3,
+        callbacks=list(callbacks),
+        enable_checkpointing=bool(callbacks),
+        num_sanity_val_steps=0,
+        **options,
+    )
     source = Numbered(7, validation=2)
     with contextlib.suppress(Killed):
         trainer.fit(

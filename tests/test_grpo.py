@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning import Trainer
 from torch.utils.data import DataLoader
 
 from coderl.algorithms import GRPO
@@ -63,20 +63,11 @@ def rollout_of(folder: Path, rewards: list[list[float]]) -> Rollout:
         Sample(problem=problems[c.problem], completion=c, program=c.text, execution=Execution("failed", 0, 1))
         for c in completions
     ]
-    return Rollout([policy.encode(p) for p in problems], samples, torch.tensor(rewards))
+    return Rollout(samples, torch.tensor(rewards))
 
 
 def train(module: GRPO, steps: int = 1, **options: Any) -> GRPO:
-    trainer = Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        max_epochs=-1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
+    trainer = tiny.trainer(max_steps=steps, max_epochs=-1, **options)
     problems = tiny.problems(len(REWARDS))
     trainer.fit(module, DataLoader(problems, batch_size=len(problems), collate_fn=list))  # type: ignore[arg-type]
     return module
@@ -116,21 +107,11 @@ def test_the_gradient_does_not_depend_on_the_order_of_problems(llama: Path) -> N
     size = rollout.rewards.shape[1]
     samples = [rollout.samples[p * size + g] for p in order for g in range(size)]
     renumbered = [
-        Sample(
-            s.problem,
-            type(s.completion)(order.index(s.completion.problem), *_rest(s)),
-            s.program,
-            s.execution,
-        )
+        replace(s, completion=replace(s.completion, problem=order.index(s.completion.problem)))
         for s in samples
     ]
-    shuffled = Rollout([rollout.prompts[p] for p in order], renumbered, rollout.rewards[order])
+    shuffled = Rollout(renumbered, rollout.rewards[order])
     close(run(llama, shuffled).gradients[0], run(llama, rollout).gradients[0])
-
-
-def _rest(sample: Sample) -> tuple[Any, ...]:
-    c = sample.completion
-    return c.ids, c.logprobs, c.text, c.finished
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
@@ -144,7 +125,7 @@ def test_the_gradient_is_that_of_the_papers_formula_written_as_loops(llama: Path
     advantages = group_advantages(rollout.rewards).flatten().tolist()
     terms: list[list[torch.Tensor]] = []
     for sample, advantage in zip(rollout.samples, advantages, strict=True):
-        prompt, answer = rollout.prompts[sample.completion.problem], list(sample.completion.ids)
+        prompt, answer = sample.completion.prompt, sample.completion.ids
         row = torch.tensor([[*prompt, *answer]])
         table = (policy.net(row).logits[0] / 1.5).log_softmax(-1)
         with torch.no_grad(), policy.net.disable_adapter():
@@ -201,7 +182,7 @@ def test_failures_of_the_infrastructure_never_move_a_parameter(llama: Path) -> N
     rewards = [[1.0, 0.0, math.nan, 0.5]]
     rollout = rollout_of(llama, rewards)
     kept = [s for i, s in enumerate(rollout.samples) if i != 2]
-    without = Rollout(rollout.prompts, kept, torch.tensor([[1.0, 0.0, 0.5]]))
+    without = Rollout(kept, torch.tensor([[1.0, 0.0, 0.5]]))
     close(run(llama, rollout).gradients[0], run(llama, without).gradients[0])
 
 
@@ -251,6 +232,22 @@ def test_inner_epochs_compare_with_the_policy_before_the_first(llama: Path) -> N
     assert len(module.gradients) == 3
     assert module.logged[0]["policy/ratio"] != 1.0
     assert module.logged[0]["policy/clip_fraction"] > 0
+
+
+def test_a_step_encodes_each_prompt_once(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, problems = tiny.policy(llama), tiny.problems(3)
+    module = GRPO(policy, group_size=2, max_new_tokens=4)
+    encode, seen = policy.encode, list[str]()
+
+    def noting(problem: Problem) -> list[int]:
+        seen.append(problem.id)
+        return encode(problem)
+
+    monkeypatch.setattr(policy, "encode", noting)
+    monkeypatch.setattr(module.sandbox, "run", lambda jobs: [Execution("failed", 0, 1)] * len(jobs))
+    samples = module.collect(problems).samples
+    assert seen == [problem.id for problem in problems]
+    assert [list(s.completion.prompt) for s in samples] == [encode(s.problem) for s in samples]
 
 
 class EvenFirstToken(Reward):

@@ -61,6 +61,20 @@ def test_the_adapter_loads_on_the_base_in_peft(folder: Path) -> None:
     assert weights and all(bool(p.any()) for p in weights)
 
 
+def test_a_run_that_lost_its_summary_has_it_again_on_resuming(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = folder / "summary.json"
+    before = json.loads(summary.read_text())
+    summary.unlink()
+    config, checkpoint = folder / "logs/version_0/config.yaml", folder / "checkpoints/last.ckpt"
+    assert run(["fit", "--config", str(config), "--ckpt_path", str(checkpoint)]) is not None
+    assert "training was already complete" in capsys.readouterr().out
+    after = json.loads(summary.read_text())
+    for key in ("before", "after", "steps"):
+        assert after[key] == before[key], key
+
+
 def test_the_config_in_the_run_folder_names_every_setting(folder: Path) -> None:
     config = next(folder.glob("logs/version_0/config.yaml")).read_text()
     for word in ("learning_rate: 0.002", "group_size: 8", "quantization: nf4", "seed_everything: 42"):

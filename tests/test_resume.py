@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -17,12 +19,14 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from coderl.algorithms import GRPO, PolicyGradient
+from coderl.callbacks import SaveOnInterrupt
 from coderl.data import CodeDataModule, JSONLProblems
 from coderl.errors import UserError
 from coderl.policy import LoRA, Policy
 from coderl.rewards import Reward, Sample
 from coderl.sandbox import Program, Sandbox
 from coderl.types import Execution
+from tests import tiny
 
 PROBLEMS, BATCH, EPOCHS = 5, 2, 2
 STEPS = 6  # three batches an epoch, the last one short
@@ -49,9 +53,13 @@ class Killed(Exception):
 
 @dataclass
 class Trace(Callback):
-    """What each rollout step drew, earned and left behind; dies when the step after ``kill_after`` begins."""
+    """What each rollout step drew, earned and left behind.
+
+    Dies when the step after ``kill_after`` begins; presses Ctrl-C in step ``press_after``.
+    """
 
     kill_after: int = -1
+    press_after: int = -1
     steps: list[dict[str, Any]] = field(default_factory=list)
 
     def on_train_batch_start(
@@ -74,6 +82,8 @@ class Trace(Callback):
                 "weights": {n: p.detach().clone() for n, p in pl_module.policy.trainable().items()},
             }
         )
+        if len(self.steps) == self.press_after:
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -114,20 +124,19 @@ def fit(
     resume: Path | None = None,
     cadence: int = 1,
     kill_after: int = -1,
+    press_after: int = -1,
+    callbacks: Sequence[Callback] = (),
     **options: Any,
 ) -> list[dict[str, Any]]:
     """Fit from global generators seeded with ``seed``, and return the trace."""
-    trace = Trace(kill_after)
+    trace = Trace(kill_after, press_after)
     saver = ModelCheckpoint(
         folder, "{step}", every_n_train_steps=cadence, save_top_k=-1, auto_insert_metric_name=False
     )
-    trainer = Trainer(
-        accelerator="cpu",
+    trainer = tiny.trainer(
         max_epochs=EPOCHS,
-        logger=False,
-        callbacks=[trace, saver],
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        enable_checkpointing=True,
+        callbacks=[*callbacks, trace, saver],
         default_root_dir=folder,
         **options,
     )
@@ -135,7 +144,8 @@ def fit(
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    with pytest.raises(Killed) if kill_after > 0 else nullcontext():
+    stops = Killed if kill_after > 0 else SystemExit if press_after > 0 else None
+    with pytest.raises(stops) if stops else nullcontext():
         trainer.fit(made, data(folder), ckpt_path=resume, weights_only=True)
     return trace.steps
 
@@ -154,6 +164,19 @@ def test_a_resumed_fit_is_the_unbroken_one_bit_for_bit(
         assert len(first) == stop
         for i, (got, expected) in enumerate(zip([*first, *rest], whole, strict=True)):
             assert not differences(got, expected), f"stopped after {stop}, step {i + 1}"
+
+
+@pytest.mark.parametrize("stop", [2, 3, 6])  # in mid-epoch, at an epoch's end, at the fit's end
+def test_a_fit_interrupted_and_resumed_is_the_unbroken_one_bit_for_bit(
+    llama: Path, tmp_path: Path, stop: int
+) -> None:
+    whole = fit(module(llama), tmp_path / "whole", seed=1)
+    folder = tmp_path / "stopped"
+    first = fit(module(llama), folder, seed=1, press_after=stop, callbacks=[SaveOnInterrupt()])
+    rest = fit(module(llama), folder, seed=999, resume=folder / "checkpoints/last.ckpt")
+    assert len(first) == stop
+    for i, (got, expected) in enumerate(zip([*first, *rest], whole, strict=True)):
+        assert not differences(got, expected), f"step {i + 1}"
 
 
 def test_a_fit_stopped_by_its_limit_goes_on_under_a_higher_one(llama: Path, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def sample(
     text: str = SOLUTION, outcome: Outcome = "passed", finished: bool = True, solution: str = SOLUTION
 ) -> Sample:
     problem = Problem("p", "", tests=("assert f([1], [1]) == [1]",), solution=solution)
-    return Sample(problem, Completion(0, (), (), text, finished), text, Execution(outcome))
+    return Sample(problem, Completion(0, (), (), (), text, finished), text, Execution(outcome))
 
 
 @pytest.mark.parametrize("outcome", get_args(Outcome))

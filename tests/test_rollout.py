@@ -31,6 +31,7 @@ def rescored(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     problems = tiny.problems(3)
     prompts = [policy.encode(problems[c.problem]) for c in completions]
+    assert [list(c.prompt) for c in completions] == prompts
     ids, attention, mask = pad_rows(prompts, [c.ids for c in completions], 0)
     with torch.no_grad():
         scored, _ = policy.logprobs(ids, attention, mask, temperature)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import Trainer
 from transformers import AutoTokenizer
 
 from coderl import prompts
@@ -57,16 +56,7 @@ class Recorded(SFT):
 
 def train(source: ProblemSource, policy: Policy, steps: int = 1, **options: Any) -> Recorded:
     module = Recorded(policy=policy, **options)
-    trainer = Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        max_epochs=-1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-    )
+    trainer = tiny.trainer(max_steps=steps, max_epochs=-1, limit_val_batches=0)
     trainer.fit(module, datamodule=CodeDataModule(source, batch_size=3))
     return module
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import Trainer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from coderl.policy import LoRA, Policy
@@ -41,6 +42,18 @@ def checkpoint(folder: Path, family: str = "llama", chat_template: str | None = 
     tokenizer.chat_template = chat_template
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def trainer(**options: Any) -> Trainer:
+    """A Trainer on the CPU that shows and leaves nothing it was not asked for."""
+    silent: dict[str, Any] = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return Trainer(**(silent | options))
 
 
 def policy(folder: Path, **options: Any) -> Policy:

@@ -27,11 +27,20 @@ HARMLESS = {
     "You have overridden `transfer_batch_to_device` in both": "both leave text alone",
     "have no `val_dataloader`": "a source need not have a validation split",
     "Total length of `list` across ranks is zero": "the problems have no validation split",
-    "Checkpoint directory .* exists and is not empty": "a resumed run goes on writing there",
+    "Checkpoint directory .* exists and is not empty": "only when resuming: see `runs.require_fresh`",
+    "LeafSpec": "Lightning 2.6 asks torch 2.13's pytree in the old way",
+    "'set_vital' is deprecated": "torchdata 0.11 calls a hook that torch 2.13 has retired",
+    "`is_gradient_checkpointing` is deprecated": "peft 0.21 asks transformers 5.23 by an old name",
 }
-"""Lightning's warnings that do not apply here, and why."""
+"""Warnings that do not apply here, or that a user can do nothing about; and why."""
 
 Schedule = Literal["constant_with_warmup", "linear", "cosine"]
+
+
+def ignore_harmless() -> None:
+    """Let nobody see the warnings in ``HARMLESS``, until the warning filters are set anew."""
+    for message in HARMLESS:
+        warnings.filterwarnings("ignore", message=f".*{message}")
 
 
 class PolicyModule(LightningModule):
@@ -54,17 +63,16 @@ class PolicyModule(LightningModule):
     def __init__(
         self,
         policy: Policy,
-        learning_rate: float,
-        weight_decay: float,
-        warmup_steps: int,
-        schedule: Schedule,
-        max_grad_norm: float,
-        micro_batch_size: int,
-        max_prompt_tokens: int,
+        learning_rate: float = 3e-6,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        schedule: Schedule = "constant_with_warmup",
+        max_grad_norm: float = 1.0,
+        micro_batch_size: int = 12,
+        max_prompt_tokens: int = 512,
     ) -> None:
         super().__init__()
-        for message in HARMLESS:
-            warnings.filterwarnings("ignore", message=f".*{message}")
+        ignore_harmless()
         for name, value in {
             "micro_batch_size": micro_batch_size,
             "max_prompt_tokens": max_prompt_tokens,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from coderl import prompts
-from coderl.algorithms.base import PolicyModule, Schedule
+from coderl.algorithms.base import PolicyModule
 from coderl.algorithms.step import EvaluationSettings, Meter, Rollout
 from coderl.batching import pad_rows, spread
 from coderl.errors import UsageError
@@ -41,17 +41,11 @@ class PolicyGradient(PolicyModule, ABC):
         group_size: Completions sampled per problem.
         temperature: Of sampling, and of every log-probability that is compared with it.
         max_new_tokens: Longest completion, in tokens.
-        max_prompt_tokens: Problems with a longer prompt are counted, reported and left out.
         inner_epochs: Optimizer steps made on one batch of rollouts.
         kl_coefficient: Weight of the divergence from the reference. 0 skips the reference's forward.
         loss_type: Tokens are averaged per sequence (``grpo``), over all (``dapo``) or by limit (``dr_grpo``).
-        learning_rate: Of AdamW, after warm-up.
-        weight_decay: Of AdamW, on matrices.
-        warmup_steps: Optimizer steps over which the learning rate rises from 0.
-        schedule: What follows warm-up: constant, or down to 0 at the last step (linear, cosine).
-        max_grad_norm: Gradients are scaled down to this norm, over all trainable parameters.
-        micro_batch_size: Sequences in one forward and backward. Changes memory and speed, never the gradient.
         evaluation: How held-out pass@k is measured by validate, test and the post-fit evaluation.
+        **shared: What every :class:`~coderl.algorithms.PolicyModule` takes.
     """
 
     def __init__(
@@ -63,28 +57,13 @@ class PolicyGradient(PolicyModule, ABC):
         group_size: int = 8,
         temperature: float = 1.0,
         max_new_tokens: int = 512,
-        max_prompt_tokens: int = 512,
         inner_epochs: int = 1,
         kl_coefficient: float = 0.0,
         loss_type: LossType = "grpo",
-        learning_rate: float = 3e-6,
-        weight_decay: float = 0.0,
-        warmup_steps: int = 0,
-        schedule: Schedule = "constant_with_warmup",
-        max_grad_norm: float = 1.0,
-        micro_batch_size: int = 12,
         evaluation: EvaluationSettings = EvaluationSettings(),  # noqa: B008 -- plain values, never changed
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            policy=policy,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            warmup_steps=warmup_steps,
-            schedule=schedule,
-            max_grad_norm=max_grad_norm,
-            micro_batch_size=micro_batch_size,
-            max_prompt_tokens=max_prompt_tokens,
-        )
+        super().__init__(policy, **shared)
         for name, value in {"max_new_tokens": max_new_tokens, "inner_epochs": inner_epochs}.items():
             if value < 1:
                 raise UsageError(f"{name} is {value}: set model.{name} to 1 or more")
@@ -145,13 +124,13 @@ class PolicyGradient(PolicyModule, ABC):
             for c, code, run in zip(completions, programs, runs, strict=True)
         ]
         rewards = torch.tensor(total(self.rewards, samples)).view(len(problems), self.group_size)
-        return Rollout([self.policy.encode(problem) for problem in problems], samples, rewards)
+        return Rollout(samples, rewards)
 
     def prepare(self, rollout: Rollout) -> list[Experience]:
         """Scored micro-batches. Rows that cannot move a parameter are left out before their forward."""
         completions = [sample.completion for sample in rollout.samples]
         ids, attention, mask = pad_rows(
-            [rollout.prompts[c.problem] for c in completions],
+            [c.prompt for c in completions],
             [c.ids for c in completions],
             int(self.policy.tokenizer.pad_token_id),
         )
@@ -247,8 +226,8 @@ class PolicyGradient(PolicyModule, ABC):
         metrics["rollout_step"] = float(self.trainer.fit_loop.total_batch_idx + 1)
         metrics["learning_rate"] = self.current_learning_rate
         shown = {name: metrics.pop(name) for name in ("reward/mean", "reward/passed")}
-        self.log_dict(metrics, batch_size=len(rollout.prompts))
-        self.log_dict(shown, batch_size=len(rollout.prompts), prog_bar=True)
+        self.log_dict(metrics, batch_size=len(rollout.rewards))
+        self.log_dict(shown, batch_size=len(rollout.rewards), prog_bar=True)
 
     # -- evaluation ------------------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,37 +20,26 @@ class SFT(PolicyModule):
 
     Args:
         policy: The model to train.
-        learning_rate: Of AdamW, after warm-up.
-        weight_decay: Of AdamW, on matrices.
-        warmup_steps: Optimizer steps over which the learning rate rises from 0.
-        schedule: What follows warm-up: constant, or down to 0 at the last step (linear, cosine).
-        max_grad_norm: Gradients are scaled down to this norm, over all trainable parameters.
-        micro_batch_size: Sequences in one forward and backward. Changes memory and speed, never the gradient.
-        max_prompt_tokens: Problems with a longer prompt are counted, reported and left out.
-        max_new_tokens: Problems with a longer solution are left out with them.
+        max_new_tokens: Problems with a longer solution are left out with those of a longer prompt.
+        **shared: What every :class:`~coderl.algorithms.PolicyModule` takes. Learning rate, schedule and
+            micro-batch have other defaults here.
     """
 
     def __init__(
         self,
         policy: Policy,
         learning_rate: float = 1e-4,
-        weight_decay: float = 0.0,
-        warmup_steps: int = 0,
         schedule: Schedule = "cosine",
-        max_grad_norm: float = 1.0,
         micro_batch_size: int = 64,
-        max_prompt_tokens: int = 512,
         max_new_tokens: int = 512,
+        **shared: Any,
     ) -> None:
         super().__init__(
-            policy=policy,
+            policy,
             learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            warmup_steps=warmup_steps,
             schedule=schedule,
-            max_grad_norm=max_grad_norm,
             micro_batch_size=micro_batch_size,
-            max_prompt_tokens=max_prompt_tokens,
+            **shared,
         )
         self.max_new_tokens = max_new_tokens
 

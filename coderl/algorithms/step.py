@@ -44,7 +44,6 @@ class EvaluationSettings:
 class Rollout:
     """What one batch of problems gave: samples in problem order, ``rewards`` ``[P, G]``, NaN if unknown."""
 
-    prompts: list[list[int]]
     samples: list[Sample]
     rewards: Tensor
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Callback
 
+from coderl.callbacks.order import run_last
+
 if TYPE_CHECKING:
     from types import FrameType
 
@@ -20,19 +22,24 @@ class SaveOnInterrupt(Callback):
     """On Ctrl-C, lets the step end, saves ``checkpoints/last.ckpt`` and stops. A second Ctrl-C stops at once.
 
     Only between two steps are the data's place, the random generators and the weights of one moment: a
-    checkpoint from inside a step would not resume the same run.
+    checkpoint from inside a step would not resume the same run. Wherever it is listed, it saves when the
+    others have seen the step, and stops when the step's metrics are written.
     """
 
     def __init__(self) -> None:
-        self.in_step = self.asked = False
+        self.in_step = self.asked = self.saved = False
         self._before: Any = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Come last: the checkpoint holds what the others count."""
+        run_last(trainer, self)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signal (only the main thread may).
 
         No earlier: Lightning has noted the handlers by now, and gives them back after an interrupt too.
         """
-        self.in_step = self.asked = False
+        self.in_step = self.asked = self.saved = False
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._on_signal)
 
@@ -46,16 +53,30 @@ class SaveOnInterrupt(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """A step begins."""
+        self._leave()
         self.in_step = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """A step has ended: save and stop if that was asked for on any rank."""
+        """A step has ended: save if that was asked for on any rank."""
         self.in_step = False
         if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
             path = Path(trainer.default_root_dir, "checkpoints", "last.ckpt")
             trainer.save_checkpoint(path, weights_only=False)
+            self.saved = True  # Lightning writes the step's metrics after this hook
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nobody who pressed Ctrl-C waits for a validation."""
+        self._leave()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The step was the fit's last one: the evaluation is left to the resumed run."""
+        self._leave()
+
+    def _leave(self) -> None:
+        if self.saved:
+            self.saved = False
             raise KeyboardInterrupt
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

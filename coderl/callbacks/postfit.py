@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
 from coderl.algorithms import PolicyGradient, PolicyModule
+from coderl.callbacks.order import run_last
 from coderl.evaluation import Evaluation, logged_scores, results_name, save_results, summary_text
 from coderl.export import save_adapter, save_merged
 from coderl.runs import merged_folder, short_name
@@ -35,10 +36,34 @@ class PostFit(Callback):
         self.evaluate, self.split, self.merge, self.next_command = evaluate, split, merge, next_command
         self.before: dict[str, Any] | None = None
         self.started = time.monotonic()
+        self._resumed_at = 0
+        self._reached: dict[str, int] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start the clock."""
-        self.started = time.monotonic()
+        self.started, self._resumed_at, self._reached = time.monotonic(), 0, {}
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note where the run is taken up, and whether it was at its end there."""
+        self._resumed_at = checkpoint["global_step"]
+        self._reached = _limits_reached(trainer, checkpoint)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Conclude a fit that was killed between its last step and its summary.
+
+        Where no step is left, Lightning calls no later hook before it takes the model off its device.
+        """
+        run_last(trainer, self)  # an evaluation that is killed finds last.ckpt written, and Ctrl-C heard
+        if not self._reached:
+            return
+        limits = " and ".join(f"{name} {limit}" for name, limit in self._reached.items())
+        flags = " ".join(f"--trainer.{name} N" for name in self._reached)
+        _say(f"training was already complete ({limits}); to train on, resume with a higher {flags}")
+        summarized = _summarized_steps(_summary_path(trainer)) >= self._resumed_at
+        if not trainer.strategy.broadcast(summarized):
+            self._finish(trainer, pl_module, self._resumed_at)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the policy as it is; a resumed run has that figure in its checkpoint."""
@@ -47,6 +72,10 @@ class PostFit(Callback):
             _say(f"held-out pass@1 before training: {_percent(self.before['pass@1'])}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Conclude."""
+        self._finish(trainer, pl_module, trainer.global_step)
+
+    def _finish(self, trainer: Trainer, pl_module: LightningModule, steps: int) -> None:
         """Save first, then measure: an evaluation that fails costs no training."""
         assert isinstance(pl_module, PolicyModule), "PostFit needs a coderl algorithm"
         root = Path(trainer.default_root_dir)
@@ -63,13 +92,13 @@ class PostFit(Callback):
             after = _figures(evaluation)
             paths["evaluation"] = str(self._save(trainer, pl_module, evaluation))
             for logger in trainer.loggers:
-                logger.log_metrics(logged_scores({evaluation.task: evaluation}), step=trainer.global_step)
+                logger.log_metrics(logged_scores({evaluation.task: evaluation}), step=steps)
         for logger in trainer.loggers:
             logger.save()
         metrics = Path(trainer.log_dir or root) / "metrics.csv"
         if metrics.is_file():
             paths["metrics"] = str(metrics)
-        self._conclude(trainer, pl_module, root, paths, after)
+        self._conclude(pl_module, _summary_path(trainer), steps, paths, after)
 
     def _measure(self, trainer: Trainer, module: PolicyGradient, when: str) -> Evaluation:
         problems = trainer.datamodule.problems(self.split)  # type: ignore[attr-defined]
@@ -87,9 +116,9 @@ class PostFit(Callback):
     @rank_zero_only
     def _conclude(
         self,
-        trainer: Trainer,
         module: PolicyModule,
-        root: Path,
+        target: Path,
+        steps: int,
         paths: dict[str, str],
         after: dict[str, Any] | None,
     ) -> None:
@@ -97,13 +126,12 @@ class PostFit(Callback):
         summary = {
             "method": type(module).__name__.lower(),
             "model": module.policy.model,
-            "steps": trainer.global_step,
+            "steps": steps,
             "seconds": round(seconds, 1),
             "before": self.before,
             "after": after,
             "paths": paths,
         }
-        target = root / "summary.json"
         target.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         _say(self._words(summary, target))
 
@@ -133,6 +161,29 @@ class PostFit(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The figures before training, which a resumed run can no longer measure."""
         self.before = state_dict["before"]
+
+
+def _limits_reached(trainer: Trainer, checkpoint: dict[str, Any]) -> dict[str, int]:
+    """The trainer's limits that the fit in the checkpoint has reached, by name.
+
+    Lightning asks the same once it has restored its loops, after the last hook that could evaluate.
+    """
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    done = {"max_steps": checkpoint["global_step"], "max_epochs": epochs}
+    limits = {"max_steps": trainer.max_steps, "max_epochs": trainer.max_epochs}
+    return {k: limit for k, limit in limits.items() if limit is not None and 0 <= limit <= done[k]}
+
+
+def _summary_path(trainer: Trainer) -> Path:
+    return Path(trainer.default_root_dir) / "summary.json"
+
+
+def _summarized_steps(path: Path) -> int:
+    """How far the fit was that the summary there speaks of; -1 where there is none, or a part of one."""
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["steps"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return -1
 
 
 def _figures(evaluation: Evaluation) -> dict[str, Any]:

@@ -83,8 +83,9 @@ class GenerateEngine(RolloutEngine):
             for chunk in _chunks(order, self.batch_size, key=lambda j: stops[jobs[j]]):
                 rows = self._decode([encoded[jobs[j]] for j in chunk], stops[jobs[chunk[0]]], sampling)
                 for j, (ids, logprobs, finished) in zip(chunk, rows, strict=True):
-                    text = self._text(ids, stops[jobs[j]])
-                    results[j] = Completion(jobs[j], tuple(ids), tuple(logprobs), text, finished)
+                    i = jobs[j]
+                    text = self._text(ids, stops[i])
+                    results[j] = Completion(i, tuple(encoded[i]), tuple(ids), tuple(logprobs), text, finished)
                 bar.update(len(chunk))
         finally:
             bar.close()
