@@ -22,12 +22,19 @@ if TYPE_CHECKING:
 
     from coderl.trainer_cli import CoderlCLI
 
+TOOLS = {
+    "execute": "run programs in the sandbox: `coderl execute IN.jsonl --output OUT.jsonl`",
+    "doctor": "check this machine: isolation, GPU, bitsandbytes, hub, disk",
+}
+"""Subcommands that train nothing: they load neither Lightning nor a config."""
+
 COMMANDS = {
     "fit": "train a policy: `coderl fit --config quickstart.yaml`",
     "validate": "evaluate a policy on the validation split",
     "test": "evaluate a policy on the test split",
+    **TOOLS,
 }
-"""Subcommands, and what each does in one line."""
+"""All subcommands, and what each does in one line."""
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
@@ -37,7 +44,7 @@ def help_text() -> str:
     from coderl.packaged import config_names
 
     commands = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
-    return f"""usage: coderl COMMAND [--config CONFIG ...] [--KEY VALUE ...]
+    return f"""usage: coderl COMMAND [ARGUMENT ...]
 
 Reinforcement learning for code models: PPO and GRPO on executed rewards over a 4-bit LoRA policy.
 
@@ -49,8 +56,9 @@ options:
   --version             show the version
   --print_completion S  print a completion script; S is shtab-bash or shtab-zsh (needs coderl[completion])
 
-Each command has its own `--help` (all keys), `--model.help CLASS` (the arguments of one class, with units)
-and `--print_config` (the configuration as it would run). Later settings win: environment variables such as
+Each command has its own `--help` and `--print_config` (the configuration as it would run). The commands that
+train take --config CONFIG and --KEY VALUE, each as often as you like, and `--model.help CLASS` (the arguments
+of one class, with units). Later settings win: environment variables such as
 CODERL_FIT__TRAINER__MAX_EPOCHS, then each --config in turn, then flags such as --trainer.max_epochs 2.
 
 configs found by name from any folder:
@@ -65,7 +73,8 @@ def run(args: ArgsType = None) -> CoderlCLI | None:
             ``subcommand``. None reads ``sys.argv``.
 
     Returns:
-        The finished command with its ``model``, ``datamodule`` and ``trainer``; None after ``--help``.
+        The finished command with its ``model``, ``datamodule`` and ``trainer``; None after ``--help``
+        and the tools.
 
     Raises:
         UsageError: If the call itself is wrong: an unknown command, key or config.
@@ -78,6 +87,11 @@ def run(args: ArgsType = None) -> CoderlCLI | None:
             print(help_text() if args[0] != "--version" else f"coderl {__version__}")
             return None
         _check_command(args)
+        if args[0] in TOOLS:
+            from coderl.tool_cli import run_tool
+
+            run_tool(args[0], args[1:])
+            return None
     # OpenMP threads that spin while they wait starve each other, and the sandbox, wherever cores are shared:
     # decoding was 8 times slower with two spinning threads on two busy cores. Set before torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

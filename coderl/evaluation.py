@@ -282,7 +282,8 @@ def _footing(evaluation: Evaluation) -> str:
 
 def job(problem: Problem, code: str) -> Program:
     """What the sandbox runs for the whole program ``code`` as an answer to ``problem``."""
-    return Program(code, problem.tests, problem.setup, problem.test, problem.entry_point)
+    helpers = "" if problem.tests else problem.prompt
+    return Program(code, problem.tests, problem.setup, problem.test, problem.entry_point, helpers)
 
 
 def _count(row: Sequence[Execution]) -> tuple[int | None, int]:

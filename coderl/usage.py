@@ -17,6 +17,7 @@ _REQUIRED = re.compile(r"the following arguments are required: (?P<names>.+)")
 _IMPORT = re.compile(r"Expected a dot import path string: (?P<name>.+)")
 _TELLING = (_OPTION, _REQUIRED, _IMPORT)
 _EXPECTED = re.compile(r"Expected an? <class '(?:\w+\.)*(?P<name>\w+)'>")
+_CHOICES = re.compile(r"Expected a typing\.Literal\[(?P<choices>.+?)\]\. Got value: .*")
 _GIVEN = re.compile(r"(?:Given value|Got value): (?P<value>.+)")
 _NOISE = re.compile(
     r"Does not validate|Subtypes:|Errors:|Given value|Expected a path but|Expected a <class 'NoneType'>"
@@ -118,6 +119,7 @@ def _wrong_value(text: str, where: str, message: str) -> str:
     types = [found["name"] for found in _EXPECTED.finditer(message) if found["name"] != "NoneType"]
     if _EXPECTED.match(text) and types:
         text = f"expected {' or '.join(dict.fromkeys(types))}"
+    text = _CHOICES.sub(r"expected one of \g<choices>", text)
     given = _GIVEN.search(message)
     if given and not given["value"].startswith(("Namespace(", "NestedArg(")):
         text = f"{text}, got {given['value']!r}"

@@ -156,7 +156,7 @@ def test_not_a_number_equals_nothing() -> None:
     assert math.copysign(1, decode(encode(-0.0))) == -1
 
 
-@pytest.mark.parametrize("value", [object(), int, len, range(3), iter([]), Shape.ROUND])
+@pytest.mark.parametrize("value", [object(), int, len, iter([]), Shape.ROUND])
 def test_the_rest_is_opaque(value: object) -> None:
     answer = decode(encode(value))
     assert isinstance(answer, Opaque)

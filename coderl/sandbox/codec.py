@@ -62,6 +62,8 @@ class Limits:
         hashed: Elements of sets and keys of dicts, over the whole value. Integers that collide make a hash
             table quadratic, so this bounds the time a hostile answer can cost the trusted side.
         number: Half the bytes of a fraction or a decimal (their arithmetic is quadratic).
+        key: Bytes of a number within a set, a dict's key or a range. Numbers that collide are compared with
+            each other, and to compare an integer with a decimal takes time quadratic in its length.
     """
 
     size: int = 8 << 20
@@ -69,6 +71,7 @@ class Limits:
     depth: int = 100
     hashed: int = 2_000
     number: int = 4_096
+    key: int = 64
 
 
 ANSWER = Limits()
@@ -82,6 +85,7 @@ _PAIR = struct.Struct(">dd")
 _SEQUENCES: dict[type, bytes] = {list: b"l", tuple: b"t", set: b"s", frozenset: b"z", deque: b"q"}
 _BUILD: dict[bytes, Callable[[Iterable[Any]], Any]] = {tag: kind for kind, tag in _SEQUENCES.items()}
 _HASHED = (b"s", b"z")
+_NUMBERS = (b"i", b"D", b"F")
 _VIEWS: tuple[type, ...] = (type({}.keys()), type({}.items()))
 _BASES = (
     *(bool, int, float, complex, str, bytes, bytearray, list, tuple),
@@ -96,8 +100,9 @@ def _integer(value: int) -> bytes:
 class _Encoder:
     """One encoding in the making."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, export: Callable[[object], int] | None = None) -> None:
         self.limits = limits
+        self.export = export
         self.parts: list[bytes] = []
         self.size = 0
         self.nodes = 0
@@ -131,6 +136,8 @@ class _Encoder:
             self.sequence(_SEQUENCES[base], list(base.__iter__(value)), depth)
         elif base is dict:
             self.mapping(list(dict.items(value)), depth)
+        elif kind is range:
+            self.sequence(b"r", [value.start, value.stop, value.step], depth)
         elif base is not None:
             self.scalar(base, value)
         else:
@@ -174,6 +181,8 @@ class _Encoder:
             self.sequence(b"s", list(value), depth)
         elif kind.__module__ == "numpy" and hasattr(kind, "dtype") and getattr(value, "ndim", 1) == 0:
             self.value(value.item(), depth + 1)
+        elif self.export:
+            self.data(b"h", _LENGTH.pack(self.export(value)))
         else:
             self.data(b"o", b"\1" if _truth(value) else b"\0")
 
@@ -185,13 +194,18 @@ def _truth(value: object) -> bool:
         return True
 
 
-def encode(value: Any, limits: Limits = ANSWER) -> bytes:
+def encode(value: Any, limits: Limits = ANSWER, export: Callable[[object], int] | None = None) -> bytes:
     """The bytes of a value.
+
+    Args:
+        value: What to encode.
+        limits: How large it may be.
+        export: Gives a number for an object that is not plain data, which then stands for it.
 
     Raises:
         CodecError: It is larger than the limits.
     """
-    encoder = _Encoder(limits)
+    encoder = _Encoder(limits, export)
     encoder.value(value)
     return b"".join(encoder.parts)
 
@@ -199,12 +213,14 @@ def encode(value: Any, limits: Limits = ANSWER) -> bytes:
 class _Decoder:
     """One decoding under way."""
 
-    def __init__(self, data: bytes, limits: Limits) -> None:
+    def __init__(self, data: bytes, limits: Limits, find: Callable[[int], object] | None = None) -> None:
         self.data = data
         self.limits = limits
+        self.find = find
         self.at = 0
         self.nodes = 0
         self.hashed = 0
+        self.keys = 0  # how many sets and keys this place lies within
 
     def take(self, count: int) -> bytes:
         end = self.at + count
@@ -223,6 +239,8 @@ class _Decoder:
             return self.sequence(tag, length, depth)
         if tag == b"d":
             return self.mapping(length, depth)
+        if tag == b"r" and length == 3:
+            return range(*[self.key(depth) for _ in range(length)])
         return self.scalar(tag, self.take(length))
 
     def room(self, count: int, hashed: bool) -> None:
@@ -231,18 +249,25 @@ class _Decoder:
             raise CodecError("too many elements")
 
     def sequence(self, tag: bytes, count: int, depth: int) -> Any:
-        self.room(count, tag in _HASHED)
-        items = [self.value(depth + 1) for _ in range(count)]
-        return self.distinct(_BUILD[tag](items), count) if tag in _HASHED else _BUILD[tag](items)
+        hashed = tag in _HASHED
+        self.room(count, hashed)
+        items = [self.key(depth) if hashed else self.value(depth + 1) for _ in range(count)]
+        return self.distinct(_BUILD[tag](items), count) if hashed else _BUILD[tag](items)
 
     def mapping(self, count: int, depth: int) -> dict[Any, Any]:
         self.room(count, hashed=True)
         items = {}
         for _ in range(count):
-            key = self.value(depth + 1)
+            key = self.key(depth)
             items[key] = self.value(depth + 1)
         self.distinct(items, count)
         return items
+
+    def key(self, depth: int) -> Any:
+        self.keys += 1
+        value = self.value(depth + 1)
+        self.keys -= 1
+        return value
 
     @staticmethod
     def distinct(items: Any, count: int) -> Any:
@@ -251,6 +276,8 @@ class _Decoder:
         return items
 
     def scalar(self, tag: bytes, body: bytes) -> Any:
+        if self.keys and tag in _NUMBERS and len(body) > self.limits.key:
+            raise CodecError("a key is too long a number")
         if tag == b"i" and body:
             return int.from_bytes(body, "big", signed=True)
         if tag == b"u":
@@ -263,6 +290,10 @@ class _Decoder:
             return complex(*_PAIR.unpack(body))
         if tag == b"n" and not body:
             return None
+        if tag == b"h" and self.find:
+            return self.find(_LENGTH.unpack(body)[0])
+        if tag == b"o" and self.find:
+            raise CodecError("where objects have numbers, none is opaque")
         if tag in (b"b", b"o") and body in (b"\0", b"\1"):
             return (body == b"\1") if tag == b"b" else Opaque(body == b"\1")
         return self.number(tag, body)
@@ -283,21 +314,27 @@ class _Decoder:
         raise CodecError(f"unknown tag {tag!r} or wrong length")
 
 
-def decode(data: bytes, limits: Limits = ANSWER) -> Any:
+def decode(data: bytes, limits: Limits = ANSWER, find: Callable[[int], object] | None = None) -> Any:
     """The value that :func:`encode` made the bytes from, as plain data.
+
+    Args:
+        data: The encoding.
+        limits: How large it may be.
+        find: Gives the object that a number stands for, or raises LookupError; without it there are none.
 
     Raises:
         CodecError: The bytes are not exactly one encoded value within the limits.
     """
     if len(data) > limits.size:
         raise CodecError("the encoding is too long")
-    decoder = _Decoder(data, limits)
+    decoder = _Decoder(data, limits, find)
     try:
         value = decoder.value()
     except CodecError:
         raise
-    except (ValueError, TypeError, ArithmeticError, struct.error) as error:
-        # Bad UTF-8, an unhashable key, a malformed decimal, a zero denominator, a float of the wrong length.
+    except (ValueError, TypeError, ArithmeticError, LookupError, struct.error) as error:
+        # Bad UTF-8, an unhashable key, a malformed decimal, a zero denominator, a float of the wrong length,
+        # a number that no object has.
         raise CodecError(f"malformed value: {type(error).__name__}") from None
     if decoder.at != len(data):
         raise CodecError("bytes follow the value")

@@ -19,14 +19,6 @@ def _not_in(value: Any, container: Any) -> bool:
     return value not in container
 
 
-def _holds(container: Any, value: Any) -> bool:
-    return value in container
-
-
-def _lacks(container: Any, value: Any) -> bool:
-    return value not in container
-
-
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "Eq": operator.eq,
     "NotEq": operator.ne,
@@ -38,10 +30,8 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "IsNot": operator.is_not,
     "In": _in,
     "NotIn": _not_in,
-    "Holds": _holds,
-    "Lacks": _lacks,
 }
-"""By the name of the syntax node; ``Holds`` and ``Lacks`` are ``in`` and ``not in`` read from the right."""
+"""By the name of the syntax node."""
 
 MIRRORED = {
     "Eq": "Eq",
@@ -50,8 +40,6 @@ MIRRORED = {
     "LtE": "GtE",
     "Gt": "Lt",
     "GtE": "LtE",
-    "In": "Holds",
-    "NotIn": "Lacks",
 }
 """The operator that says the same with its sides exchanged."""
 

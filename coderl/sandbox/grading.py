@@ -5,14 +5,14 @@ from __future__ import annotations
 import reprlib
 import secrets
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from coderl.errors import UserError
 from coderl.sandbox import wire
 from coderl.sandbox.codec import TRUSTED, encode
 from coderl.sandbox.compare import holds
-from coderl.sandbox.plan import Inline, Program, Sealed, inline_plan, sealed_plan
+from coderl.sandbox.plan import Inline, Program, Rpc, Sealed, inline_plan, rpc_plan, sealed_plan
 from coderl.sandbox.seal import Unsealable
 from coderl.types import Execution
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from coderl.sandbox.lane import RawRun
     from coderl.sandbox.wire import Record
-    from coderl.types import Outcome, Tier
+    from coderl.types import Grading, Outcome, Tier
 
 Mode = Literal["auto", "sealed", "rpc", "inline"]
 _OUTCOMES: tuple[Outcome, ...] = ("failed", "syntax_error", "error", "out_of_memory", "no_code")
@@ -33,68 +33,114 @@ class Job:
     """One program, ready to be sent.
 
     Attributes:
-        plan: Sealed or inline.
-        payload: What the child gets.
-        token: Empty in sealed grading.
+        plan: How it is graded.
+        payload: What the candidate's run gets.
+        token: Proof of the runner's records, in inline grading.
+        tests: What the tests' run gets, in rpc grading.
     """
 
-    plan: Sealed | Inline
+    plan: Sealed | Rpc | Inline
     payload: bytes
     token: bytes = b""
+    tests: bytes = b""
 
 
-def plan_for(program: Program, mode: Mode) -> Sealed | Inline:
-    """The grading of a program.
+def plan_for(program: Program, mode: Mode) -> Sealed | Rpc | Inline:
+    """The grading of a program: the strongest that its tests allow, or the one that is asked for.
 
     Raises:
-        UserError: Sealed grading was asked for by name and its tests do not allow it.
+        UserError: A grading was asked for by name and the tests do not allow it.
     """
-    if mode == "inline":
-        return inline_plan(program.tests, program.test, program.entry_point)
-    try:
-        if not (program.tests or program.test.strip()):
-            raise Unsealable("there are none")
-        return sealed_plan(program.tests, program.test, program.entry_point)
-    except Unsealable as error:
-        if mode == "sealed":
-            raise UserError(f"these tests cannot be graded sealed ({error}): use grading: auto") from None
-        return inline_plan(program.tests, program.test, program.entry_point, str(error))
+    if mode == "inline" or not (program.tests or program.test.strip()):
+        return _inline_plan(program, "")
+    reasons = []
+    for kind, make in (("sealed", _sealed_plan), ("rpc", _rpc_plan)):
+        try:
+            if mode in ("auto", kind):
+                return make(program)
+        except Unsealable as error:
+            reasons.append(f"{kind}: {error}")
+    if mode != "auto":
+        raise UserError(f"these tests cannot be graded {'; '.join(reasons)}: use grading: auto")
+    return _inline_plan(program, "; ".join(reasons))
+
+
+def _sealed_plan(program: Program) -> Sealed:
+    if program.setup.strip():
+        raise Unsealable("the setup is part of the tests")
+    return sealed_plan(program.tests, program.test, program.entry_point)
+
+
+def _rpc_plan(program: Program) -> Rpc:
+    return rpc_plan(program.tests, program.setup, program.test, program.entry_point, program.helpers)
+
+
+def _inline_plan(program: Program, reason: str) -> Inline:
+    return inline_plan(program.tests, program.test, program.entry_point, reason)
 
 
 def prepare(program: Program, mode: Mode) -> Job:
-    """What a lane needs to run a program."""
+    """What lanes need to run a program."""
     plan = plan_for(program, mode)
-    common = {"code": program.code, "setup": program.setup, "token": b""}
     if isinstance(plan, Sealed):
         steps = [(step.source, step.check is not None) for step in plan.steps]
-        return Job(plan, encode(common | {"steps": steps}, TRUSTED))
+        return Job(
+            plan, encode({"role": "sealed", "code": program.code, "setup": "", "steps": steps}, TRUSTED)
+        )
+    if isinstance(plan, Rpc):
+        tests = {"role": "tests", "helpers": plan.helpers, "setup": plan.setup, "tests": list(plan.tests)}
+        tests |= {"names": list(plan.names), "values": list(plan.values), "modules": list(plan.modules)}
+        sent = encode({"role": "candidate", "code": program.code, "setup": ""}, TRUSTED)
+        return Job(plan, sent, tests=encode(tests, TRUSTED))
     token = secrets.token_bytes(16)
-    parts = {"token": token, "tests": list(plan.tests), "canaries": list(plan.canaries)}
-    return Job(plan, encode(common | parts, TRUSTED), token)
+    beside = {"role": "inline", "code": program.code, "setup": program.setup, "token": token}
+    beside |= {"tests": list(plan.tests), "canaries": list(plan.canaries)}
+    return Job(plan, encode(beside, TRUSTED), token)
 
 
-def judge(job: Job, run: RawRun, tier: Tier) -> Execution:
-    """The verdict on one run."""
-    story = wire.records(run.data)
-    first = next(story, None)
-    grading: Literal["sealed", "inline"] = "sealed" if isinstance(job.plan, Sealed) else "inline"
-    if first is None or first.kind != "ready":
-        cause = "the run could not be started" if first is None else f"no confinement: {first.value}"
-        verdict: tuple[Outcome, int, str] = ("infra_error", 0, cause)
+class UnfitForRpc(Exception):
+    """The tests turned out to pass an object of their own, which cannot cross."""
+
+
+def judge(job: Job, run: RawRun, tier: Tier, tests: RawRun | None = None) -> Execution:
+    """The verdict on one run, and on that of its tests in rpc grading.
+
+    Raises:
+        UnfitForRpc: Another grading must be used. Only trusted tests can bring this about.
+    """
+    if tests and tests.how == wire.TIMED_OUT:
+        run = replace(run, how=wire.TIMED_OUT)
+    stories = [wire.records(one.data) for one in (run, tests) if one]
+    for story in stories:
+        first = next(story, None)
+        if first is None or first.kind != "ready":
+            cause = "the run could not be started" if first is None else f"no confinement: {first.value}"
+            verdict: tuple[Outcome, int, str] = ("infra_error", 0, cause)
+            break
     else:
-        verdict = _outcome(job, run, story)
+        verdict = _outcome(job, run, *stories)
     outcome, passed, message = verdict
-    return Execution(outcome, passed, job.plan.total, safe(message), run.seconds, grading, tier)
+    return Execution(outcome, passed, job.plan.total, safe(message), run.seconds, grading_of(job), tier)
 
 
-def _outcome(job: Job, run: RawRun, story: Iterator[Record]) -> tuple[Outcome, int, str]:
+def grading_of(job: Job) -> Grading:
+    """The name of a job's grading."""
+    return "sealed" if isinstance(job.plan, Sealed) else "rpc" if isinstance(job.plan, Rpc) else "inline"
+
+
+def _outcome(
+    job: Job, run: RawRun, story: Iterator[Record], tests: Iterator[Record] | None = None
+) -> tuple[Outcome, int, str]:
     start = next(story, None)
     if start is None or start.kind != "defined":
         if start is not None and start.kind == "refused":
             outcome, message = _claim(start.value, "error")
             return outcome, 0, message
         return _ended(run, 0, "while it was defined")
-    tally = _sealed(job.plan, story) if isinstance(job.plan, Sealed) else _inline(job, story)
+    if isinstance(job.plan, Sealed):
+        tally = _sealed(job.plan, story)
+    else:
+        tally = _inline(job, tests if tests else story)
     if tally.ended and tally.passed == job.plan.total and tally.failure is None:
         return ("passed", tally.passed, "") if job.plan.total else ("failed", 0, "there are no tests")
     if not tally.ended:
@@ -147,6 +193,10 @@ def _inline(job: Job, story: Iterator[Record]) -> _Tally:
             tally.fail("failed", "a record without the run's token")
             tally.ended = True
             break
+        if record.kind == "unfit" and isinstance(job.plan, Rpc):
+            raise UnfitForRpc(record.value[1])
+        if record.kind == "gone":
+            break
         tally.ended = record.kind == "end" or test >= job.plan.total
         if record.kind == "passed":
             tally.passed += 1
@@ -166,6 +216,8 @@ def _claim(value: object, default: Outcome) -> tuple[Outcome, str]:
 
 def _ended(run: RawRun, passed: int, when: str) -> tuple[Outcome, int, str]:
     """The verdict on a run that stopped short."""
+    if run.how == wire.STOPPED:
+        return "error", passed, "it did not answer what it was asked"
     if run.how == wire.TIMED_OUT or run.status == -signal.SIGXCPU:
         return "timeout", passed, f"the time was up {when}"
     if run.overflow:

@@ -1,72 +1,109 @@
-"""How strongly runs are isolated on this machine, and how a lane is started.
+"""How a lane is isolated: the command that starts it and the settings it starts with.
 
-Tier A is namespaces with a system-call filter, tier B the filter without namespaces, tier C resource limits,
-a user id of its own where the trainer is root, and nothing else. A stronger tier adds its probe to
-:func:`probe` and its launcher to :attr:`Jail.prefix`.
+Tier A is namespaces (through bubblewrap) with a system-call filter, tier B the filter with Landlock and no
+namespaces, tier C resource limits, a user id of its own where the trainer is root, and whatever of the rest
+the kernel has. :mod:`coderl.sandbox.probe` finds out which of them holds here.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coderl.errors import UserError
+from coderl.sandbox.codec import TRUSTED, encode
+from coderl.sandbox.view import DEVICES, OWN, view
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from coderl.types import Tier
 
-logger = logging.getLogger("coderl.sandbox")
-
-ALLOWED = "HF_ALLOW_CODE_EVAL"
 _BOOT = (
-    "import sys; root, folder, control = sys.argv[1:]; sys.path.insert(0, root); "
-    "from coderl.sandbox.zygote import main; sys.path.remove(root); main(folder, int(control))"
+    "import sys; root, control = sys.argv[1:]; sys.path.insert(0, root); "
+    "from coderl.sandbox.zygote import main; sys.path.remove(root); main(int(control))"
 )
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_PRIVATE = "/tmp"
+"""Where a lane with a file system of its own has its runs work."""
+_SIZE = 64 << 20
+"""Bytes that a run's files may take, all together, in tier A."""
+_NEEDED = ("SETUID", "SETGID", "KILL", "CHOWN", "DAC_OVERRIDE", "FOWNER")
+"""What a lane that starts as root keeps of its rights: to give them up, and to clear away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Primitive:
+    """One means of isolation, as found by using it.
+
+    Attributes:
+        name: What it is.
+        works: Whether it does what it should.
+        detail: A version or a reason, and what would mend it.
+    """
+
+    name: str
+    works: bool
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class Jail:
-    """The isolation found by :func:`probe`.
+    """The isolation that runs get.
 
     Attributes:
         tier: ``"A"``, ``"B"`` or ``"C"``.
-        reason: Why it is this one, for the log and ``coderl doctor``.
-        prefix: Command that enters the jail, put before a lane's interpreter.
+        reason: Why it is this one, as one line.
+        primitives: What was tried, and how it went.
+        bubblewrap: Path of ``bwrap``, or empty for lanes without namespaces.
+        filter: System-call filter (:mod:`coderl.sandbox.syscalls`), or nothing.
+        landlock: Whether the kernel confines runs to the files shown.
     """
 
     tier: Tier
     reason: str
-    prefix: tuple[str, ...] = ()
+    primitives: tuple[Primitive, ...] = ()
+    bubblewrap: str = ""
+    filter: bytes = b""
+    landlock: bool = False
 
-    def command(self, folder: str, control: int) -> list[str]:
-        """The command line of a lane that works in the folder and listens on an inherited descriptor."""
-        root = str(Path(__file__).resolve().parents[2])
+    def command(self, control: int) -> list[str]:
+        """The command line of a lane that listens on an inherited descriptor."""
         # Not -I: it would ignore PYTHONHASHSEED. The environment is ours, so nothing else can steer the
         # interpreter.
-        return [
-            *self.prefix,
-            sys.executable,
-            "-s",
-            "-P",
-            "-B",
-            "-X",
-            "utf8",
-            "-c",
-            _BOOT,
-            root,
-            folder,
-            str(control),
-        ]
+        flags = ["-s", "-S", "-P", "-B", "-X", "utf8"]
+        root = str(OWN.parents[1])
+        return [*self._enter(), view().interpreter, *flags, "-c", _BOOT, root, str(control)]
 
-    @staticmethod
-    def environment(folder: str) -> dict[str, str]:
+    def _enter(self) -> list[str]:
+        """Bubblewrap's part of the command: new namespaces, and a root made of what is shown."""
+        if not self.bubblewrap:
+            return []
+        ours = [str(OWN), *(str(OWN.parent / name) for name in ("__init__.py", "errors.py", "types.py"))]
+        again = (view().interpreter, *view().packages, *ours)
+        arguments = [self.bubblewrap, *enter_namespaces()]
+        for folder in _above([*view().shown, *again, *DEVICES]):
+            arguments += ["--perms", "0755", "--dir", folder]  # bubblewrap's own choice shuts other users out
+        for path in view().shown:
+            if os.path.islink(path) and os.path.isdir(path):
+                arguments += ["--symlink", os.readlink(path), path]
+            else:
+                arguments += ["--ro-bind", path, path]
+        for path in view().hidden:
+            arguments += ["--perms", "0755", "--tmpfs", path]
+        for path in again:
+            arguments += ["--ro-bind", path, path]
+        for path in view().hidden:
+            arguments += ["--remount-ro", path]
+        for path in DEVICES:
+            arguments += ["--dev-bind-try", path, path]
+        arguments += ["--size", str(_SIZE), "--tmpfs", _PRIVATE]
+        return [*arguments, "--remount-ro", "/", "--chdir", "/", "--"]
+
+    def environment(self, folder: str) -> dict[str, str]:
         """Everything a lane finds in its environment. Made from nothing, so that no token can leak."""
-        work = os.path.join(folder, "work")
+        work = self.work(folder)
         fixed = {
             "PATH": "/usr/local/bin:/usr/bin:/bin",
             "LANG": "C.UTF-8",
@@ -78,27 +115,38 @@ class Jail:
         kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
         return fixed | kept | dict.fromkeys(_THREADS, "1")
 
+    def work(self, folder: str) -> str:
+        """The folder that runs work in, as they see it."""
+        return _PRIVATE if self.bubblewrap else os.path.join(folder, "work")
 
-def probe() -> Jail:
-    """The strongest isolation this version can give here."""
+    def settings(self, folder: str) -> bytes:
+        """What a lane's zygote is told once, before anything else."""
+        confined = self.landlock or bool(self.bubblewrap)
+        settings = {
+            "folder": "" if self.bubblewrap else folder,
+            "work": self.work(folder),
+            "filter": self.filter,
+            "landlock": self.landlock,
+            "read": view().leaves() if self.landlock else [],
+            "use": list(DEVICES),
+            "packages": view().search_path() if confined else [],
+        }
+        return encode(settings, TRUSTED)
+
+
+def _above(paths: Iterable[str]) -> list[str]:
+    """All folders above some paths, outermost first, the root left out."""
+    found = {str(folder) for path in paths for folder in Path(path).parents}
+    return sorted(found - {"/"})
+
+
+def enter_namespaces() -> list[str]:
+    """Bubblewrap's options for namespaces: as the user who calls, with no more rights than a lane needs."""
+    options = [f"--unshare-{name}" for name in ("pid", "net", "ipc", "uts", "cgroup-try")]
     if os.getuid() == 0:
-        return Jail("C", "resource limits and a user id per lane; no namespaces and no system-call filter")
-    return Jail(
-        "C", "resource limits only, under the trainer's own user id; no namespaces and no system-call filter"
-    )
-
-
-def require(jail: Jail, allow_weak_isolation: bool) -> None:
-    """Refuse tier C, or warn about it where it is allowed.
-
-    Raises:
-        UserError: The tier is C and nobody has allowed it.
-    """
-    if jail.tier != "C":
-        return
-    if not (allow_weak_isolation or os.environ.get(ALLOWED) == "1"):
-        raise UserError(
-            f"model-written programs would run with weak isolation (tier C: {jail.reason}): "
-            f"set allow_weak_isolation: true in the config or {ALLOWED}=1 in the environment to accept that"
-        )
-    logger.warning("model-written programs run with weak isolation (tier C: %s)", jail.reason)
+        options += ["--cap-drop", "ALL"]
+        for name in _NEEDED:
+            options += ["--cap-add", f"CAP_{name}"]
+    # Not --die-with-parent: it is the end of the *thread* that started the lane which would end it. A lane
+    # ends with its control socket.
+    return [*options, "--hostname", "lane", "--as-pid-1", "--new-session"]

@@ -14,13 +14,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coderl.sandbox import wire
-from coderl.sandbox.confine import is_own, processes_of
+from coderl.sandbox.confine import PROCESSES, address_space, is_own, processes_of, tasks_of
 from coderl.sandbox.wipe import wipe
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from coderl.sandbox.jail import Jail
 
 START_SECONDS = 60.0
+MARGIN = 1024
+"""Processes and threads that the trainer's user may start anew without taking from the runs' share."""
+_CREDENTIALS = struct.Struct("=3i")  # process id, user id, group id
 GRACE_SECONDS = 10.0
 """Over a run's budget, for killing, reaping and wiping; a lane that takes longer is replaced."""
 
@@ -29,13 +34,17 @@ class LaneLost(Exception):
     """The zygote died, hung, or answered out of turn. The lane is of no more use."""
 
 
+class LaneHung(LaneLost):
+    """The run is over and the lane cannot get it out of the way. A program can bring that about."""
+
+
 @dataclass(frozen=True, slots=True)
 class RawRun:
     """What came back of one run.
 
     Attributes:
         data: The child's records, as bytes not yet looked at.
-        how: ``wire.EXITED``, ``wire.TIMED_OUT`` or ``wire.NOT_STARTED``.
+        how: ``wire.EXITED``, ``wire.TIMED_OUT``, ``wire.NOT_STARTED`` or ``wire.STOPPED``.
         status: Exit status, or minus the signal that killed the child.
         seconds: Wall time from fork to end.
         overflow: The child answered more than ``wire.OUTPUT_LIMIT``.
@@ -56,19 +65,23 @@ class Lane:
 
     Args:
         jail: How it is isolated.
-        folder: Its own folder, made here.
+        folder: Its own folder, made here; none is needed in a jail with a file system of its own.
     """
 
     def __init__(self, jail: Jail, folder: str) -> None:
-        self.folder = folder
-        self.uid = os.getuid()
+        self.folder = "" if jail.bubblewrap else folder
+        self.pid = 0
+        self._uid = os.getuid()
         self._number = 0
-        self._greeted = False
-        os.mkdir(folder, 0o711)
+        self._baseline = 0
+        self._processes = 0
+        if self.folder:
+            os.mkdir(folder, 0o711)
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         with theirs:
             self._process = subprocess.Popen(
-                jail.command(folder, theirs.fileno()),
+                jail.command(theirs.fileno()),
                 env=jail.environment(folder),
                 cwd="/",
                 stdin=subprocess.DEVNULL,
@@ -77,51 +90,51 @@ class Lane:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
+        with contextlib.suppress(OSError):  # it ended at once: the greeting will not come
+            self._control.send(jail.settings(folder))
 
-    @property
-    def pid(self) -> int:
-        """Process id of the zygote (of its launcher, where there is one)."""
-        return self._process.pid
-
-    def run(self, payload: bytes, seconds: float, memory: int) -> RawRun:
-        """Run one payload in a fresh child.
-
-        Args:
-            payload: See ``runner.serve``.
-            seconds: Time budget, wall clock.
-            memory: Bytes of address space above the zygote's.
+    def greet(self) -> None:
+        """Wait until the zygote is up, the first time.
 
         Raises:
-            LaneLost: Nothing can be said about the program; the lane must be closed.
+            OSError: It does not come up.
+            LaneLost: It is not one.
         """
-        try:
-            self._greet()
-            ours, theirs = socket.socketpair()
-            with ours:
-                self._send_job(theirs, seconds, memory)
-                deadline = time.monotonic() + seconds + GRACE_SECONDS
-                data, overflow = _converse(ours, wire.frame(payload), deadline)
-            how, status, taken = self._finish(deadline)
-        except (OSError, EOFError, struct.error) as error:
-            raise LaneLost(f"{type(error).__name__}: {error}") from None
-        return RawRun(data, how, status, taken, overflow)
-
-    def _greet(self) -> None:
-        if self._greeted:
+        if self.pid:
             return
         self._control.settimeout(START_SECONDS)
-        word, _, self.uid = wire.HELLO.unpack(self._control.recv(wire.HELLO.size))
-        if word != wire.GREETING:
+        space = socket.CMSG_SPACE(_CREDENTIALS.size)
+        try:
+            data, ancillary, _, _ = self._control.recvmsg(wire.HELLO.size, space)
+        except TimeoutError:
+            raise LaneLost("it does not start") from None
+        word, self._uid = wire.HELLO.unpack(data)
+        if word != wire.GREETING or not ancillary:
             raise LaneLost("the zygote did not greet")
-        self._greeted = True
+        self.pid = _CREDENTIALS.unpack(ancillary[0][2])[0]  # as it is called out here
+        self._baseline = address_space(self.pid)
+        others = 0 if is_own(self._uid) else tasks_of(self._uid) + MARGIN
+        self._processes = others + PROCESSES
 
-    def _send_job(self, theirs: socket.socket, seconds: float, memory: int) -> None:
+    def begin(self, descriptors: list[int], seconds: float, memory: int) -> None:
+        """Start a run.
+
+        Args:
+            descriptors: The run's socket, and the link's where there is one.
+            seconds: Time budget, wall clock.
+            memory: Bytes of address space above the zygote's.
+        """
         self._number = (self._number + 1) % (1 << 32)
-        with theirs:
-            job = wire.JOB.pack(self._number, seconds, memory)
-            socket.send_fds(self._control, [job], [theirs.fileno()])
+        job = wire.JOB.pack(self._number, seconds, self._baseline + memory, self._processes)
+        socket.send_fds(self._control, [job], descriptors)
 
-    def _finish(self, deadline: float) -> tuple[int, int, float]:
+    def stop(self) -> None:
+        """The run need not go on, if one is under way."""
+        with contextlib.suppress(OSError):  # the lane has ended; whoever runs in it will notice
+            self._control.send(wire.STOP.pack(self._number))
+
+    def finish(self, deadline: float) -> tuple[int, int, float]:
+        """How the run ended, its status and its seconds (see ``wire.DONE``), once all of it is dead."""
         self._control.settimeout(max(0.1, deadline - time.monotonic()))
         number, how, status, taken = wire.DONE.unpack(self._control.recv(wire.DONE.size))
         if number != self._number:
@@ -139,15 +152,18 @@ class Lane:
             self._process.wait(patience)
         except subprocess.TimeoutExpired:
             self._kill()
-        if is_own(self.uid):  # a zygote that was killed cannot have reaped its runs
-            _kill_all_of(self.uid)
-        with contextlib.suppress(OSError):
-            wipe(self.folder)
-            os.rmdir(self.folder)
+        if is_own(self._uid):  # a zygote that was killed cannot have reaped its runs
+            _kill_all_of(self._uid)
+        if self.folder:
+            with contextlib.suppress(OSError):
+                wipe(self.folder)
+                os.rmdir(self.folder)
 
     def _kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        for kill, pid in ((os.kill, self.pid), (os.killpg, self._process.pid)):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if pid:
+                    kill(pid, signal.SIGKILL)
         self._process.kill()
         self._process.wait()
 
@@ -164,42 +180,108 @@ def _kill_all_of(uid: int) -> None:
         time.sleep(0.005)
 
 
-def _converse(ours: socket.socket, data: bytes, deadline: float) -> tuple[bytes, bool]:
-    """Send the payload and read the answers until every holder of the other end is dead.
+def run_together(
+    lanes: Sequence[Lane], payloads: Sequence[bytes], seconds: float, memory: int
+) -> list[RawRun]:
+    """Run one payload in each of one or two lanes, in fresh children; two are linked by a socket.
 
-    Reading goes on while sending does, so that neither side can wait for the other.
+    Args:
+        lanes: The candidate's, then that of the tests.
+        payloads: See ``runner.serve``.
+        seconds: Time budget, wall clock, of both together.
+        memory: Bytes of address space above the zygote's, for each.
+
+    Raises:
+        LaneLost: Nothing can be said about the program; the lanes must be closed.
+        LaneHung: As before, and it may be the program's doing.
     """
-    ours.setblocking(False)
+    with contextlib.ExitStack() as stack:
+        try:
+            for lane in lanes:
+                lane.greet()
+            links = [stack.enter_context(end) for end in socket.socketpair()] if len(lanes) > 1 else []
+            talks = [_Talk(lane, wire.frame(payload)) for lane, payload in zip(lanes, payloads, strict=True)]
+            for talk in talks:
+                stack.enter_context(talk.ours)
+            for at, talk in enumerate(talks):
+                talk.begin([end.fileno() for end in links[at : at + 1]], seconds, memory)
+            for end in links:
+                end.close()
+            deadline = time.monotonic() + seconds + GRACE_SECONDS
+            _converse(talks, deadline)
+            return [talk.result(deadline) for talk in talks]
+        except TimeoutError:
+            raise LaneHung("it does not come to an end") from None
+        except (OSError, EOFError, struct.error, ValueError) as error:
+            raise LaneLost(f"{type(error).__name__}: {error}") from None
+
+
+class _Talk:
+    """What is said to one run, and what it answers.
+
+    Args:
+        lane: Where it runs.
+        data: What it is sent.
+    """
+
+    def __init__(self, lane: Lane, data: bytes) -> None:
+        self.lane = lane
+        self.ours, self._theirs = socket.socketpair()
+        self.ours.setblocking(False)
+        self.rest = memoryview(data)
+        self.parts: list[bytes] = []
+        self.size = 0
+
+    def begin(self, links: list[int], seconds: float, memory: int) -> None:
+        """Start the run with its end of the socket."""
+        with self._theirs:
+            self.lane.begin([self._theirs.fileno(), *links], seconds, memory)
+
+    def push(self) -> bool:
+        """Send some; true if there is more."""
+        try:
+            self.rest = self.rest[self.ours.send(self.rest) :]
+        except (BrokenPipeError, ConnectionResetError):  # it died before it read everything
+            self.rest = self.rest[:0]
+        return bool(self.rest)
+
+    def pull(self) -> bool:
+        """Receive some; true if there may be more."""
+        try:
+            part = self.ours.recv(1 << 18)
+        except ConnectionResetError:
+            part = b""
+        self.parts.append(part)
+        self.size += len(part)
+        return bool(part) and self.size <= wire.OUTPUT_LIMIT
+
+    def result(self, deadline: float) -> RawRun:
+        """All of it, once the run has ended."""
+        self.ours.close()  # one that answers without end is stopped by that
+        how, status, taken = self.lane.finish(deadline)
+        return RawRun(b"".join(self.parts), how, status, taken, self.size > wire.OUTPUT_LIMIT)
+
+
+def _converse(talks: Sequence[_Talk], deadline: float) -> None:
+    """Send the payloads and read the answers until every holder of the other ends is dead.
+
+    Reading goes on while sending does, so that neither side can wait for the other. Once the tests are
+    through, the candidate's run is stopped.
+    """
     poller = select.poll()
-    poller.register(ours, select.POLLIN | select.POLLOUT)
-    rest, size = memoryview(data), 0
-    parts: list[bytes] = []
-    while size <= wire.OUTPUT_LIMIT:
+    going = {talk.ours.fileno(): talk for talk in talks}
+    for descriptor in going:
+        poller.register(descriptor, select.POLLIN | select.POLLOUT)
+    while going:
         events = poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
         if not events:
-            raise EOFError("the run did not end")
-        if rest and events[0][1] & select.POLLOUT:
-            rest = _push(ours, rest)
-            if not rest:
-                poller.modify(ours, select.POLLIN)
-        if events[0][1] & ~select.POLLOUT:
-            part = _pull(ours)
-            if not part:
-                return b"".join(parts), False
-            parts.append(part)
-            size += len(part)
-    return b"".join(parts), True
-
-
-def _push(ours: socket.socket, rest: memoryview) -> memoryview:
-    try:
-        return rest[ours.send(rest) :]
-    except (BrokenPipeError, ConnectionResetError):  # it died before it read everything
-        return rest[:0]
-
-
-def _pull(ours: socket.socket) -> bytes:
-    try:
-        return ours.recv(1 << 18)
-    except ConnectionResetError:
-        return b""
+            raise TimeoutError
+        for descriptor, event in events:
+            talk = going[descriptor]
+            if event & select.POLLOUT and not talk.push():
+                poller.modify(descriptor, select.POLLIN)
+            if event & ~select.POLLOUT and not talk.pull():
+                poller.unregister(descriptor)
+                del going[descriptor]
+                if talk is not talks[0]:
+                    talks[0].lane.stop()

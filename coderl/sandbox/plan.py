@@ -3,22 +3,25 @@
 Only the *trusted tests* are parsed here. The candidate is never parsed, compiled or run in this process.
 
 Sealed grading splits each assert (:mod:`coderl.sandbox.seal`); a ``check(candidate)`` that does nothing but
-assert is taken apart into its asserts. Everything else runs inline, beside the candidate.
+assert is taken apart into its asserts. In rpc grading the tests run as they are, in a process of their own,
+where what they call of the candidate is a stub. What neither can carry runs inline, beside the candidate.
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
+import sys
 import textwrap
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from coderl.errors import UserError
-from coderl.sandbox.seal import Unsealable, seal
+from coderl.sandbox.seal import Unsealable, redefined, seal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
 
     from coderl.sandbox.compare import Check
 
@@ -33,6 +36,9 @@ class Program:
         setup: Source run after the candidate and before the tests.
         test: Source that defines ``check(candidate)`` (HumanEval form), used where ``tests`` is empty.
         entry_point: Name of the function that ``check`` receives.
+        helpers: Source that defines what the tests use beside the candidate, such as HumanEval's prompt. In
+            rpc grading it runs where the tests do, and the candidate cannot redefine it there. Text that is
+            not Python is ignored.
     """
 
     code: str
@@ -40,6 +46,7 @@ class Program:
     setup: str = ""
     test: str = ""
     entry_point: str = ""
+    helpers: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,32 @@ class Sealed:
 
 
 @dataclass(frozen=True, slots=True)
+class Rpc:
+    """An rpc plan: the tests run in a process of their own.
+
+    Attributes:
+        tests: Source of each test.
+        names: What they call of the candidate: each becomes a stub.
+        values: What else they use of it, such as a function to hand on: looked up beforehand.
+        modules: Modules of the standard library that they use without importing them.
+        helpers: Source that runs before all, and sees nothing of the candidate.
+        setup: Source that runs before the tests, with the stubs.
+    """
+
+    tests: tuple[str, ...]
+    names: tuple[str, ...]
+    values: tuple[str, ...]
+    modules: tuple[str, ...]
+    helpers: str
+    setup: str
+
+    @property
+    def total(self) -> int:
+        """Number of tests."""
+        return len(self.tests)
+
+
+@dataclass(frozen=True, slots=True)
 class Inline:
     """An inline plan: tests run beside the candidate.
 
@@ -88,25 +121,11 @@ class Inline:
 def _parse(source: str) -> ast.Module:
     try:
         return ast.parse(source)
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         shown = textwrap.shorten(source, 60)
         raise UserError(
             f"a test is not valid Python: {error} in {shown!r}: mend the problem's tests"
         ) from None
-
-
-def _steps(index: int, source: str) -> list[Step]:
-    steps = []
-    for node in _parse(source).body:
-        if isinstance(node, ast.Assert):
-            steps.append(Step(index, *seal(node.test, source)))
-        elif isinstance(node, (ast.Assign, ast.Import, ast.ImportFrom)):
-            steps.append(Step(index, ast.get_source_segment(source, node) or ""))
-        else:
-            raise Unsealable(f"a test with a {type(node).__name__} statement")
-    if not any(step.check for step in steps):
-        raise Unsealable("a test without an assert")
-    return steps
 
 
 @lru_cache(maxsize=4096)
@@ -117,41 +136,124 @@ def sealed_plan(tests: tuple[str, ...], test: str = "", entry_point: str = "") -
         Unsealable: There is none; the message says why.
         UserError: A test is not Python.
     """
-    lines = tests or tuple(_asserts(test, entry_point))
-    steps = [step for index, source in enumerate(lines) for step in _steps(index, source)]
-    return Sealed(tuple(steps), len(lines))
+    before: list[str] = []
+    bodies = [_parse(source).body for source in tests]
+    if not tests:
+        before, bodies = _apart(_parse(test), entry_point)
+    steps = [Step(0, source) for source in before]
+    steps += [step for index, body in enumerate(bodies) for step in _steps(index, body)]
+    return Sealed(tuple(steps), len(bodies))
 
 
-def _asserts(test: str, entry_point: str) -> Iterator[str]:
-    """The asserts of a ``check`` as tests of their own; what stands before them goes with the first."""
-    before = ""
-    for node in _parse(test).body:
-        if (
-            isinstance(node, ast.FunctionDef)
-            and node.name == "check"
-            and len(node.args.args) == 1
-            and entry_point
-        ):
-            before += f"{node.args.args[0].arg} = {entry_point}\n"
-            for line in _body(node, test):
-                yield before + line
-                before = ""
+def _steps(index: int, body: Sequence[ast.stmt]) -> list[Step]:
+    """The steps of one test."""
+    steps = []
+    for node in body:
+        if isinstance(node, ast.Assert):
+            steps.append(Step(index, *seal(node.test)))
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            steps.append(Step(index, ast.unparse(node)))
         else:
-            before += f"{ast.get_source_segment(test, node)}\n"
-    if before:
+            raise Unsealable(f"a test with a {type(node).__name__} statement")
+    if not any(step.check for step in steps):
+        raise Unsealable("a test without an assert")
+    return steps
+
+
+def _apart(tree: ast.Module, entry_point: str) -> tuple[list[str], list[list[ast.stmt]]]:
+    """What goes before the asserts of a ``check``, and each of them as a test of its own."""
+    if not tree.body:
+        raise Unsealable("there is no check")
+    *others, check = tree.body
+    if not (isinstance(check, ast.FunctionDef) and check.name == "check" and len(check.args.args) == 1):
         raise Unsealable("there is no check that asserts, or more follows it")
+    if not entry_point:
+        raise Unsealable("nothing says what check is given")
+    used = _used(check)
+    for node in others:
+        named = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+        if not isinstance(node, (ast.Import, ast.ImportFrom, ast.Assign)) or named & used:
+            raise Unsealable("check uses what its source defines")
+    before = [ast.unparse(node) for node in others if isinstance(node, (ast.Import, ast.ImportFrom))]
+    asserts = [[node] for node in check.body if not _says_nothing(node)]
+    if not asserts:
+        raise Unsealable("check asserts nothing")
+    return [*before, f"{check.args.args[0].arg} = {entry_point}"], asserts
 
 
-def _body(check: ast.FunctionDef, test: str) -> Iterator[str]:
-    for node in check.body:
-        said = (
-            node.test if isinstance(node, ast.Assert) else node.value if isinstance(node, ast.Expr) else None
-        )
-        if isinstance(node, ast.Pass) or (isinstance(said, ast.Constant) and said.value):
-            continue  # nothing is tested: a docstring, or "assert True"
-        if not isinstance(node, ast.Assert):
-            raise Unsealable(f"check does more than assert: a {type(node).__name__} statement")
-        yield ast.get_source_segment(test, node) or ""
+def _says_nothing(node: ast.stmt) -> bool:
+    """A docstring, ``pass`` or ``assert True``."""
+    said = node.test if isinstance(node, ast.Assert) else node.value if isinstance(node, ast.Expr) else None
+    return isinstance(node, ast.Pass) or (isinstance(said, ast.Constant) and bool(said.value))
+
+
+@lru_cache(maxsize=4096)
+def rpc_plan(program_tests: tuple[str, ...], setup: str, test: str, entry_point: str, helpers: str) -> Rpc:
+    """The rpc plan of assert lines or of a ``check(candidate)``.
+
+    Raises:
+        Unsealable: There is none; the message says why.
+        UserError: A test is not Python.
+    """
+    helpers = helpers if _is_python(helpers) else ""
+    tests = program_tests or (f"{test}\ncheck({entry_point})" if entry_point else test,)
+    setup = setup if program_tests else ""
+    tree = _parse("\n".join([helpers, setup, *tests]))
+    calls = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    ]
+    called = {node.func.id for node in calls if isinstance(node.func, ast.Name)}
+    bound, imported = _bound(tree)
+    used = _used(tree) - bound - _BUILTIN
+    # A test may rely on a module that the candidate imports, or a later test.
+    modules = (used - called | imported) & sys.stdlib_module_names
+    names = used - modules
+    if not names and not entry_point:  # what is asked for has a builtin's name
+        names = {name for name in called & _BUILTIN - bound if redefined(name, calls)}
+    if entry_point and not program_tests:
+        names |= {entry_point}
+    if not names:
+        raise Unsealable("the tests use nothing that is not their own")
+    called &= names
+    stubs, values, needed = (tuple(sorted(part)) for part in (called, names - called, modules))
+    return Rpc(tests, stubs, values, needed, helpers, setup)
+
+
+_BUILTIN = frozenset(dir(builtins)) | {"__name__", "__file__"}
+
+
+def _is_python(source: str) -> bool:
+    try:
+        ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
+
+
+def _used(tree: ast.AST) -> set[str]:
+    """Names that are read anywhere in a source."""
+    return {
+        node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
+
+
+def _bound(tree: ast.AST) -> tuple[set[str], set[str]]:
+    """Names that are given a value anywhere in a source, in whatever scope; and those that are modules'."""
+    found, imported = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            found.add(node.id)
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.arg):
+            found.add(node.arg)
+        elif isinstance(node, ast.alias):
+            found.add((node.asname or node.name).partition(".")[0])
+        elif isinstance(node, (ast.ExceptHandler, ast.MatchAs, ast.MatchStar)):
+            found.add(node.name or "")
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names if not alias.asname}
+    return found, imported
 
 
 _NEVER = ("assert False", "assert 0 == 1", "assert not 1", "assert [1] == [2] and 'a' == 'b'")

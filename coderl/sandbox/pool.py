@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import queue
-import shutil
-import tempfile
 import threading
 import weakref
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from itertools import count
+from collections import deque
+from concurrent.futures import Future, as_completed
 from typing import TYPE_CHECKING, Any, Self
 
 from coderl.errors import UsageError, UserError
-from coderl.sandbox.grading import Job, Mode, judge, prepare, safe
-from coderl.sandbox.jail import Jail, probe, require
-from coderl.sandbox.lane import Lane, LaneLost
+from coderl.sandbox import cores
+from coderl.sandbox.grading import Job, Mode, UnfitForRpc, grading_of, judge, prepare, safe
+from coderl.sandbox.lane import Lane, LaneHung, LaneLost, run_together
+from coderl.sandbox.probe import probe, require
+from coderl.sandbox.racks import Rack, Racks
 from coderl.types import Execution
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from concurrent.futures import Future
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from coderl.sandbox.jail import Jail
     from coderl.sandbox.plan import Program
-    from coderl.types import Tier
+    from coderl.types import Outcome, Tier
 
 MOST_WORKERS = 16
+AHEAD = 512
+"""Programs in flight for each lane: what the others can get through while one waits out its time."""
 
 
 class Sandbox:
@@ -38,12 +37,13 @@ class Sandbox:
     Args:
         workers: Lanes, each runs one program at a time; by default one for each usable core, 16 at most.
         timeout: Seconds of wall time for a program with all its tests.
-        grading: ``auto`` seals what can be sealed and runs the rest inline; ``sealed`` and ``inline`` insist.
+        grading: ``auto`` takes the strongest that a problem's tests allow: sealed, else rpc, else inline.
+            The others insist.
         memory_mb: MiB of address space that a program may use above the interpreter's own.
         allow_weak_isolation: Accept tier C (see :mod:`coderl.sandbox.jail`).
 
     Raises:
-        UsageError: An argument is out of range, or names a grading that this version does not have.
+        UsageError: An argument is out of range, or names an unknown grading.
     """
 
     def __init__(
@@ -55,14 +55,15 @@ class Sandbox:
         allow_weak_isolation: bool = False,
     ) -> None:
         _check(workers, timeout, grading, memory_mb)
-        self.workers = workers or min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+        self.workers = workers or min(cores.usable(), MOST_WORKERS)
         self.timeout = timeout
         self.grading: Mode = grading
         self.memory_mb = memory_mb
         self.allow_weak_isolation = allow_weak_isolation
         self._lock = threading.Lock()
         self._jail: Jail | None = None
-        self._running: _Running | None = None
+        self._inline: set[int] = set()  # hashes of tests that turned out to be unfit for rpc
+        self._racks: Racks | None = None
 
     @property
     def jail(self) -> Jail:
@@ -84,13 +85,13 @@ class Sandbox:
         """
         self._started()
 
-    def _started(self) -> _Running:
+    def _started(self) -> Racks:
         with self._lock:
-            if self._running is None:
+            if self._racks is None:
                 require(self.jail, self.allow_weak_isolation)
-                self._running = _Running(self.jail, self.workers)
-                self._finalizer = weakref.finalize(self, self._running.close)
-            return self._running
+                self._racks = Racks(self.jail, self.workers)
+                self._finalizer = weakref.finalize(self, self._racks.close)
+            return self._racks
 
     def run(
         self, programs: Sequence[Program], progress: bool | Callable[[int, int], None] = False
@@ -107,9 +108,10 @@ class Sandbox:
         """
         if not programs:
             return []
-        jobs = [prepare(program, self.grading) for program in programs]
-        running = self._started()
-        futures = [running.threads.submit(self._one, running, job) for job in jobs]
+        jobs = [self._prepared(program) for program in programs]
+        racks = self._started()
+        both = zip(programs, jobs, strict=True)
+        futures = [racks.threads.submit(self._one, racks, program, job) for program, job in both]
         try:
             _watch(futures, progress)
             return [future.result() for future in futures]
@@ -117,28 +119,82 @@ class Sandbox:
             for future in futures:
                 future.cancel()
 
-    def _one(self, running: _Running, job: Job) -> Execution:
-        """One verdict. What says nothing about the program is tried once more, in another lane if need be."""
-        result = self._attempt(running, job)
-        return self._attempt(running, job) if result.outcome == "infra_error" else result
+    def stream(self, programs: Iterable[Program], ahead: int | None = None) -> Iterator[Execution]:
+        """Run programs as they are read, and give their verdicts in the same order as they come.
 
-    def _attempt(self, running: _Running, job: Job) -> Execution:
-        lane = None
+        Args:
+            programs: What to run. It is read in the calling thread, and never further than ``ahead`` programs
+                past the verdict that was asked for last.
+            ahead: Programs in flight, at most; by default 512 for each lane.
+
+        Raises:
+            UserError: See :meth:`run`. It comes in the program's place: after the verdicts of those before.
+                An error of ``programs`` itself does the same.
+        """
+        limit = ahead or AHEAD * self.workers
+        flying: deque[Future[Execution]] = deque()
         try:
-            lane = running.take()
-            raw = lane.run(job.payload, self.timeout, self.memory_mb << 20)
+            for future in self._submitted(programs):
+                flying.append(future)
+                while flying and (len(flying) >= limit or flying[0].done()):
+                    yield flying.popleft().result()
+            while flying:
+                yield flying.popleft().result()
+        finally:
+            for future in flying:
+                future.cancel()
+
+    def _submitted(self, programs: Iterable[Program]) -> Iterator[Future[Execution]]:
+        """The verdicts to come. An error ends them and is the last of them."""
+        racks = self._started()
+        try:
+            for program in programs:
+                yield racks.threads.submit(self._one, racks, program, self._prepared(program))
+        except Exception as error:
+            failed: Future[Execution] = Future()
+            failed.set_exception(error)
+            yield failed
+
+    def _prepared(self, program: Program) -> Job:
+        mode = "inline" if _tests_of(program) in self._inline else self.grading
+        return prepare(program, mode)
+
+    def _one(self, racks: Racks, program: Program, job: Job) -> Execution:
+        """One verdict. What says nothing about the program is tried once more, in other lanes if need be."""
+        try:
+            result = self._attempt(racks, job)
+            if result.outcome == "infra_error":
+                result = self._attempt(racks, job, again=True)
+            return result
+        except UnfitForRpc as unfit:
+            if self.grading != "auto":
+                raise UserError(f"these tests cannot be graded rpc: {unfit}: use grading: auto") from None
+            self._inline.add(_tests_of(program))
+            return self._one(racks, program, self._prepared(program))
+
+    def _attempt(self, racks: Racks, job: Job, again: bool = False) -> Execution:
+        payloads = [job.payload, *filter(None, [job.tests])]
+        taken: list[tuple[Rack, Lane]] = []
+        try:
+            for rack in (racks.candidates, racks.tests)[: len(payloads)]:
+                taken.append((rack, rack.take()))
+            runs = run_together([lane for _, lane in taken], payloads, self.timeout, self.memory_mb << 20)
         except (LaneLost, OSError) as error:
-            running.lose(lane)
+            for rack, lane in taken:
+                rack.lose(lane)
             message = safe(f"the lane was lost: {error}")
-            return Execution("infra_error", 0, job.plan.total, message, tier=self.tier)
-        running.give(lane)
-        return judge(job, raw, self.tier)
+            # One hung lane is bad luck, two are the program's doing and must not pass for a failure of ours.
+            outcome: Outcome = "error" if again and isinstance(error, LaneHung) else "infra_error"
+            return Execution(outcome, 0, job.plan.total, message, 0.0, grading_of(job), self.tier)
+        for rack, lane in taken:
+            rack.give(lane)
+        return judge(job, runs[0], self.tier, *runs[1:])
 
     def close(self) -> None:
         """End every lane and remove what they wrote. The sandbox may be started again."""
         with self._lock:
-            running, self._running = self._running, None
-        if running is not None:
+            racks, self._racks = self._racks, None
+        if racks is not None:
             self._finalizer()
 
     def __enter__(self) -> Self:
@@ -151,59 +207,8 @@ class Sandbox:
         raise TypeError("a sandbox holds processes and cannot be pickled: make one in each process")
 
 
-class _Running:
-    """The lanes and threads of a started sandbox."""
-
-    def __init__(self, jail: Jail, workers: int) -> None:
-        self.jail = jail
-        self.folder = tempfile.mkdtemp(prefix="coderl-")
-        os.chmod(self.folder, 0o711)
-        self.owner = os.getpid()
-        self.numbers = count()
-        self.threads = ThreadPoolExecutor(workers, thread_name_prefix="coderl-lane")
-        self.lanes: queue.SimpleQueue[Lane | None] = queue.SimpleQueue()
-        try:
-            for _ in range(workers):
-                self.lanes.put(self.open())
-        except OSError as error:
-            self.close()
-            raise UserError(f"the sandbox cannot start its processes: {error}: lower its workers") from None
-
-    def open(self) -> Lane:
-        return Lane(self.jail, os.path.join(self.folder, str(next(self.numbers))))
-
-    def take(self) -> Lane:
-        """A lane for one run; the place of a lost one is filled with a new one."""
-        lane = self.lanes.get()
-        if lane is not None:
-            return lane
-        try:
-            return self.open()
-        except BaseException:
-            self.lanes.put(None)
-            raise
-
-    def give(self, lane: Lane) -> None:
-        self.lanes.put(lane)
-
-    def lose(self, lane: Lane | None) -> None:
-        if lane is not None:
-            with contextlib.suppress(OSError):
-                lane.close(patience=0.0)
-            self.lanes.put(None)
-
-    def close(self) -> None:
-        if os.getpid() != self.owner:  # in a fork of the owner, whose lanes these still are
-            return
-        self.threads.shutdown(cancel_futures=True)
-        while True:
-            try:
-                lane = self.lanes.get_nowait()
-            except queue.Empty:
-                break
-            if lane is not None:
-                lane.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+def _tests_of(program: Program) -> int:
+    return hash((program.tests, program.setup, program.test, program.entry_point, program.helpers))
 
 
 def _watch(futures: list[Future[Execution]], progress: bool | Callable[[int, int], None]) -> None:
@@ -222,12 +227,8 @@ def _watch(futures: list[Future[Execution]], progress: bool | Callable[[int, int
 
 
 def _check(workers: int | None, timeout: float, grading: str, memory_mb: int) -> None:
-    if grading == "rpc":
-        raise UsageError(
-            "grading: rpc is not available in this version: use auto, which runs such tests inline"
-        )
-    if grading not in ("auto", "sealed", "inline"):
-        raise UsageError(f"unknown grading {grading!r}: use auto, sealed or inline")
+    if grading not in ("auto", "sealed", "rpc", "inline"):
+        raise UsageError(f"unknown grading {grading!r}: use auto, sealed, rpc or inline")
     if workers is not None and workers < 1:
         raise UsageError(f"sandbox workers is {workers}: use 1 or more, or leave it out for one a core")
     if not 0 < timeout < 1e6:

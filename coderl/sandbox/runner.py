@@ -1,17 +1,20 @@
 """Runs a candidate and its tests: the jailed side, which lives in the run's child beside untrusted code.
 
 The trusted side believes nothing of it except what it can check: in sealed grading the answers themselves,
-in inline grading records that carry a token read before the candidate ran.
+in inline grading records that carry a token read before the candidate ran. In rpc grading a run of its own
+holds the tests and no candidate, and its records can be believed.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
 from coderl.sandbox.codec import TRUSTED, CodecError, decode
+from coderl.sandbox.rpc import Client, Named, Server, Unfit
 from coderl.sandbox.wire import Record, pack_record, read_frame
 
 if TYPE_CHECKING:
@@ -23,8 +26,13 @@ _SHORT = 64
 """Bytes of bytecode under which a module may be nothing but a docstring."""
 
 
-def serve(descriptor: int) -> None:
-    """Read one payload, run it, and answer on the same descriptor."""
+def serve(descriptor: int, link: int) -> None:
+    """Read one payload, run it, and answer on the same descriptor.
+
+    Args:
+        descriptor: The run's socket.
+        link: In rpc grading, the socket between the candidate's run and the tests'.
+    """
 
     def send(record: Record) -> None:
         data = memoryview(pack_record(record))
@@ -34,13 +42,18 @@ def serve(descriptor: int) -> None:
     send(Record("ready"))
     payload = decode(read_frame(lambda count: os.read(descriptor, count)), TRUSTED)
     warnings.simplefilter("ignore")
+    if payload["role"] == "tests":
+        against(Client(link), payload, send)
+        return
     namespace: dict[str, Any] = {}
     outcome, message = define(payload["code"], payload["setup"], namespace)
     if outcome:
         send(Record("refused", value=(outcome, message)))
         return
     send(Record("defined"))
-    if payload["token"]:
+    if payload["role"] == "candidate":
+        Server(link, namespace).serve()
+    elif payload["role"] == "inline":
         inline(payload["tests"], payload["canaries"], namespace, payload.pop("token"), send)
     else:
         sealed(payload["steps"], namespace, send)
@@ -114,6 +127,29 @@ def inline(
         send(Record("raised", token, ("failed", "a false assert passes")))
         return
     send(Record("end", token))
+
+
+def against(client: Client, payload: dict[str, Any], send: Send) -> None:
+    """Run trusted tests here, with stubs for what the candidate defines there (see :mod:`.rpc`)."""
+    namespace: dict[str, Any] = {}
+    broken = _attempt(payload["helpers"], namespace)
+    namespace |= {name: importlib.import_module(name) for name in payload["modules"]}
+    namespace |= {name: Named(client, name) for name in payload["names"]}
+    try:
+        namespace |= {name: client.named(name) for name in payload["values"]}
+    except BaseException as error:
+        broken = _failure(error)
+    broken = broken or _attempt(payload["setup"], namespace)
+    for source in payload["tests"]:
+        failure = broken or _attempt(source, namespace)
+        if client.failure:
+            kind = "unfit" if isinstance(client.failure, Unfit) else "gone"
+            send(Record(kind, value=("failed", str(client.failure))))
+            return
+        send(Record("passed") if failure is None else Record("raised", value=failure))
+    if not client.asked:
+        send(Record("raised", value=("failed", "the tests never call it")))
+    send(Record("end"))
 
 
 def _attempt(source: str, namespace: dict[str, Any]) -> tuple[str, str] | None:

@@ -1,7 +1,8 @@
 """The messages between the trusted side, a lane's zygote, and a run's child.
 
-Control socket (sequenced packets, trusted side and zygote): ``HELLO`` once, then ``JOB`` with one end of a
-fresh socket pair, answered by ``DONE`` after everything the run started is dead.
+Control socket (sequenced packets, trusted side and zygote): the lane's settings, answered by ``HELLO``; then
+``JOB`` with one end of a fresh socket pair, answered by ``DONE`` after everything the run started is dead.
+``STOP`` may come in between. In rpc grading a job brings an end of a second pair, the link between two runs.
 Run socket (stream, trusted side and child): one frame with the payload in, frames of records out. The zygote
 never reads it, so that no child can find an earlier run's tests in memory it shares with the zygote.
 """
@@ -16,17 +17,20 @@ from coderl.sandbox.codec import CodecError, Opaque, decode, encode
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-HELLO = struct.Struct(">4sII")  # b"hey!", process id of the zygote, user id of the runs
-JOB = struct.Struct(">IdQ")  # run number, seconds, bytes of memory above the baseline
+HELLO = struct.Struct(">4sI")  # b"hey!", user id of the runs
+JOB = struct.Struct(">IdQI")  # run number, seconds, bytes of address space, processes and threads
+STOP = struct.Struct(">I")  # number of the run that need not go on
 DONE = struct.Struct(">IBid")  # run number, how it ended, exit status or signal (negative), seconds
 LENGTH = struct.Struct(">I")
 GREETING = b"hey!"
-EXITED, TIMED_OUT, NOT_STARTED = range(3)
+EXITED, TIMED_OUT, NOT_STARTED, STOPPED = range(4)
+SETTINGS_LIMIT = 1 << 17
+"""Bytes of a lane's settings, which are one packet."""
 
 OUTPUT_LIMIT = 16 << 20
 """Bytes that one run may answer with, all records together."""
 
-Kind = Literal["ready", "broken", "refused", "defined", "value", "raised", "passed", "end"]
+Kind = Literal["ready", "broken", "refused", "defined", "value", "raised", "passed", "unfit", "gone", "end"]
 
 
 class Record(NamedTuple):

@@ -14,10 +14,12 @@ import select
 import signal
 import socket
 import struct
+import sys
 import time
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from coderl.sandbox import confine, wire
+from coderl.sandbox import confine, landlock, wire
+from coderl.sandbox.codec import TRUSTED, decode
 from coderl.sandbox.preload import COMMON, everything, preload
 from coderl.sandbox.runner import describe, serve
 from coderl.sandbox.wipe import wipe
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
 
 CONTROL = 3
 """The descriptor of the control socket in the zygote, and of the run socket in a child."""
+LINK = 4
+"""The descriptor of the link to another run, in a child that has one."""
+RULES = 63
+"""The descriptor of the Landlock ruleset, out of the way of both."""
 _POLL_SECONDS = 2.0
 
 
@@ -35,49 +41,60 @@ class Zygote:
 
     Args:
         control: Sequenced-packet socket to the trusted side; its end ends the lane.
-        folder: The lane's own folder. Runs work in ``folder/work``.
+        settings: See :meth:`coderl.sandbox.jail.Jail.settings`.
     """
 
-    def __init__(self, control: socket.socket, folder: str) -> None:
+    def __init__(self, control: socket.socket, settings: dict[str, Any]) -> None:
         self.control = control
-        self.folder = folder
-        self.work = os.path.join(folder, "work")
+        self.folder: str = settings["folder"]
+        self.work: str = settings["work"]
         self.pid = os.getpid()
         self.parent = os.getppid()
         self.uid = confine.user_for_runs()
         self.owned = confine.is_own(self.uid)
-        others = 0 if self.owned else confine.tasks_of(self.uid)
-        self.processes = others + confine.PROCESSES
+        self.clean()
+        rules = self.rules(settings)
+        self.confinement = confine.Confinement(self.uid, self.work, self.pid, settings["filter"], rules)
+
+    def rules(self, settings: dict[str, Any]) -> int:
+        """The descriptor of the Landlock ruleset, or -1 without one."""
+        if not settings["landlock"]:
+            return -1
+        made = landlock.ruleset(settings["read"], [self.work], settings["use"])
+        os.dup2(made, RULES, inheritable=False)
+        os.close(made)
+        return RULES
 
     def run_forever(self) -> None:
         """Serve jobs until the trusted side is gone."""
-        self.clean()
-        self.control.send(wire.HELLO.pack(wire.GREETING, self.pid, self.uid))
+        self.control.send(wire.HELLO.pack(wire.GREETING, self.uid))
         while True:
             ready, _, _ = select.select([self.control], [], [], _POLL_SECONDS)
             if os.getppid() != self.parent:
                 return
             if not ready:
                 continue
-            data, descriptors, _, _ = socket.recv_fds(self.control, wire.JOB.size, 1)
+            data, descriptors, _, _ = socket.recv_fds(self.control, wire.JOB.size, 2)
             if not data:
                 return
-            number, seconds, memory = wire.JOB.unpack(data)
-            if not self.serve_job(number, seconds, memory, descriptors[0]):
+            if len(data) == wire.JOB.size and not self.serve_job(wire.JOB.unpack(data), descriptors):
                 return
 
-    def serve_job(self, number: int, seconds: float, memory: int, descriptor: int) -> bool:
+    def serve_job(self, job: tuple[int, float, int, int], descriptors: list[int]) -> bool:
         """Run one job to its end and report it. False if the trusted side has gone."""
+        number, seconds, memory, processes = job
         began = time.monotonic()
         try:
-            child = os.fork()
+            child = confine.fork()
         except OSError:
+            child = -1
+        if child == 0:
+            self.become_child(descriptors, memory, seconds, processes)
+        for descriptor in descriptors:
             os.close(descriptor)
+        if child < 0:
             self.control.send(wire.DONE.pack(number, wire.NOT_STARTED, 0, 0.0))
             return True
-        if child == 0:
-            self.become_child(descriptor, memory, seconds)
-        os.close(descriptor)
         how, alive = self.watch(child, began + seconds)
         taken = time.monotonic() - began
         status = self.reap(child)
@@ -86,34 +103,35 @@ class Zygote:
             self.control.send(wire.DONE.pack(number, how, status, taken))
         return alive
 
-    def become_child(self, descriptor: int, memory: int, seconds: float) -> NoReturn:
+    def become_child(self, descriptors: list[int], memory: int, seconds: float, processes: int) -> NoReturn:
         """The forked side: confinement first, then the payload. Never returns."""
         try:
-            os.dup2(descriptor, CONTROL)
-            os.closerange(CONTROL + 1, confine.OPEN_FILES)
+            _place(descriptors)
             try:
-                confine.confine(self.uid, self.work, self.pid, memory, seconds, self.processes)
+                self.confinement.enter(memory, seconds, processes)
             except OSError as error:
                 os.write(CONTROL, wire.pack_record(wire.Record("broken", value=describe(error))))
                 os._exit(1)
-            serve(CONTROL)
+            serve(CONTROL, LINK)
         except BaseException:
             os._exit(1)
         os._exit(0)
 
     def watch(self, child: int, deadline: float) -> tuple[int, bool]:
-        """Wait for the child to end, its deadline, or the end of the trusted side."""
+        """Wait for the child to end, its deadline, word to stop it, or the end of the trusted side."""
         handle = os.pidfd_open(child)
         poller = select.poll()
         poller.register(handle, select.POLLIN)
-        poller.register(self.control, select.POLLHUP)
+        poller.register(self.control, select.POLLIN | select.POLLHUP)
         try:
             while (left := deadline - time.monotonic()) > 0:
                 events = dict(poller.poll(max(1, min(left, _POLL_SECONDS) * 1000)))
                 if handle in events:
                     return wire.EXITED, True
-                if events or os.getppid() != self.parent:
-                    return wire.TIMED_OUT, False
+                if events:
+                    return wire.STOPPED, bool(self.control.recv(wire.STOP.size))
+                if os.getppid() != self.parent:
+                    return wire.STOPPED, False
             return wire.TIMED_OUT, True
         finally:
             os.close(handle)
@@ -135,13 +153,16 @@ class Zygote:
 
     def kill_rest(self) -> None:
         """Kill processes that left the child's group; being a subreaper, this one has adopted the orphans."""
-        for pid in self.children():
-            _kill(os.killpg, pid)
-            _kill(os.kill, pid)
-        if self.owned:
-            for pid in confine.processes_of(self.uid):
+        if self.pid == 1:
+            _kill(os.kill, -1)  # everything in this namespace but its first process
+        else:
+            for pid in self.children():
+                _kill(os.killpg, pid)
                 _kill(os.kill, pid)
-        time.sleep(0.001)
+            if self.owned:
+                for pid in confine.processes_of(self.uid):
+                    _kill(os.kill, pid)
+        time.sleep(0.0002)
 
     def children(self) -> list[int]:
         """Direct children, by ``/proc``."""
@@ -155,18 +176,29 @@ class Zygote:
         """An empty working folder that belongs to the run's user."""
         if not wipe(self.work):
             os.makedirs(self.work, exist_ok=True)
-            if self.uid != os.getuid():
-                os.chown(self.work, self.uid, self.uid)
+        if self.uid != os.stat(self.work).st_uid:
+            os.chown(self.work, self.uid, self.uid)
         os.chmod(self.work, 0o700)
 
     def leave(self) -> None:
         """Remove the lane's folder, and the sandbox's once it is empty."""
+        if not self.folder:  # its file system goes with it
+            return
         wipe(self.work)
         for folder in (self.work, self.folder, os.path.dirname(self.folder)):
             try:
                 os.rmdir(folder)
             except OSError:
                 return
+
+
+def _place(descriptors: list[int]) -> None:
+    """Put a job's descriptors where the runner expects them, and close all others but the ruleset."""
+    aside = [os.dup2(descriptor, RULES + 1 + at) for at, descriptor in enumerate(descriptors)]
+    for at, descriptor in enumerate(aside):
+        os.dup2(descriptor, CONTROL + at)
+    os.closerange(CONTROL + len(descriptors), RULES)
+    os.closerange(RULES + 1, confine.OPEN_FILES)
 
 
 def _parent_of(pid: int) -> int:
@@ -182,11 +214,10 @@ def _kill(kill: Callable[[int, int], None], pid: int) -> None:
         kill(pid, signal.SIGKILL)
 
 
-def main(folder: str, descriptor: int) -> None:
+def main(descriptor: int) -> None:
     """Serve the control socket until it closes.
 
     Args:
-        folder: See :class:`Zygote`.
         descriptor: The inherited control socket; it is moved out of the way of a run's.
     """
     if descriptor != CONTROL:
@@ -194,12 +225,19 @@ def main(folder: str, descriptor: int) -> None:
         os.close(descriptor)
     control = socket.socket(fileno=CONTROL)
     confine.shield()
-    zygote = Zygote(control, folder)
-    preload(COMMON if confine.can_read(zygote.uid, os.__file__) else everything())
+    settings = decode(control.recv(wire.SETTINGS_LIMIT), TRUSTED)
+    zygote = Zygote(control, settings)
+    known = confine.can_read(zygote.uid, os.__file__)
+    sys.path += settings["packages"]
+    preload([*COMMON, "numpy"] if known else everything())
+    # numpy is in memory; what lies beside it, and beside this package, is nobody's business.
+    sys.path = [path for path in sys.path if path not in settings["packages"]]
+    for path in sys.path_importer_cache.keys() - set(sys.path):
+        del sys.path_importer_cache[path]
     gc.collect()
     gc.freeze()
-    with contextlib.suppress(
-        OSError, struct.error, IndexError
-    ):  # the trusted side is gone, or talks nonsense
+    # The trusted side may be gone, or talk nonsense.
+    with contextlib.suppress(OSError, struct.error, IndexError):
+        zygote.confinement.prepare()
         zygote.run_forever()
     zygote.leave()

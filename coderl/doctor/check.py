@@ -1,0 +1,28 @@
+"""One finding of the doctor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Status = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was tried.
+
+    Attributes:
+        name: What it is.
+        status: ``ok``; ``warn`` where something is missing that training can do without; ``fail`` where
+            training cannot run, or not safely.
+        detail: What was found, in one line.
+        mend: What to do about it; empty where it is ok.
+        data: The same as plain values, for ``--json``.
+    """
+
+    name: str
+    status: Status
+    detail: str
+    mend: str = ""
+    data: dict[str, Any] = field(default_factory=dict)
