@@ -7,7 +7,23 @@ their values should be; the comparison is made here, on plain data.
 
 from __future__ import annotations
 
-from coderl.sandbox.plan import Program
-from coderl.sandbox.pool import Sandbox
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from coderl.sandbox.plan import Program
+    from coderl.sandbox.pool import Sandbox
 
 __all__ = ["Program", "Sandbox"]
+
+
+def __getattr__(name: str) -> object:
+    """Load on demand: a lane's interpreter, which pays for all it holds at each fork, needs neither."""
+    if name == "Sandbox":
+        from coderl.sandbox.pool import Sandbox
+
+        return Sandbox
+    if name == "Program":
+        from coderl.sandbox.plan import Program
+
+        return Program
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,12 +11,11 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
-import secrets
 import signal
 from dataclasses import dataclass
 
 from coderl.sandbox import landlock
-from coderl.sandbox.syscalls import for_process
+from coderl.sandbox.syscalls import WORD, process_ids
 
 NOBODY = 65534
 _FIRST_UID = 1_879_048_192  # systemd's table of uids calls this range unused
@@ -56,7 +55,7 @@ def user_for_runs() -> int:
     """
     if os.getuid() != 0:
         return os.getuid()
-    uid = _FIRST_UID + secrets.randbelow(1 << 28)
+    uid = _FIRST_UID + int.from_bytes(os.urandom(4)) % (1 << 28)
     return uid if can_read(uid, os.devnull) else NOBODY
 
 
@@ -126,14 +125,14 @@ class Confinement:
         uid: User id to run under.
         folder: The working folder.
         parent: Process id of the zygote; the run dies with it.
-        filter: System-call filter as a template, or nothing (see :mod:`coderl.sandbox.syscalls`).
+        filter: System-call filter, if there is one.
         rules: Descriptor of a Landlock ruleset, or -1.
     """
 
     uid: int
     folder: str
     parent: int
-    filter: bytes = b""
+    filter: Filter | None = None
     rules: int = -1
 
     def prepare(self) -> None:
@@ -168,7 +167,7 @@ class Confinement:
             landlock.restrict(self.rules)
             os.close(self.rules)
         if self.filter:
-            install_filter(self.filter)
+            self.filter.install()
 
 
 def fork() -> int:
@@ -190,21 +189,30 @@ def no_new_privileges() -> None:
 
 
 class _Program(ctypes.Structure):
-    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
 
 
-def install_filter(template: bytes) -> None:
-    """Put a system-call filter on this process, for good.
+class Filter:
+    """A system-call filter, ready to be put on a process with as little ado as can be.
 
     Args:
         template: See :mod:`coderl.sandbox.syscalls`.
-
-    Raises:
-        OSError: The kernel refuses it.
     """
-    instructions = for_process(template, os.getpid())
-    program = _Program(len(instructions) // 8, instructions)
-    number = ctypes.c_long(_SECCOMP[os.uname().machine])
-    if _LIBC.syscall(number, ctypes.c_uint(_SET_FILTER), ctypes.c_uint(0), ctypes.byref(program)):
-        error = ctypes.get_errno()
-        raise OSError(error, f"seccomp: {os.strerror(error)}")
+
+    def __init__(self, template: bytes) -> None:
+        self._number = _SECCOMP[os.uname().machine]
+        self._buffer = ctypes.create_string_buffer(template, len(template))
+        self._places = process_ids(template)
+        self._program = _Program(len(template) // 8, ctypes.addressof(self._buffer))
+
+    def install(self) -> None:
+        """Put it on this process, for good.
+
+        Raises:
+            OSError: The kernel refuses it.
+        """
+        for place in self._places:
+            WORD.pack_into(self._buffer, place, os.getpid())
+        if _LIBC.syscall(self._number, _SET_FILTER, 0, ctypes.byref(self._program)):
+            error = ctypes.get_errno()
+            raise OSError(error, f"seccomp: {os.strerror(error)}")

@@ -83,7 +83,7 @@ def prepare(program: Program, mode: Mode) -> Job:
     """What lanes need to run a program."""
     plan = plan_for(program, mode)
     if isinstance(plan, Sealed):
-        steps = [(step.source, step.check is not None) for step in plan.steps]
+        steps = [step.code for step in plan.steps]
         return Job(
             plan, encode({"role": "sealed", "code": program.code, "setup": "", "steps": steps}, TRUSTED)
         )

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import ast
 import builtins
+import marshal
 import sys
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -57,11 +58,18 @@ class Step:
         test: Index of the test it belongs to.
         source: What the jailed side runs.
         check: What its value must satisfy.
+        code: The same compiled, once for all runs; the jailed side has the very interpreter that this one is.
     """
 
     test: int
     source: str
     check: Check | None = None
+    code: bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        kind = "eval" if self.check else "exec"
+        code = marshal.dumps(compile(self.source, "<test>", kind, dont_inherit=True))
+        object.__setattr__(self, "code", code)
 
 
 @dataclass(frozen=True, slots=True)

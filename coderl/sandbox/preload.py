@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import pkgutil
 import warnings
 from typing import TYPE_CHECKING
 
@@ -13,56 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 COMMON = (
-    *(
-        "abc",
-        "array",
-        "asyncio",
-        "base64",
-        "bisect",
-        "calendar",
-        "cmath",
-        "collections",
-        "contextlib",
-        "copy",
-    ),
-    *(
-        "dataclasses",
-        "datetime",
-        "decimal",
-        "enum",
-        "fractions",
-        "functools",
-        "hashlib",
-        "heapq",
-        "inspect",
-        "io",
-    ),
-    *(
-        "itertools",
-        "json",
-        "logging",
-        "math",
-        "numbers",
-        "operator",
-        "pprint",
-        "queue",
-        "random",
-        "re",
-        "secrets",
-    ),
-    *(
-        "statistics",
-        "string",
-        "sys",
-        "textwrap",
-        "threading",
-        "time",
-        "typing",
-        "unicodedata",
-        "uuid",
-        "zoneinfo",
-    ),
+    *("abc", "array", "bisect", "cmath", "collections", "contextlib", "copy", "dataclasses", "datetime"),
+    *("decimal", "enum", "fractions", "functools", "heapq", "io", "itertools", "json", "math", "numbers"),
+    *("operator", "queue", "random", "re", "statistics", "string", "sys", "textwrap", "threading", "time"),
+    *("typing", "unicodedata"),
 )
+"""What programs use all the time. What is seldom used costs every fork more than its import costs the few."""
+
 _LEFT_OUT = {
     *(
         "antigravity",
@@ -102,6 +58,8 @@ def everything() -> Iterator[str]:
 
 
 def _modules(folders: list[str], prefix: str = "") -> Iterator[str]:
+    import pkgutil
+
     for module in pkgutil.iter_modules(folders, prefix):
         if not _LEFT_OUT & set(module.name.split(".")):
             yield module.name

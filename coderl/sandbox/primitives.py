@@ -45,7 +45,7 @@ def seccomp(instructions: bytes) -> str:
     if not instructions:
         raise OSError("no filter can be made: install libseccomp2")
     confine.no_new_privileges()
-    confine.install_filter(instructions)
+    confine.Filter(instructions).install()
     try:
         socket.socket(socket.AF_INET)
     except PermissionError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import marshal
 import os
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from coderl.sandbox.wire import Record, pack_record, read_frame
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Send = Callable[[Record], None]
+    Send = Callable[[Record | bytes], None]
 
 _SHORT = 64
 """Bytes of bytecode under which a module may be nothing but a docstring."""
@@ -34,8 +35,8 @@ def serve(descriptor: int, link: int) -> None:
         link: In rpc grading, the socket between the candidate's run and the tests'.
     """
 
-    def send(record: Record) -> None:
-        data = memoryview(pack_record(record))
+    def send(record: Record | bytes) -> None:
+        data = memoryview(record if isinstance(record, bytes) else pack_record(record))
         while data:
             data = data[os.write(descriptor, data) :]
 
@@ -94,17 +95,15 @@ def _has_statement(code: str) -> bool:
     return any(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in body)
 
 
-def sealed(steps: list[tuple[str, bool]], namespace: dict[str, Any], send: Send) -> None:
+def sealed(steps: list[bytes], namespace: dict[str, Any], send: Send) -> None:
     """Answer each step with the value of its expression; the comparison is made elsewhere."""
-    for source, wanted in steps:
+    for code in steps:
         try:
-            kind = "eval" if wanted else "exec"
-            value = eval(compile(source, "<test>", kind, dont_inherit=True), namespace)
-            record = Record("value", value=value)
-            pack_record(record)  # may raise: the answer may be too large to carry
+            value = eval(marshal.loads(code), namespace)
+            packed = pack_record(Record("value", value=value))  # may raise: it may be too large to carry
         except BaseException as error:
-            record = Record("raised", value=_failure(error))
-        send(record)
+            packed = pack_record(Record("raised", value=_failure(error)))
+        send(packed)
     send(Record("end"))
 
 

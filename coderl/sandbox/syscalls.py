@@ -8,8 +8,8 @@ Made once on the trusted side; a run's child installs it, its own process id fil
 from __future__ import annotations
 
 import errno
+import os
 import struct
-import tempfile
 from functools import cache
 
 ALLOWED = """
@@ -48,6 +48,7 @@ _IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 """TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX: what files are asked, and nothing to push."""
 _PRCTL = (15, 16, 0x53564D41)
 """Names of threads and of memory."""
+WORD = struct.Struct("=I")
 _PID = 0x5A6B7C3D
 """Stands for the run's own process id; more than any real one."""
 
@@ -100,13 +101,13 @@ def compiled(by_owner: bool) -> bytes:
     # glibc tries clone3 first, whose flags no filter can read, and falls back where there is no such call.
     if _known("clone3"):
         refuse.add_rule(seccomp.ERRNO(errno.ENOSYS), "clone3")
-    with tempfile.TemporaryFile() as file:
+    with os.fdopen(os.memfd_create("filter"), "rb") as file:
         refuse.export_bpf(file)
         file.seek(0)
         return file.read()
 
 
-def for_process(template: bytes, pid: int) -> bytes:
-    """The filter with a process id in the places left for it."""
-    word = struct.Struct("=I")
-    return template.replace(word.pack(_PID), word.pack(pid))
+def process_ids(template: bytes) -> list[int]:
+    """Offsets of the words in the filter that a run fills in with its own process id."""
+    size = WORD.size
+    return [at for at in range(0, len(template), size) if template[at : at + size] == WORD.pack(_PID)]

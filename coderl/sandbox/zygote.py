@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import socket
+import stat
 import struct
 import sys
 import time
@@ -33,6 +34,7 @@ LINK = 4
 """The descriptor of the link to another run, in a child that has one."""
 RULES = 63
 """The descriptor of the Landlock ruleset, out of the way of both."""
+_OWN_FOLDER = stat.S_IFDIR | 0o700
 _POLL_SECONDS = 2.0
 
 
@@ -54,7 +56,8 @@ class Zygote:
         self.owned = confine.is_own(self.uid)
         self.clean()
         rules = self.rules(settings)
-        self.confinement = confine.Confinement(self.uid, self.work, self.pid, settings["filter"], rules)
+        guard = confine.Filter(settings["filter"]) if settings["filter"] else None
+        self.confinement = confine.Confinement(self.uid, self.work, self.pid, guard, rules)
 
     def rules(self, settings: dict[str, Any]) -> int:
         """The descriptor of the Landlock ruleset, or -1 without one."""
@@ -97,7 +100,7 @@ class Zygote:
             return True
         how, alive = self.watch(child, began + seconds)
         taken = time.monotonic() - began
-        status = self.reap(child)
+        status = self.reap(child, how == wire.EXITED)
         self.clean()
         if alive:
             self.control.send(wire.DONE.pack(number, how, status, taken))
@@ -136,20 +139,24 @@ class Zygote:
         finally:
             os.close(handle)
 
-    def reap(self, child: int) -> int:
-        """Kill the child and everything it has left; gives the child's exit status."""
-        status = 0
+    def reap(self, child: int, ended: bool) -> int:
+        """Kill the child, unless it has ended, and everything it has left; gives its exit status."""
+        if not ended:
+            os.kill(child, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if not self.confinement.filter:  # with a filter it can have started nothing
+            self.reap_rest(child)
+        return status
+
+    def reap_rest(self, child: int) -> None:
+        """Kill and reap until no process is left below this one."""
         _kill(os.killpg, child)
-        _kill(os.kill, child)
         while True:
             try:
-                pid, code = os.waitpid(-1, os.WNOHANG)
+                if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                    self.kill_rest()
             except ChildProcessError:
-                return status
-            if pid == child:
-                status = os.waitstatus_to_exitcode(code)
-            elif pid == 0:
-                self.kill_rest()
+                return
 
     def kill_rest(self) -> None:
         """Kill processes that left the child's group; being a subreaper, this one has adopted the orphans."""
@@ -174,11 +181,14 @@ class Zygote:
 
     def clean(self) -> None:
         """An empty working folder that belongs to the run's user."""
+        with contextlib.suppress(OSError):
+            state = os.lstat(self.work)
+            if (state.st_uid, state.st_mode) == (self.uid, _OWN_FOLDER) and not os.listdir(self.work):
+                return
         if not wipe(self.work):
             os.makedirs(self.work, exist_ok=True)
-        if self.uid != os.stat(self.work).st_uid:
-            os.chown(self.work, self.uid, self.uid)
-        os.chmod(self.work, 0o700)
+        os.chown(self.work, self.uid, -1)
+        os.chmod(self.work, stat.S_IMODE(_OWN_FOLDER))
 
     def leave(self) -> None:
         """Remove the lane's folder, and the sandbox's once it is empty."""
