@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -16,6 +17,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines() if line.strip()]
 ROW = next(text for kind, text in BLOCKS if kind == "json")
+PYTHON = [text for kind, text in BLOCKS if kind == "python"]
+PROGRAM = json.dumps({"id": 1, "code": "def f(x): return x", "tests": ["assert f(1) == 1"]})
 LESS = "--trainer.max_steps 1 --data.limit_test 1 --data.batch_size 1"
 SMALL = f"{LESS} --model.group_size 2 --model.evaluation.n 2"
 
@@ -37,13 +40,20 @@ def test_coderl_takes_the_command(
     monkeypatch.chdir(tmp_path)
     for name in ("problems.jsonl", "held_out.jsonl"):
         (tmp_path / name).write_text(ROW)
-    small = SMALL if "quickstart" in command else "--print_config"
+    (tmp_path / "programs.jsonl").write_text(PROGRAM)
+    tool = command.split()[1] in ("execute", "doctor")
+    small = SMALL if "quickstart" in command else "" if tool else "--print_config"
     assert main(shlex.split(command)[1:] + shlex.split(small)) == 0, capfd.readouterr().err
+
+
+def test_the_sandbox_in_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(next(text for text in PYTHON if "Sandbox" in text), "README.md", "exec"), {})
+    assert "outcome='passed'" in capsys.readouterr().out
 
 
 def test_the_example_in_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    source = next(text for kind, text in BLOCKS if kind == "python")
+    source = next(text for text in PYTHON if "from-python" in text)
     less = "".join(f', "{word}"' for word in SMALL.split())
     head, found, rest = source.partition('"checkpoints/from-python"')
     assert found

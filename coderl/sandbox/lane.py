@@ -77,6 +77,7 @@ class Lane:
         self._number = 0
         self._baseline = 0
         self._processes = 0
+        self._ending = False
         if self.folder:
             os.mkdir(folder, 0o711)
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -129,6 +130,13 @@ class Lane:
         self._number = (self._number + 1) % (1 << 32)
         job = wire.JOB.pack(self._number, seconds, self._baseline + memory, self._processes)
         socket.send_fds(self._control, [job], descriptors)
+        if self._ending:  # while this run was on its way
+            self.stop()
+
+    def end(self) -> None:
+        """The run under way, or about to start, need not go on, and there will be no other."""
+        self._ending = True
+        self.stop()
 
     def stop(self) -> None:
         """The run need not go on, if one is under way."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from concurrent.futures import Future, as_completed
+from concurrent.futures import CancelledError, Future, as_completed
 from typing import TYPE_CHECKING, Any, Self
 
 from coderl.errors import UsageError, UserError
@@ -105,6 +105,8 @@ class Sandbox:
 
         Raises:
             UserError: Weak isolation that nobody has allowed, or tests that are not valid.
+            CancelledError: The sandbox was closed meanwhile, by another thread.
+            KeyboardInterrupt: Ctrl-C, which also closes the sandbox: nothing is waited for.
         """
         if not programs:
             return []
@@ -115,6 +117,9 @@ class Sandbox:
         try:
             _watch(futures, progress)
             return [future.result() for future in futures]
+        except KeyboardInterrupt:
+            self.close()
+            raise
         finally:
             for future in futures:
                 future.cancel()
@@ -140,6 +145,9 @@ class Sandbox:
                     yield flying.popleft().result()
             while flying:
                 yield flying.popleft().result()
+        except KeyboardInterrupt:
+            self.close()
+            raise
         finally:
             for future in flying:
                 future.cancel()
@@ -182,12 +190,16 @@ class Sandbox:
         except (LaneLost, OSError) as error:
             for rack, lane in taken:
                 rack.lose(lane)
+            if racks.closing:
+                raise CancelledError("the sandbox was closed") from None
             message = safe(f"the lane was lost: {error}")
             # One hung lane is bad luck, two are the program's doing and must not pass for a failure of ours.
             outcome: Outcome = "error" if again and isinstance(error, LaneHung) else "infra_error"
             return Execution(outcome, 0, job.plan.total, message, 0.0, grading_of(job), self.tier)
         for rack, lane in taken:
             rack.give(lane)
+        if racks.closing:  # it may have been cut short, which says nothing about the program
+            raise CancelledError("the sandbox was closed")
         return judge(job, runs[0], self.tier, *runs[1:])
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ class Rack:
         self._folder = folder
         self._numbers = count()
         self._out: set[Lane] = set()
+        self._closing = False
         self._lanes: queue.SimpleQueue[Lane | None] = queue.SimpleQueue()
         for _ in range(places):
             self._lanes.put(None)
@@ -39,6 +40,8 @@ class Rack:
             self._lanes.put(None)
             raise
         self._out.add(lane)
+        if self._closing:
+            lane.end()
         return lane
 
     def give(self, lane: Lane) -> None:
@@ -54,9 +57,10 @@ class Rack:
         self._lanes.put(None)
 
     def stop(self) -> None:
-        """Cut short what runs."""
+        """Cut short what runs, and what is about to."""
+        self._closing = True
         for lane in list(self._out):
-            lane.stop()
+            lane.end()
 
     def close(self) -> None:
         """End them all. Nobody may hold one."""
@@ -79,6 +83,7 @@ class Racks:
     Attributes:
         threads: Each takes one program through its run.
         candidates: Lanes for candidates.
+        closing: Whether it is coming to its end: runs are cut short.
         tests: Lanes for trusted tests, in rpc grading. They never see a candidate, so that nothing of one can
             wait for the tests of the next.
 
@@ -88,6 +93,7 @@ class Racks:
 
     def __init__(self, jail: Jail, workers: int) -> None:
         self._owner = os.getpid()
+        self.closing = False
         self._folder = "" if jail.bubblewrap else tempfile.mkdtemp(prefix="coderl-")
         if self._folder:
             os.chmod(self._folder, 0o711)
@@ -105,6 +111,7 @@ class Racks:
         """End everything, once."""
         if os.getpid() != self._owner:  # in a fork of the owner, whose lanes these still are
             return
+        self.closing = True
         self.threads.shutdown(wait=False, cancel_futures=True)
         for rack in (self.candidates, self.tests):
             rack.stop()

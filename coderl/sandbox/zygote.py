@@ -12,6 +12,7 @@ import gc
 import os
 import select
 import signal
+import site
 import socket
 import stat
 import struct
@@ -244,6 +245,7 @@ def main(descriptor: int) -> None:
     sys.path = [path for path in sys.path if path not in settings["packages"]]
     for path in sys.path_importer_cache.keys() - set(sys.path):
         del sys.path_importer_cache[path]
+    site.setquit()  # exit() and quit(), which programs take for builtins
     gc.collect()
     gc.freeze()
     # The trusted side may be gone, or talk nonsense.
