@@ -27,6 +27,9 @@ _BOOT = (
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _PRIVATE = "/tmp"
 """Where a lane with a file system of its own has its runs work."""
+_ROOT = "/lane"
+"""Where this package and numpy lie there: their own places may be under ``/tmp``, as a test's clone is."""
+_MODULES = ("__init__.py", "errors.py", "types.py")
 _SIZE = 64 << 20
 """Bytes that a run's files may take, all together, in tier A."""
 _NEEDED = ("SETUID", "SETGID", "KILL", "CHOWN", "DAC_OVERRIDE", "FOWNER")
@@ -73,17 +76,18 @@ class Jail:
         # Not -I: it would ignore PYTHONHASHSEED. The environment is ours, so nothing else can steer the
         # interpreter.
         flags = ["-s", "-S", "-P", "-B", "-X", "utf8"]
-        root = str(OWN.parents[1])
+        root = _ROOT if self.bubblewrap else str(OWN.parents[1])
         return [*self._enter(), view().interpreter, *flags, "-c", _BOOT, root, str(control)]
 
     def _enter(self) -> list[str]:
         """Bubblewrap's part of the command: new namespaces, and a root made of what is shown."""
         if not self.bubblewrap:
             return []
-        ours = [str(OWN), *(str(OWN.parent / name) for name in ("__init__.py", "errors.py", "types.py"))]
-        again = (view().interpreter, *view().packages, *ours)
+        moved = {str(OWN): f"{_ROOT}/coderl/{OWN.name}"}
+        moved |= {str(OWN.parent / name): f"{_ROOT}/coderl/{name}" for name in _MODULES}
+        moved |= {path: _moved(path) for path in view().packages}
         arguments = [self.bubblewrap, *enter_namespaces()]
-        for folder in _above([*view().shown, *again, *DEVICES]):
+        for folder in _above([*view().shown, view().interpreter, *moved.values(), *DEVICES]):
             arguments += ["--perms", "0755", "--dir", folder]  # bubblewrap's own choice shuts other users out
         for path in view().shown:
             if os.path.islink(path) and os.path.isdir(path):
@@ -92,8 +96,8 @@ class Jail:
                 arguments += ["--ro-bind", path, path]
         for path in view().hidden:
             arguments += ["--perms", "0755", "--tmpfs", path]
-        for path in again:
-            arguments += ["--ro-bind", path, path]
+        for path, seen in {view().interpreter: view().interpreter, **moved}.items():
+            arguments += ["--ro-bind", path, seen]
         for path in view().hidden:
             arguments += ["--remount-ro", path]
         for path in DEVICES:
@@ -121,17 +125,22 @@ class Jail:
 
     def settings(self, folder: str) -> bytes:
         """What a lane's zygote is told once, before anything else."""
-        confined = self.landlock or bool(self.bubblewrap)
+        packages = [_moved(path) for path in view().packages] if self.bubblewrap else list(view().packages)
         settings = {
             "folder": "" if self.bubblewrap else folder,
             "work": self.work(folder),
             "filter": self.filter,
             "landlock": self.landlock,
-            "read": view().leaves() if self.landlock else [],
+            "read": [*view().leaves(), *packages] if self.landlock else [],
             "use": list(DEVICES),
-            "packages": view().search_path() if confined else [],
+            "packages": [os.path.dirname(path) for path in packages[:1]],
         }
         return encode(settings, TRUSTED)
+
+
+def _moved(package: str) -> str:
+    """Where a package lies in a lane with a file system of its own."""
+    return f"{_ROOT}/packages/{os.path.basename(package)}"
 
 
 def _above(paths: Iterable[str]) -> list[str]:

@@ -42,9 +42,8 @@ class View:
     packages: tuple[str, ...]
 
     def leaves(self) -> list[str]:
-        """Paths that may be read with everything under them, so that nothing is left to hide."""
-        around = (leaf for path in self.shown for leaf in self._around(path))
-        return [*dict.fromkeys(around), *self.packages]
+        """What is shown without what is hidden: paths that may be read with everything under them."""
+        return list(dict.fromkeys(leaf for path in self.shown for leaf in self._around(path)))
 
     def _around(self, path: str) -> list[str]:
         if path in self.hidden:
@@ -52,10 +51,6 @@ class View:
         if os.path.islink(path) or not any(hidden.startswith(f"{path}/") for hidden in self.hidden):
             return [path]
         return [leaf for name in os.listdir(path) for leaf in self._around(os.path.join(path, name))]
-
-    def search_path(self) -> list[str]:
-        """What ``sys.path`` needs to find the packages."""
-        return [os.path.dirname(path) for path in self.packages[:1]]
 
 
 @cache
