@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import json
 import logging
 import os
 import resource
+import shutil
+import subprocess
+import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -206,6 +211,28 @@ def test_works_as_a_plain_user(without: bool, tmp_path: Path) -> None:
     assert tier == ("B" if without else "A") or probe().tier != "A"
     assert not [name for name, outcome in zip(names, bad, strict=True) if outcome == "passed"]
     assert not [row["name"] for row, outcome in zip(honest, good, strict=True) if outcome != "passed"]
+
+
+def test_an_installation_under_tmp_works_as_well() -> None:
+    """Where a run's own ``/tmp`` would hide it."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        shutil.copytree(
+            jails.ROOT / "coderl", Path(folder, "coderl"), ignore=shutil.ignore_patterns("embedded")
+        )
+        script = """
+import coderl, json
+from coderl.sandbox import Program, Sandbox
+with Sandbox(workers=1, allow_weak_isolation=True) as sandbox:
+    (result,) = sandbox.run([Program("def f(x): return x", ("assert f(1) == 1",))])
+print(json.dumps([coderl.__file__, result.outcome, result.tier]))
+"""
+        environment = os.environ | {"PYTHONPATH": folder}
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, env=environment, cwd="/", capture_output=True, check=True)
+    path, outcome, tier = json.loads(done.stdout)
+    assert path.startswith(folder)
+    assert (outcome, tier) == ("passed", probe().tier)
 
 
 def test_weak_isolation_is_refused_unless_allowed(
