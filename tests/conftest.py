@@ -13,7 +13,8 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["WANDB_MODE"] = "disabled"
-for key in [key for key in os.environ if key.startswith("CODERL_") and key != "CODERL_DATA_DIR"]:
+KEPT = ("CODERL_DATA_DIR", "CODERL_ENDURANCE")
+for key in [key for key in os.environ if key.startswith("CODERL_") and key not in KEPT]:
     del os.environ[key]  # the command line reads settings from such variables
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import enum
 import math
+import time
 from collections import Counter, OrderedDict, defaultdict, deque
 from contextlib import suppress
 from decimal import Decimal
@@ -200,7 +201,44 @@ def test_colliding_keys_cost_little() -> None:
     body = encode({i * (2**61 - 1): 0 for i in range(1, 2000)})
     assert len(decode(body)) == 1999
     with pytest.raises(CodecError):
-        encode(dict.fromkeys(range(2001)))
+        encode(dict.fromkeys(range(4001)))
+
+
+@pytest.mark.parametrize("part", [1000, "ab" * 50, Fraction(1, 7), Decimal(7), frozenset([1, 2])])
+def test_what_lies_within_colliding_keys_counts(part: Any) -> None:
+    def keys(number: int, width: int) -> set[Any]:
+        return {(*[part] * width, i * (2**61 - 1) + 5) for i in range(number)}
+
+    small = keys(20, 5)
+    assert decode(encode(small)) == small
+    body = encode(keys(100, 100), Limits(hashed=1 << 20))
+    began = time.process_time()
+    with pytest.raises(CodecError):
+        decode(body)
+    assert time.process_time() - began < 1.0
+
+
+@pytest.mark.parametrize("number", [Fraction(1, 7), Decimal(7)])
+def test_slow_keys_count_more(number: Any) -> None:
+    with pytest.raises(CodecError):
+        encode({number + i for i in range(600)})
+    assert encode({int(number) + i for i in range(600)})
+
+
+def test_keys_within_keys_count_alike_on_both_sides() -> None:
+    values = [{1: 2}, {(1, 2): 3}, {frozenset([(1, 2)])}, range(3), [slice(1, 2)], {Decimal(1): Fraction(1)}]
+    for value in values:
+        least = min(n for n in range(40) if _fits(encode, value, n))
+        body = encode(value)
+        assert least == min(n for n in range(40) if _fits(decode, body, n))
+
+
+def _fits(work: Any, value: Any, hashed: int) -> bool:
+    try:
+        work(value, Limits(hashed=hashed))
+    except CodecError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize(

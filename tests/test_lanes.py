@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import pickle
 import signal
@@ -10,7 +11,9 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import CancelledError
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +24,9 @@ from tests.corpus import GOOD, HOSTILE, SQUARES
 
 HERE = Path(__file__).parent
 TIERS = ("A", "B", "C")
+BAD = Program("def f(x): return 0", SQUARES)
+ENDLESS = "while True: pass"
+CHECK = "def check(f):\n    for i in (0, 1): assert f(i) == i"
 
 
 def children(of: int | None = None) -> set[int]:
@@ -196,3 +202,119 @@ def test_nothing_outlives_a_trainer_that_is_killed(tier: str, tmp_path: Path) ->
         time.sleep(0.1)
     assert alive(started) == set()
     assert list(tmp_path.iterdir()) == []
+
+
+RANK = """
+import json, os
+os.sched_getaffinity = lambda _: set(range(4))  # whatever this machine has
+from coderl.sandbox import Sandbox
+from tests.corpus import GOOD
+from tests.test_lanes import BAD
+with Sandbox(timeout=20, allow_weak_isolation=True) as sandbox:
+    sandbox.start()
+    print("started", flush=True)
+    input()
+    print(json.dumps([sandbox.workers, [result.outcome for result in sandbox.run([GOOD, BAD] * 40)]]))
+"""
+
+
+def test_two_ranks_side_by_side_share_the_cores() -> None:
+    environment = os.environ | {"LOCAL_WORLD_SIZE": "2", "PYTHONPATH": str(HERE.parent)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK],
+            env=environment | {"LOCAL_RANK": str(rank)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        assert rank.stdout
+        assert rank.stdout.readline() == "started\n"
+    for rank in ranks:  # both have their lanes: let them go at once
+        assert rank.stdin
+        rank.stdin.write("go\n")
+        rank.stdin.flush()
+    for rank in ranks:
+        answer, _ = rank.communicate(timeout=120)
+        assert rank.returncode == 0
+        workers, outcomes = json.loads(answer)
+        assert outcomes == ["passed", "failed"] * 40
+        assert workers in (1, 2), "four cores by the scheduler, fewer by a container's quota"
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.02, 0.4], ids=["starting", "greeting", "running"])
+@pytest.mark.parametrize(
+    "endless",
+    [Program(ENDLESS, SQUARES), Program(f"def f(x):\n {ENDLESS}", test=CHECK, entry_point="f")],
+    ids=["sealed", "rpc"],
+)
+@pytest.mark.parametrize("progress", [False, lambda *_: None], ids=["silent", "watched"])
+def test_closing_cuts_runs_short(endless: Program, seconds: float, progress: Any) -> None:
+    before = children(), descriptors(), threading.active_count()
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            pool.run([endless] * 6, progress=progress)
+        except (CancelledError, RuntimeError) as error:
+            raised.append(error)
+
+    with Sandbox(workers=2, timeout=30, allow_weak_isolation=True) as pool:
+        thread = threading.Thread(target=run)
+        thread.start()
+        while pool._racks is None:
+            time.sleep(0.001)
+        time.sleep(seconds)
+        began = time.monotonic()
+        pool.close()
+        assert time.monotonic() - began < 2
+        thread.join()
+    assert raised, "what was cut short has no verdict"
+    assert (children(), descriptors(), threading.active_count()) == before
+
+
+INTERRUPTED = """
+import threading
+from coderl.sandbox import Sandbox
+from tests.corpus import SQUARES, Program
+sandbox = Sandbox(workers=2, timeout=30, allow_weak_isolation=True)
+sandbox.start()
+threading.Timer(0.5, print, ("running",), {"flush": True}).start()
+programs = [Program("while True: pass", SQUARES)] * 6
+"""
+
+
+@pytest.mark.parametrize("how", ["sandbox.run(programs)", "list(sandbox.stream(programs))"])
+def test_an_interrupt_cuts_runs_short(how: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED + how]
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, env=environment, text=True) as trainer:
+        assert trainer.stdout
+        assert trainer.stdout.readline() == "running\n"
+        started = children(trainer.pid)
+        assert len(started) >= 4, "two lanes, each with a run"
+        began = time.monotonic()
+        trainer.send_signal(signal.SIGINT)
+        _, complaint = trainer.communicate(timeout=60)
+    assert time.monotonic() - began < 2
+    assert trainer.returncode == -signal.SIGINT, complaint
+    assert complaint.splitlines()[-1] == "KeyboardInterrupt"
+    assert alive(started) == set()
+
+
+def test_a_sandbox_that_is_dropped_while_it_runs_ends_quietly() -> None:
+    before = descriptors(), threading.active_count()
+    pool = Sandbox(workers=1, timeout=1, allow_weak_isolation=True)
+    verdicts = pool.stream([GOOD, Program(ENDLESS, SQUARES)])
+    assert next(verdicts).outcome == "passed"
+    time.sleep(0.2)  # the second has begun, and its thread is the last to hold the sandbox
+    del pool, verdicts
+    deadline = time.monotonic() + 10
+    while (descriptors(), threading.active_count()) != before and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.05)
+    assert (descriptors(), threading.active_count()) == before

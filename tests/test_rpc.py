@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -210,6 +210,49 @@ def test_what_is_no_answer_ends_the_link(reply: bytes) -> None:
             with pytest.raises(Gone):
                 client.ask("name", "f", (), {})
         assert client.failure
+
+
+class Evasive:
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+    def __getitem__(self, key: Any) -> Any:
+        return key
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda answer: answer.sort(key=lambda item: item),
+        lambda answer: answer[...],
+        lambda answer: answer.extend(map(int, "12")),
+        lambda answer: setattr(answer, "name", object()),
+        lambda answer: Named(answer._client, "f")(type(answer)),
+        lambda answer: Named(answer._client, "f")(answer.__dict__),
+        lambda answer: Named(answer._client, "f")(answer.__str__),
+    ],
+)
+def test_an_answer_does_not_choose_the_grading(use: Callable[[Any], object]) -> None:
+    client, thread, ours = serving({"f": Evasive})
+    try:
+        answer = Named(client, "f")()
+        with pytest.raises(Gone):
+            use(answer)
+        assert isinstance(client.failure, Gone)
+    finally:
+        ours.close()
+        thread.join(5)
+
+
+def test_slices_cross() -> None:
+    client, thread, ours = serving({"f": Evasive})
+    try:
+        answer = Named(client, "f")()
+        assert answer[1:] == slice(1, None)
+        assert answer[::2, 0] == (slice(None, None, 2), 0)
+    finally:
+        ours.close()
+        thread.join(5)
 
 
 def test_an_own_object_is_unfit() -> None:

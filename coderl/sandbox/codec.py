@@ -59,8 +59,9 @@ class Limits:
         size: Bytes of the whole encoding.
         nodes: Values, containers and their elements counted alike.
         depth: Containers within containers.
-        hashed: Elements of sets and keys of dicts, over the whole value. Integers that collide make a hash
-            table quadratic, so this bounds the time a hostile answer can cost the trusted side.
+        hashed: Values within sets and dict keys, at any depth of these and over the whole value. Numbers that
+            collide make a hash table quadratic, and tuples of them more than that, so this bounds the time a
+            hostile answer can cost the trusted side.
         number: Half the bytes of a fraction or a decimal (their arithmetic is quadratic).
         key: Bytes of a number within a set, a dict's key or a range. Numbers that collide are compared with
             each other, and to compare an integer with a decimal takes time quadratic in its length.
@@ -69,7 +70,7 @@ class Limits:
     size: int = 8 << 20
     nodes: int = 300_000
     depth: int = 100
-    hashed: int = 2_000
+    hashed: int = 4_000
     number: int = 4_096
     key: int = 64
 
@@ -86,6 +87,9 @@ _SEQUENCES: dict[type, bytes] = {list: b"l", tuple: b"t", set: b"s", frozenset: 
 _BUILD: dict[bytes, Callable[[Iterable[Any]], Any]] = {tag: kind for kind, tag in _SEQUENCES.items()}
 _HASHED = (b"s", b"z")
 _NUMBERS = (b"i", b"D", b"F")
+_SLOW = 8
+"""Times that a fraction or a decimal counts as hashed: to compare two takes so much longer."""
+_STEPS: dict[type, bytes] = {range: b"r", slice: b"k"}
 _VIEWS: tuple[type, ...] = (type({}.keys()), type({}.items()))
 _BASES = (
     *(bool, int, float, complex, str, bytes, bytearray, list, tuple),
@@ -107,6 +111,7 @@ class _Encoder:
         self.size = 0
         self.nodes = 0
         self.hashed = 0
+        self.keys = 0  # how many sets and keys this place lies within
 
     def data(self, tag: bytes, body: bytes) -> None:
         self.size += 5 + len(body)
@@ -116,28 +121,33 @@ class _Encoder:
 
     def sequence(self, tag: bytes, items: list[Any], depth: int) -> None:
         self.head(tag, len(items))
+        counted = tag in _HASHED or tag in _STEPS.values()
+        self.keys += counted
         for item in items:
             self.value(item, depth + 1)
+        self.keys -= counted
 
     def head(self, tag: bytes, count: int) -> None:
         self.size += 5
-        self.hashed += count if tag in _HASHED or tag == b"d" else 0
-        if self.nodes + count > self.limits.nodes or self.hashed > self.limits.hashed:
+        if self.nodes + count > self.limits.nodes:
             raise CodecError("the value has too many elements")
         self.parts += (tag, _LENGTH.pack(count))
 
     def value(self, value: Any, depth: int = 0) -> None:
         self.nodes += 1
+        self.hashed += self.keys > 0
         if self.nodes > self.limits.nodes or depth > self.limits.depth:
             raise CodecError("the value has too many elements or is nested too deeply")
+        if self.hashed > self.limits.hashed:
+            raise CodecError("the value has too many keys")
         kind = type(value)
         base: Any = kind if kind in _BASES else next((b for b in _BASES if issubclass(kind, b)), None)
         if base in _SEQUENCES:
             self.sequence(_SEQUENCES[base], list(base.__iter__(value)), depth)
         elif base is dict:
             self.mapping(list(dict.items(value)), depth)
-        elif kind is range:
-            self.sequence(b"r", [value.start, value.stop, value.step], depth)
+        elif kind in _STEPS:
+            self.sequence(_STEPS[kind], [value.start, value.stop, value.step], depth)
         elif base is not None:
             self.scalar(base, value)
         else:
@@ -146,7 +156,9 @@ class _Encoder:
     def mapping(self, items: list[tuple[Any, Any]], depth: int) -> None:
         self.head(b"d", len(items))
         for key, item in items:
+            self.keys += 1
             self.value(key, depth + 1)
+            self.keys -= 1
             self.value(item, depth + 1)
 
     def scalar(self, base: type, value: Any) -> None:
@@ -172,6 +184,7 @@ class _Encoder:
     def number(self, tag: bytes, body: bytes) -> None:
         if len(body) > 2 * self.limits.number:
             raise CodecError("a number is too long")
+        self.hashed += _SLOW if self.keys else 0
         self.data(tag, body)
 
     def other(self, value: Any, kind: type, depth: int) -> None:
@@ -232,30 +245,31 @@ class _Decoder:
 
     def value(self, depth: int = 0) -> Any:
         self.nodes += 1
-        if self.nodes > self.limits.nodes or depth > self.limits.depth:
-            raise CodecError("too many values, or nested too deeply")
+        self.hashed += self.keys > 0
+        if self.nodes > self.limits.nodes or depth > self.limits.depth or self.hashed > self.limits.hashed:
+            raise CodecError("too many values or keys, or nested too deeply")
         tag, length = self.take(1), _LENGTH.unpack(self.take(4))[0]
         if tag in _BUILD:
             return self.sequence(tag, length, depth)
         if tag == b"d":
             return self.mapping(length, depth)
-        if tag == b"r" and length == 3:
-            return range(*[self.key(depth) for _ in range(length)])
+        if tag in _STEPS.values() and length == 3:
+            steps = [self.key(depth) for _ in range(length)]
+            return range(*steps) if tag == b"r" else slice(*steps)
         return self.scalar(tag, self.take(length))
 
-    def room(self, count: int, hashed: bool) -> None:
-        self.hashed += count if hashed else 0
-        if self.nodes + count > self.limits.nodes or self.hashed > self.limits.hashed:
+    def room(self, count: int) -> None:
+        if self.nodes + count > self.limits.nodes:
             raise CodecError("too many elements")
 
     def sequence(self, tag: bytes, count: int, depth: int) -> Any:
         hashed = tag in _HASHED
-        self.room(count, hashed)
+        self.room(count)
         items = [self.key(depth) if hashed else self.value(depth + 1) for _ in range(count)]
         return self.distinct(_BUILD[tag](items), count) if hashed else _BUILD[tag](items)
 
     def mapping(self, count: int, depth: int) -> dict[Any, Any]:
-        self.room(count, hashed=True)
+        self.room(count)
         items = {}
         for _ in range(count):
             key = self.key(depth)
@@ -301,6 +315,7 @@ class _Decoder:
     def number(self, tag: bytes, body: bytes) -> Decimal | Fraction:
         if len(body) > 2 * self.limits.number:
             raise CodecError("a number is too long")
+        self.hashed += _SLOW if self.keys else 0
         if tag == b"D" and body.isascii():
             return Decimal(body.decode())
         if tag == b"F":

@@ -33,7 +33,7 @@ def _quota(root: Path = Path("/sys/fs/cgroup")) -> float:
         try:
             limit, period = (folder / "cpu.max").read_text().split()
             granted = min(granted, int(limit) / int(period))
-        except (OSError, ValueError):  # no such control here, or "max"
+        except (OSError, ValueError, ZeroDivisionError):  # no such control here, or "max"
             continue
     return granted
 

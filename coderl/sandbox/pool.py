@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from concurrent.futures import CancelledError, Future, as_completed
+from concurrent.futures import CancelledError, Future
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Self
 
 from coderl.errors import UsageError, UserError
@@ -227,7 +228,11 @@ def _watch(futures: list[Future[Execution]], progress: bool | Callable[[int, int
     """Report each program as it ends."""
     if progress is False:
         return
-    done = as_completed(futures)
+    # Not as_completed: it waits for ever for what a close() in another thread has cancelled.
+    ended: SimpleQueue[Future[Execution]] = SimpleQueue()
+    for future in futures:
+        future.add_done_callback(ended.put)
+    done = (ended.get() for _ in futures)
     if callable(progress):
         for number, _ in enumerate(done, 1):
             progress(number, len(futures))

@@ -115,7 +115,8 @@ class Racks:
         self.threads.shutdown(wait=False, cancel_futures=True)
         for rack in (self.candidates, self.tests):
             rack.stop()
-        self.threads.shutdown()
+        with contextlib.suppress(RuntimeError):  # the last to let go of the sandbox was one of these threads
+            self.threads.shutdown()
         self.candidates.close()
         self.tests.close()
         if self._folder:

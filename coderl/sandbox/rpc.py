@@ -256,8 +256,11 @@ class Client:
             self._socket.send(request)
             reply = decode(self._socket.receive(), LIMITS, self._remote)
         except Unfit as unfit:
-            self.failure = unfit
-            raise
+            # What the candidate answered must not choose the grading: a list it should have answered would
+            # have been asked here, and nothing would cross.
+            asked = operation == "call" and isinstance(target, Named)
+            self.failure = unfit if asked else Gone(f"{unfit} to what is not plain data")
+            raise self.failure from None
         except (Gone, EOFError, OSError, CodecError) as error:
             self.failure = error if isinstance(error, Gone) else Gone(str(error))
             raise self.failure from None
@@ -281,9 +284,13 @@ class Client:
         name = getattr(value, "__name__", None)
         if isinstance(name, str) and getattr(builtins, name, None) is value:
             return Named(self, name)._number  # such as int or len, which are there as well
-        if isinstance(value, BaseException):
-            # The candidate may have raised it, and must not choose the grading.
-            raise Gone("the tests pass an exception")
+        if isinstance(value, BaseException) or __name__ in (
+            getattr(value, "__module__", ""),
+            type(value).__module__,
+        ):
+            # The candidate may have raised it or brought it about, such as the type of a Remote, and must not
+            # choose the grading.
+            raise Gone("the tests pass an exception, or a part of a stub")
         raise Unfit(f"the tests pass a {type(value).__name__}")
 
     def _remote(self, number: int) -> Remote:

@@ -1,0 +1,98 @@
+"""How many cores a process may use: affinity, quotas, ranks."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from coderl.sandbox import Sandbox, cores
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight cores, no quota, one rank."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(cores, "_quota", lambda: math.inf)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE", raising=False)
+
+
+def test_affinity_counts() -> None:
+    assert cores.usable() == 8
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"), [(2.0, 2), (1.5, 2), (0.25, 1), (7.5, 8), (64.0, 8), (math.inf, 8)]
+)
+def test_a_quota_cuts_it(quota: float, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "_quota", lambda: quota)
+    assert cores.usable() == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"LOCAL_WORLD_SIZE": "2"}, 4),
+        ({"LOCAL_WORLD_SIZE": "3"}, 2),
+        ({"LOCAL_WORLD_SIZE": "100"}, 1),
+        ({"SLURM_NTASKS_PER_NODE": "4"}, 2),
+        ({"LOCAL_WORLD_SIZE": "2", "SLURM_NTASKS_PER_NODE": "8"}, 4),
+        ({"LOCAL_WORLD_SIZE": "0"}, 8),
+        ({"LOCAL_WORLD_SIZE": "-2"}, 8),
+        ({"SLURM_NTASKS_PER_NODE": "4(x2)"}, 8),
+        ({"LOCAL_WORLD_SIZE": ""}, 8),
+    ],
+)
+def test_ranks_share_it(environment: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert cores.usable() == expected
+
+
+def test_a_sandbox_has_a_lane_for_each_and_no_more_than_sixteen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert Sandbox().workers == 4
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(128)))
+    assert Sandbox().workers == 16
+    assert Sandbox(workers=40).workers == 40
+
+
+class TestQuota:
+    """Of control groups, version 2, in a folder that stands for ``/sys/fs/cgroup``."""
+
+    @pytest.fixture
+    def root(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        group = tmp_path / "pod" / "trainer"
+        group.mkdir(parents=True)
+        monkeypatch.undo()  # the autouse fixture's: here the quota is what is tested
+        monkeypatch.setattr(cores, "_groups", lambda root: [group, group.parent, root])
+        return tmp_path
+
+    def test_none_without_a_file(self, root: Path) -> None:
+        assert cores._quota(root) == math.inf
+
+    def test_the_tightest_of_all_above(self, root: Path) -> None:
+        (root / "cpu.max").write_text("400000 100000\n")
+        (root / "pod" / "cpu.max").write_text("150000 100000\n")
+        (root / "pod" / "trainer" / "cpu.max").write_text("max 100000\n")
+        assert cores._quota(root) == 1.5
+        (root / "pod" / "trainer" / "cpu.max").write_text("50000 200000\n")
+        assert cores._quota(root) == 0.25
+
+    @pytest.mark.parametrize("text", ["max 100000", "", "1", "1 0", "a b", "1 2 3"])
+    def test_a_file_that_says_nothing_is_no_limit(self, text: str, root: Path) -> None:
+        (root / "cpu.max").write_text(text)
+        assert cores._quota(root) == math.inf
+
+
+def test_groups_are_this_process_own_and_those_above(tmp_path: Path) -> None:
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    own = next((line[3:].lstrip("/") for line in lines if line.startswith("0::")), "")
+    groups = cores._groups(tmp_path)
+    assert groups[0] == tmp_path / own
+    assert groups[-1] == tmp_path
+    assert all(above == below.parent for below, above in itertools.pairwise(groups))
