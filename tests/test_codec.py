@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import datetime
 import enum
 import math
 import time
+import zoneinfo
 from collections import Counter, OrderedDict, defaultdict, deque
 from contextlib import suppress
 from decimal import Decimal
@@ -155,6 +157,18 @@ def test_not_a_number_equals_nothing() -> None:
     assert math.isnan(decode(encode(math.nan)))
     assert decode(encode([math.nan])) != [math.nan]
     assert math.copysign(1, decode(encode(-0.0))) == -1
+
+
+@given(st.dates() | st.times() | st.datetimes() | st.timedeltas())
+def test_moments_cross(value: object) -> None:
+    answer = decode(encode(value))
+    assert answer == value
+    assert type(answer) is type(value)
+
+
+def test_an_aware_moment_stays_the_same_moment() -> None:
+    value = datetime.datetime(2024, 7, 1, 12, tzinfo=zoneinfo.ZoneInfo("Europe/Berlin"))
+    assert decode(encode(value)) == value
 
 
 @pytest.mark.parametrize("value", [object(), int, len, iter([]), Shape.ROUND])

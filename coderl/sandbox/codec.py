@@ -14,6 +14,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -93,8 +94,12 @@ _STEPS: dict[type, bytes] = {range: b"r", slice: b"k"}
 _VIEWS: tuple[type, ...] = (type({}.keys()), type({}.items()))
 _BASES = (
     *(bool, int, float, complex, str, bytes, bytearray, list, tuple),
-    *(set, frozenset, dict, deque, Decimal, Fraction),
+    *(set, frozenset, dict, deque, Decimal, Fraction, datetime, date, time, timedelta),
 )
+_MOMENTS: dict[type, bytes] = {datetime: b"m", date: b"e", time: b"a"}
+_MOMENT_OF: dict[bytes, Any] = {tag: kind for kind, tag in _MOMENTS.items()}
+_SPAN = struct.Struct(">3i")  # days, seconds, microseconds
+_LONGEST_MOMENT = 40
 
 
 def _integer(value: int) -> bytes:
@@ -161,7 +166,7 @@ class _Encoder:
             self.keys -= 1
             self.value(item, depth + 1)
 
-    def scalar(self, base: type, value: Any) -> None:
+    def scalar(self, base: Any, value: Any) -> None:
         if base is bool:
             self.data(b"b", b"\1" if value else b"\0")
         elif base is int:
@@ -178,6 +183,10 @@ class _Encoder:
         elif base is Fraction:
             parts = (_integer(int.__index__(value._numerator)), _integer(int.__index__(value._denominator)))
             self.number(b"F", _LENGTH.pack(len(parts[0])) + b"".join(parts))
+        elif base in _MOMENTS:
+            self.data(_MOMENTS[base], base.isoformat(value).encode())
+        elif base is timedelta:
+            self.data(b"p", _SPAN.pack(value.days, value.seconds, value.microseconds))
         else:  # bytes and bytearray, which Python calls equal
             self.data(b"y", bytes(memoryview(value)))
 
@@ -304,6 +313,10 @@ class _Decoder:
             return complex(*_PAIR.unpack(body))
         if tag == b"n" and not body:
             return None
+        if tag in _MOMENT_OF and body.isascii() and len(body) <= _LONGEST_MOMENT:
+            return _MOMENT_OF[tag].fromisoformat(body.decode())
+        if tag == b"p":
+            return timedelta(*_SPAN.unpack(body))
         if tag == b"h" and self.find:
             return self.find(_LENGTH.unpack(body)[0])
         if tag == b"o" and self.find:

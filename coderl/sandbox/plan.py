@@ -220,12 +220,54 @@ def rpc_plan(program_tests: tuple[str, ...], setup: str, test: str, entry_point:
         names = {name for name in called & _BUILTIN - bound if redefined(name, calls)}
     if entry_point and not program_tests:
         names |= {entry_point}
+    if reason := _neighbourly(tree, names):
+        raise Unsealable(reason)
     if not names:
         raise Unsealable("the tests use nothing that is not their own")
-    called &= names
+    called = called & names | {entry_point} & names
     stubs, values, needed = (tuple(sorted(part)) for part in (called, names - called, modules))
     return Rpc(tests, stubs, values, needed, helpers, setup)
 
+
+def _neighbourly(tree: ast.AST, names: set[str]) -> str:
+    """Why tests must run in the candidate's own process: what they ask cannot be asked from another.
+
+    Decided by the tests alone, so that no candidate can bring it about.
+    """
+    for node in ast.walk(tree):
+        classes: list[ast.AST | None] = []
+        if isinstance(node, ast.ExceptHandler):
+            classes = [node.type]
+        elif isinstance(node, ast.ClassDef):
+            classes = [*node.bases]
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass"):
+            classes = [*node.args[1:]]
+        elif isinstance(node, ast.Attribute) and node.attr.startswith("__"):
+            classes = [node.value]
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            modules = {getattr(node, "module", ""), *(alias.name for alias in node.names)}
+            if shared := modules & _SHARED:
+                return f"the tests use {min(shared)}, which must be the candidate's"
+        used = {inner.id for one in classes if one for inner in ast.walk(one) if isinstance(inner, ast.Name)}
+        if of_candidate := used & names:
+            return f"the tests need {min(of_candidate)} itself, not what it answers"
+    return ""
+
+
+_SHARED = frozenset(
+    (
+        "asyncio",
+        "inspect",
+        "mock",
+        "unittest.mock",
+        "redirect_stdout",
+        "redirect_stderr",
+        "StringIO",
+        "io",
+        "gc",
+    )
+)
+"""Modules, and names from them, through which tests reach into the process they share with a candidate."""
 
 _BUILTIN = frozenset(dir(builtins)) | {"__name__", "__file__"}
 

@@ -197,6 +197,10 @@ class Sandbox:
             # One hung lane is bad luck, two are the program's doing and must not pass for a failure of ours.
             outcome: Outcome = "error" if again and isinstance(error, LaneHung) else "infra_error"
             return Execution(outcome, 0, job.plan.total, message, 0.0, grading_of(job), self.tier)
+        except BaseException:  # such as no memory: the places must not be lost with the lanes
+            for rack, lane in taken:
+                rack.lose(lane)
+            raise
         for rack, lane in taken:
             rack.give(lane)
         if racks.closing:  # it may have been cut short, which says nothing about the program

@@ -108,7 +108,8 @@ class Server:
     ) -> tuple[str, Any, Any]:
         """``(kind, answer, changes)``; changes are the arguments that are not what they were."""
         given = [*args, *kwargs.values()]
-        before = [self._encode(value) if isinstance(value, _MUTABLE) else b"" for value in given]
+        holders = (*_MUTABLE, tuple)
+        before = [self._encode(value) if isinstance(value, holders) else b"" for value in given]
         try:
             if operation == "name":
                 return "value", self._named(target), ()
@@ -276,7 +277,9 @@ class Client:
         Raises:
             NameError: There is none.
         """
-        return self.ask("name", name, (), {})
+        found = self.ask("name", name, (), {})
+        self.asked = self.asked or not isinstance(found, Remote)
+        return found
 
     def _known(self, value: object) -> int:
         if isinstance(value, Remote):
@@ -302,7 +305,7 @@ class Client:
         kind, answer, changes = reply
         try:
             for at, changed in changes:
-                _become(given[at], changed)
+                _merged(given[at], changed)
             if kind == "value":
                 return answer
             if kind == "same":
@@ -364,6 +367,9 @@ def _become(old: Any, new: Any) -> None:
 
 
 def _merged(old: Any, new: Any) -> Any:
+    if type(old) is type(new) is tuple and len(old) == len(new):
+        items = tuple(_merged(*both) for both in zip(old, new, strict=True))
+        return old if all(item is one for item, one in zip(items, old, strict=True)) else items
     if type(old) is type(new) and isinstance(old, _MUTABLE):
         _become(old, new)
         return old
