@@ -50,6 +50,18 @@ def test_mbpp_solutions_pass_sealed_and_inline(data_dir: Path) -> None:
     assert all(r.passed == r.total == len(p["test_list"]) for p, r in zip(problems, auto, strict=True))
 
 
+def test_inline_without_setup_fails_as_the_harness_does(data_dir: Path) -> None:
+    """bigcode-evaluation-harness runs the asserts right behind the program and leaves the setup code out."""
+    problems = [json.loads(line) for line in (data_dir / "mbpp.jsonl").read_text().splitlines()]
+    programs = [Program(p["code"], tuple(p["test_list"])) for p in problems]
+    with Sandbox(timeout=30.0, grading="inline", allow_weak_isolation=True) as pool:
+        results = pool.run(programs)
+    assert [p["task_id"] for p, r in zip(problems, results, strict=True) if r.outcome != "passed"] == [
+        367,
+        927,
+    ]
+
+
 def test_wrong_mbpp_programs_fail(data_dir: Path) -> None:
     """Each solution against the next problem's tests, under the name they call."""
     problems = [json.loads(line) for line in (data_dir / "mbpp.jsonl").read_text().splitlines()][:60]
