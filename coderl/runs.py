@@ -82,6 +82,6 @@ def free_path(path: Path) -> Path:
 
 
 def resume_command(folder: Path, checkpoint: Path) -> str:
-    """The command that continues the run in ``folder`` from ``checkpoint``, with its own configuration."""
-    config = next(iter(sorted(folder.rglob("config.yaml"), key=lambda path: len(path.parts))), None)
+    """The command that continues the run in ``folder`` from ``checkpoint``, with its latest configuration."""
+    config = max(folder.rglob("config.yaml"), key=lambda path: path.stat().st_mtime, default=None)
     return f"coderl fit --config {config or 'CONFIG'} --ckpt_path {checkpoint}"

@@ -97,3 +97,14 @@ def test_resume_command_names_the_runs_own_config(tmp_path: Path) -> None:
     assert resume_command(tmp_path, checkpoint) == f"coderl fit --config CONFIG --ckpt_path {checkpoint}"
     (tmp_path / "config.yaml").touch()
     assert f"--config {tmp_path / 'config.yaml'} " in resume_command(tmp_path, checkpoint)
+
+
+@pytest.mark.parametrize("newest", ["version_0", "version_2", "version_10"])
+def test_resume_command_names_the_latest_of_several_configs(newest: str, tmp_path: Path) -> None:
+    for version in ("version_0", "version_2", "version_10"):
+        config = tmp_path / "logs" / version / "config.yaml"
+        config.parent.mkdir(parents=True)
+        config.touch()
+        os.utime(config, (1, 1 + (version == newest)))
+    chosen = tmp_path / "logs" / newest / "config.yaml"
+    assert f"--config {chosen} " in resume_command(tmp_path, tmp_path / "last.ckpt")

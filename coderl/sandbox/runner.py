@@ -47,7 +47,7 @@ def serve(descriptor: int, link: int) -> None:
         against(Client(link), payload, send)
         return
     namespace: dict[str, Any] = {}
-    outcome, message = define(payload["code"], payload["setup"], namespace)
+    outcome, message = define(payload["code"], payload.get("setup", ""), namespace)
     if outcome:
         send(Record("refused", value=(outcome, message)))
         return
