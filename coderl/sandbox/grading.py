@@ -195,7 +195,7 @@ def _inline(job: Job, story: Iterator[Record]) -> _Tally:
             raise UnfitForRpc(record.value[1])
         if record.kind == "gone":
             break
-        # One more failure may follow the tests and is the last word: a canary's, or that they never called it.
+        # One more failure may follow the tests, as the last word: a canary's, or that they never called it.
         tally.ended = record.kind == "end" or test >= job.plan.total
         if record.kind == "passed":
             tally.passed += 1
