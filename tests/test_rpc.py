@@ -129,12 +129,25 @@ def test_tests_that_hand_over_their_own_functions_run_inline_from_then_on() -> N
     tests = ("assert apply(lambda x: x + 1, 2) == 3 and True",)
     with Sandbox(workers=1, allow_weak_isolation=True) as sandbox:
         assert [r.grading for r in sandbox.run([Program(CODE, tests)] * 2)] == ["inline", "inline"]
+        assert sandbox.inline_reasons == {"rpc: the tests pass a function": 2}
         assert sandbox.run([Program("def apply(f, x): return 0", tests)])[0].outcome == "failed"
     with (
         Sandbox(workers=1, grading="rpc", allow_weak_isolation=True) as sandbox,
         pytest.raises(UserError, match="use grading: auto"),
     ):
         sandbox.run([Program(CODE, tests)])
+
+
+def test_why_tests_run_inline_is_counted() -> None:
+    own = ("try: fail('own')\nexcept Own: pass",)
+    with Sandbox(workers=1, allow_weak_isolation=True) as sandbox:
+        sandbox.run([Program(CODE, own), Program(CODE, ("assert square(2) == 4",)), Program(CODE, own)])
+        ((reason, number),) = sandbox.inline_reasons.items()
+    assert number == 2
+    assert "the tests need Own itself" in reason
+    with Sandbox(workers=1, grading="inline", allow_weak_isolation=True) as sandbox:
+        sandbox.run([Program(CODE, own)])
+        assert not sandbox.inline_reasons, "it was asked for"
 
 
 @pytest.mark.parametrize("answer", ["object()", "lambda: 0", "type('T', (), {})", "iter([])", "print"])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from coderl.doctor.check import Check, Status
 from coderl.sandbox import Program, Sandbox
+from coderl.sandbox.probe import ALLOWED, weak_isolation_allowed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 MEND_TIER = (
     "mend what is marked below; or, where nothing on this machine is worth protecting, accept it with "
-    "HF_ALLOW_CODE_EVAL=1 or allow_weak_isolation"
+    f"{ALLOWED}=1 or allow_weak_isolation"
 )
 MEND_SANDBOX = "this should not happen: do not train with it, and report the line above"
 TESTS = ("assert f(2) == 4", "assert f(3) == 9")
@@ -80,7 +81,7 @@ def primitives(jail: Jail) -> Iterator[Check]:
 
 
 def _weak() -> Status:
-    return "warn" if os.environ.get("HF_ALLOW_CODE_EVAL") == "1" else "fail"
+    return "warn" if weak_isolation_allowed() else "fail"
 
 
 def trials(sandbox: Sandbox) -> Iterator[Check]:

@@ -59,6 +59,7 @@ def reach(url: str, seconds: float = SECONDS) -> str:
     problem = [f"no answer within {seconds:g} s"]
 
     def ask() -> None:
+        """Put the question, and say how it went."""
         try:
             request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "coderl-doctor"})
             with urllib.request.urlopen(request, timeout=seconds):

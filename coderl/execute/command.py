@@ -59,6 +59,7 @@ def execute(
         sandbox.start()  # where it cannot, the output stays as it was
         with Verdicts(output, kept) as verdicts:
             _run(rows, sandbox, verdicts, tally, count_lines(input) if sys.stderr.isatty() else None)
+    tally.inline_reasons = sandbox.inline_reasons
     print(tally.summary(), file=sys.stderr if output == STDIO else sys.stdout)
     tally.demand_verdicts()
 
@@ -122,6 +123,7 @@ class Tally:
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
         self.gradings: Counter[str] = Counter()
+        self.inline_reasons: Counter[str] = Counter()
         self.tiers: set[str] = set()
         self.kept = 0
         self.lost = ""
@@ -164,6 +166,7 @@ class Tally:
         gradings = ", ".join(f"{name} {number:,}" for name, number in self.gradings.most_common())
         lines.append(f"{ran:,} programs in {seconds:.1f} s ({ran / seconds:.0f} a second){before}")
         lines.append(f"grading: {gradings}; tier: {', '.join(sorted(self.tiers))}")
+        lines += [f"inline {number:,}: {reason}" for reason, number in self.inline_reasons.most_common(5)]
         return "\n".join(lines)
 
     def demand_verdicts(self) -> None:

@@ -139,6 +139,7 @@ class _Encoder:
         self.parts += (tag, _LENGTH.pack(count))
 
     def value(self, value: Any, depth: int = 0) -> None:
+        """Any value, by its own type or the plain type it derives from."""
         self.nodes += 1
         self.hashed += self.keys > 0
         if self.nodes > self.limits.nodes or depth > self.limits.depth:
@@ -167,6 +168,7 @@ class _Encoder:
             self.value(item, depth + 1)
 
     def scalar(self, base: Any, value: Any) -> None:
+        """A value without parts, read through the slots of its plain type."""
         if base is bool:
             self.data(b"b", b"\1" if value else b"\0")
         elif base is int:
@@ -197,6 +199,7 @@ class _Encoder:
         self.data(tag, body)
 
     def other(self, value: Any, kind: type, depth: int) -> None:
+        """What is no plain type: a view, a numpy number, or an object that a number stands for."""
         if value is None:
             self.data(b"n", b"")
         elif kind in _VIEWS:  # keys and items compare as sets
@@ -253,6 +256,7 @@ class _Decoder:
         return part
 
     def value(self, depth: int = 0) -> Any:
+        """The value at this place."""
         self.nodes += 1
         self.hashed += self.keys > 0
         if self.nodes > self.limits.nodes or depth > self.limits.depth or self.hashed > self.limits.hashed:
@@ -299,6 +303,7 @@ class _Decoder:
         return items
 
     def scalar(self, tag: bytes, body: bytes) -> Any:
+        """The value without parts that a tag and its body stand for."""
         if self.keys and tag in _NUMBERS and len(body) > self.limits.key:
             raise CodecError("a key is too long a number")
         if tag == b"i" and body:
@@ -326,6 +331,7 @@ class _Decoder:
         return self.number(tag, body)
 
     def number(self, tag: bytes, body: bytes) -> Decimal | Fraction:
+        """A decimal or a fraction, and nothing else."""
         if len(body) > 2 * self.limits.number:
             raise CodecError("a number is too long")
         self.hashed += _SLOW if self.keys else 0

@@ -113,7 +113,7 @@ class Inline:
     Attributes:
         tests: Source of each test.
         canaries: Sources that an honest process fails: each must raise.
-        reason: Why the tests cannot be sealed.
+        reason: Why the tests allow nothing stronger; empty where inline was asked for.
     """
 
     tests: tuple[str, ...]
@@ -256,15 +256,8 @@ def _neighbourly(tree: ast.AST, names: set[str]) -> str:
 
 _SHARED = frozenset(
     (
-        "asyncio",
-        "inspect",
-        "mock",
-        "unittest.mock",
-        "redirect_stdout",
-        "redirect_stderr",
-        "StringIO",
-        "io",
-        "gc",
+        *("asyncio", "inspect", "mock", "unittest.mock"),
+        *("redirect_stdout", "redirect_stderr", "StringIO", "io", "gc"),
     )
 )
 """Modules, and names from them, through which tests reach into the process they share with a candidate."""
@@ -274,8 +267,8 @@ _BUILTIN = frozenset(dir(builtins)) | {"__name__", "__file__"}
 
 def _is_python(source: str) -> bool:
     try:
-        ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        _parse(source)
+    except UserError:
         return False
     return True
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import CancelledError, Future
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Self
@@ -43,6 +43,9 @@ class Sandbox:
         memory_mb: MiB of address space that a program may use above the interpreter's own.
         allow_weak_isolation: Accept tier C (see :mod:`coderl.sandbox.jail`).
 
+    Attributes:
+        inline_reasons: Why ``auto`` graded programs inline, and how many.
+
     Raises:
         UsageError: An argument is out of range, or names an unknown grading.
     """
@@ -63,7 +66,8 @@ class Sandbox:
         self.allow_weak_isolation = allow_weak_isolation
         self._lock = threading.Lock()
         self._jail: Jail | None = None
-        self._inline: set[int] = set()  # hashes of tests that turned out to be unfit for rpc
+        self._inline: dict[int, str] = {}  # why tests, by their hash, turned out to be unfit for rpc
+        self.inline_reasons: Counter[str] = Counter()
         self._racks: Racks | None = None
 
     @property
@@ -165,8 +169,12 @@ class Sandbox:
             yield failed
 
     def _prepared(self, program: Program) -> Job:
-        mode = "inline" if _tests_of(program) in self._inline else self.grading
-        return prepare(program, mode)
+        unfit = self._inline.get(_tests_of(program), "")
+        job = prepare(program, "inline" if unfit else self.grading)
+        if reason := unfit or getattr(job.plan, "reason", ""):
+            with self._lock:
+                self.inline_reasons[reason] += 1
+        return job
 
     def _one(self, racks: Racks, program: Program, job: Job) -> Execution:
         """One verdict. What says nothing about the program is tried once more, in other lanes if need be."""
@@ -178,7 +186,7 @@ class Sandbox:
         except UnfitForRpc as unfit:
             if self.grading != "auto":
                 raise UserError(f"these tests cannot be graded rpc: {unfit}: use grading: auto") from None
-            self._inline.add(_tests_of(program))
+            self._inline[_tests_of(program)] = f"rpc: {unfit}"
             return self._one(racks, program, self._prepared(program))
 
     def _attempt(self, racks: Racks, job: Job, again: bool = False) -> Execution:

@@ -72,7 +72,7 @@ def probe() -> Jail:
             continue
         wrapper = find_bubblewrap() if tier == "A" else ""
         what = "namespaces and a system-call filter" if wrapper else "a system-call filter and Landlock"
-        reason = f"{'; '.join([what, *reasons])}"
+        reason = "; ".join([what, *reasons])
         chosen = compiled(by_owner=bool(wrapper))
         jail = Jail("A" if wrapper else "B", reason, tried, wrapper, chosen, "landlock" in have)
         escape = trial(jail)
@@ -80,6 +80,11 @@ def probe() -> Jail:
             return jail
         reasons.append(f"not {tier}, {escape}")
     return Jail("C", "; ".join(["resource limits", *reasons]), tried)
+
+
+def weak_isolation_allowed() -> bool:
+    """Whether the environment accepts tier C."""
+    return os.environ.get(ALLOWED) == "1"
 
 
 def require(jail: Jail, allow_weak_isolation: bool) -> None:
@@ -91,7 +96,7 @@ def require(jail: Jail, allow_weak_isolation: bool) -> None:
     if jail.tier != "C":
         logger.info("model-written programs run in tier %s: %s", jail.tier, jail.reason)
         return
-    if not (allow_weak_isolation or os.environ.get(ALLOWED) == "1"):
+    if not (allow_weak_isolation or weak_isolation_allowed()):
         raise UserError(
             f"model-written programs would run with weak isolation (tier C: {jail.reason}): "
             f"set allow_weak_isolation: true in the config, --allow_weak_isolation, or {ALLOWED}=1 in the "

@@ -19,7 +19,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from coderl.sandbox.codec import CodecError, Limits, decode, encode
-from coderl.sandbox.wire import frame, read_frame
+from coderl.sandbox.wire import frame, read_frame, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,6 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "bool": bool,
     "getitem": operator.getitem,
     "setattr": setattr,
-    "contains": operator.contains,
     **{name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")},
 }
 _MUTABLE = (list, dict, set, deque, bytearray)
@@ -58,9 +57,7 @@ class _Socket:
         self.descriptor = descriptor
 
     def send(self, body: bytes) -> None:
-        data = memoryview(frame(body))
-        while data:
-            data = data[os.write(self.descriptor, data) :]
+        write_all(self.descriptor, frame(body))
 
     def receive(self) -> bytes:
         return read_frame(lambda count: os.read(self.descriptor, count))

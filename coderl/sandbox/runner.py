@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from coderl.sandbox.codec import TRUSTED, CodecError, decode
 from coderl.sandbox.rpc import Client, Named, Server, Unfit
-from coderl.sandbox.wire import Record, pack_record, read_frame
+from coderl.sandbox.wire import Record, pack_record, read_frame, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,9 +36,7 @@ def serve(descriptor: int, link: int) -> None:
     """
 
     def send(record: Record | bytes) -> None:
-        data = memoryview(record if isinstance(record, bytes) else pack_record(record))
-        while data:
-            data = data[os.write(descriptor, data) :]
+        write_all(descriptor, record if isinstance(record, bytes) else pack_record(record))
 
     send(Record("ready"))
     payload = decode(read_frame(lambda count: os.read(descriptor, count)), TRUSTED)

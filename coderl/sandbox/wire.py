@@ -9,6 +9,7 @@ never reads it, so that no child can find an earlier run's tests in memory it sh
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -60,6 +61,13 @@ def pack_record(record: Record) -> bytes:
         CodecError: Its value is too large.
     """
     return frame(encode((record.kind, record.token, encode(record.value))))
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of it, in as many pieces as the other side takes it."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
 
 
 def read_frame(read: Callable[[int], bytes]) -> bytes:
