@@ -31,7 +31,9 @@ _LIGHTNING_NAMES = ("best", "last", "hpc", "registry")  # what --ckpt_path takes
 
 # Lightning advertises its cloud products.
 logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "Tip:" not in r.getMessage())
-set_parsing_settings(add_print_completion_argument=True)
+# jsonargparse 4.53 cannot carry an optional dataclass (policy.lora) over to another algorithm, as in
+# `-c grpo.yaml --model PPO`; other classes it can.
+set_parsing_settings(add_print_completion_argument=True, subclasses_enabled=["is_pure_dataclass"])
 
 
 class ConfigFile(ActionConfigFile):
@@ -74,6 +76,9 @@ class CoderlCLI(LightningCLI):
         """
         _import_classes()
         from coderl.algorithms.base import ignore_harmless
+
+        if not {"", str(Path.cwd())} & set(sys.path):
+            sys.path.append(str(Path.cwd()))  # where `--model.rewards+ my_module.MyReward` is, looked at last
 
         main_thread = threading.current_thread() is threading.main_thread()
         interrupt = signal.getsignal(signal.SIGINT)

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from coderl.data.curriculum import Curriculum, CurriculumSampler, PassHistory
 from coderl.data.module import CodeDataModule
 from coderl.data.sources import MBPP, Embedded, EmbeddedSFT, HumanEval, JSONLProblems, ProblemSource
 
-__all__ = ["MBPP", "CodeDataModule", "Embedded", "EmbeddedSFT", "HumanEval", "JSONLProblems", "ProblemSource"]
+__all__ = [
+    "MBPP",
+    "CodeDataModule",
+    "Curriculum",
+    "CurriculumSampler",
+    "Embedded",
+    "EmbeddedSFT",
+    "HumanEval",
+    "JSONLProblems",
+    "PassHistory",
+    "ProblemSource",
+]

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import logging
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from coderl.data.curriculum import Curriculum, CurriculumSampler, PassHistory, choose
 from coderl.data.sampler import EpochSampler
 from coderl.data.sources import SPLITS, ProblemSource
 from coderl.errors import UsageError, UserError
 from coderl.types import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import torch
+    from collections.abc import Callable, Collection, Sequence
 
 Loader = DataLoader[Problem]
 
@@ -29,9 +30,10 @@ log = logging.getLogger(__name__)
 class CodeDataModule(LightningDataModule):
     """Serves the problems of a source in batches of text: a batch is a list of problems.
 
-    Training batches are shuffled, another order each epoch, all of them settled by ``seed``. The loader's
-    place is saved in Lightning's checkpoints, so that a resumed run meets the problems it would have met. The
-    last batch of an epoch may be smaller. Validation and test keep the source's order.
+    Training batches are shuffled, another order each epoch, all of them settled by ``seed``; with a
+    curriculum they are drawn (:class:`~coderl.data.CurriculumSampler`). The loader's place is saved in
+    Lightning's checkpoints, so that a resumed run meets the problems it would have met. The last batch of an
+    epoch may be smaller. Validation and test keep the source's order.
 
     Args:
         source: Where the problems come from: MBPP, HumanEval, JSONLProblems, Embedded or one's own class.
@@ -40,6 +42,7 @@ class CodeDataModule(LightningDataModule):
         limit_train: Use only the first so many training problems. None: all.
         limit_validation: Use only the first so many validation problems. None: all.
         limit_test: Use only the first so many test problems. None: all.
+        curriculum: Prefer training problems whose samples pass now and then. None: each once an epoch.
     """
 
     def __init__(
@@ -50,11 +53,13 @@ class CodeDataModule(LightningDataModule):
         limit_train: int | None = None,
         limit_validation: int | None = None,
         limit_test: int | None = None,
+        curriculum: Curriculum | None = None,
     ) -> None:
         super().__init__()
         self.source = source
         self.batch_size = batch_size
         self.seed = seed
+        self.curriculum = curriculum
         self.limits = {"train": limit_train, "validation": limit_validation, "test": limit_test}
         counts = {"batch_size": batch_size} | {f"limit_{split}": n for split, n in self.limits.items()}
         for option, count in counts.items():
@@ -62,6 +67,7 @@ class CodeDataModule(LightningDataModule):
                 raise UsageError(f"data.{option} is {count}; it counts problems: give 1 or more")
         self._loaded: dict[str, list[Problem]] = {}
         self._predicates: list[tuple[Callable[[Problem], bool], str]] = []
+        self._history: PassHistory | None = None
 
     def problems(self, split: str) -> list[Problem]:
         """The problems of a split, limited and filtered.
@@ -102,12 +108,13 @@ class CodeDataModule(LightningDataModule):
         """Read every split: bad files are told before any weights load, and one rank downloads for all."""
         for split in SPLITS:
             self._split(split)
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            _ = self.history
 
     def train_dataloader(self) -> StatefulDataLoader[Problem]:
-        """Shuffled batches. Its ``state_dict`` continues anywhere, epoch boundaries included."""
+        """Training batches. Its ``state_dict`` continues anywhere, epoch boundaries included."""
         problems = self.problems("train")
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        sampler = EpochSampler(problems, self.seed, rank, world_size)
+        sampler = self._sampler(problems)
         with warnings.catch_warnings():
             # torchdata 0.11 calls a function that torch 2.13 deprecates.
             warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
@@ -129,6 +136,80 @@ class CodeDataModule(LightningDataModule):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leaves the batch alone: it is text, and Lightning cannot rebuild frozen dataclasses."""
         return batch
+
+    @property
+    def history(self) -> PassHistory | None:
+        """How often samples of each problem passed; None without a curriculum.
+
+        Raises:
+            UserError: The curriculum names a history that cannot be read.
+        """
+        if self.curriculum is not None and self._history is None:
+            history = PassHistory(self.curriculum.decay)
+            if self.curriculum.history is not None:
+                history.load(Path(self.curriculum.history))
+            self._history = history
+        return self._history
+
+    def observe(self, problems: Sequence[Problem], passed: Sequence[int], known: Sequence[int]) -> None:
+        """Tell the curriculum how the samples of a step did. Without one nothing happens.
+
+        Call it once for each rollout, on every rank: ranks exchange what they saw. Rank 0 writes
+        ``curriculum.json`` into the run folder.
+
+        Args:
+            problems: Training problems; one that comes twice counts as seen once, with all its samples.
+            passed: How many samples of each passed.
+            known: How many samples of each got a verdict: those lost to the machinery say nothing.
+        """
+        if (history := self.history) is None:
+            return
+        train = self.problems("train")
+        rows = {problem.id: row for row, problem in enumerate(train)}
+        counts = torch.zeros(len(train), 2)
+        for problem, right, judged in zip(problems, passed, known, strict=True):
+            counts[rows[problem.id]] += torch.tensor([right, judged - right])
+        counts = self._sum_over_ranks(counts)
+        for row in counts.any(dim=1).nonzero().flatten().tolist():
+            history.observe(train[row].id, *counts[row].tolist())
+        if self.trainer is not None and self.trainer.is_global_zero:
+            history.save(Path(self.trainer.default_root_dir, "curriculum.json"))
+
+    def draw(self, count: int, without: Collection[str]) -> list[Problem]:
+        """Further training problems, different ones, at random from torch's global generator.
+
+        With a curriculum they are drawn by its weights, without one all are alike.
+
+        Args:
+            count: How many; fewer come where too few are left.
+            without: Ids of problems that are not wanted.
+        """
+        left = [problem for problem in self.problems("train") if problem.id not in without]
+        return [left[index] for index in choose(left, count, self.history)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The curriculum's history, for Lightning's checkpoint. The place in the data is the loader's."""
+        return {} if self.history is None else self.history.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the history up, where there still is a curriculum."""
+        if self.curriculum is not None:
+            self._history = self._history or PassHistory(self.curriculum.decay)  # the file is not needed
+            self._history.load_state_dict(state)
+
+    def _sampler(self, problems: list[Problem]) -> EpochSampler:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if self.history is None:
+            return EpochSampler(problems, self.seed, rank, world_size)
+        return CurriculumSampler(problems, self.history, self.batch_size, self.seed, rank, world_size)
+
+    def _sum_over_ranks(self, counts: torch.Tensor) -> torch.Tensor:
+        if self.trainer is None or self.trainer.world_size == 1:
+            return counts
+        strategy = self.trainer.strategy
+        total = strategy.reduce(counts.to(strategy.root_device), reduce_op="sum")
+        assert isinstance(total, torch.Tensor)
+        return total.cpu()
 
     def _plain(self, split: str) -> Loader:
         return DataLoader(self.problems(split), self.batch_size, collate_fn=list)  # type: ignore[arg-type]

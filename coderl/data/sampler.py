@@ -47,12 +47,15 @@ class EpochSampler(DistributedSampler[int]):
         if self.yielded and not self.resumed:
             self.set_epoch(self.epoch + 1)  # the last pass was broken off
         self.resumed = False
-        order = list(super().__iter__())
-        for index in order[self.yielded :]:
+        for index in self.indices(self.yielded):
             self.yielded += 1
-            if self.yielded == len(order):
+            if self.yielded == self.num_samples:
                 self.set_epoch(self.epoch + 1)
             yield index
+
+    def indices(self, start: int) -> Iterator[int]:
+        """This rank's indices of the present epoch, from place ``start`` in it on."""
+        yield from list(super().__iter__())[start:]
 
     def state_dict(self) -> dict[str, Any]:
         """Where the order stands, and what it is an order of."""
