@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from coderl.errors import UserError
+from coderl.families import auto_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -155,7 +156,7 @@ def load_base(
     Raises:
         UserError: If the checkpoint is missing, incomplete or corrupt.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoConfig, BitsAndBytesConfig
 
     options: dict[str, Any] = {}
     if quantization == "nf4":
@@ -168,11 +169,12 @@ def load_base(
     try:
         config = AutoConfig.from_pretrained(source)
         # At step 0 the scored forward must equal the sampled one: no dropout hidden in a checkpoint's config.
-        for name in [n for n in config.to_dict() if n.endswith(("dropout", "pdrop"))]:
+        for name in [n for n in config.to_dict() if n.endswith(("dropout", "pdrop", "dropout_rate"))]:
             setattr(config, name, 0.0)
+        family = auto_class(config)
         if random:
-            return AutoModelForCausalLM.from_config(config, dtype=dtype).to(device)  # type: ignore[no-any-return]
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            return family.from_config(config, dtype=dtype).to(device)  # type: ignore[no-any-return]
+        loaded: Any = family.from_pretrained(
             source, config=config, dtype=dtype, output_loading_info=True, **options
         )
     except Exception as error:

@@ -1,77 +1,36 @@
-"""Advantages, divergences and losses as pure functions of tensors. No trainer, no model, no state.
+"""Divergences, importance weights and losses as pure functions of tensors. No trainer, no model, no state.
 
 Notation:
-    P prompts, G samples of each, B = P * G sequences, T columns.
+    B sequences, T columns.
     Per-token tensors are ``[B, T]``; column t belongs to token t. Masks are bool and come from generation.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from coderl.advantages import alone
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 KLEstimator = Literal["k1", "k2", "k3"]
-LossType = Literal["grpo", "dapo", "dr_grpo"]
-AdvantageScale = Literal["group", "batch", "none"]
+LossType = Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"]
+SamplerCorrection = Literal["token", "sequence", "mask"]
 
-EPS = 1e-4
-"""Added to standard deviations."""
 MAX_LOG_RATIO = 20.0
 """Log-ratios are clamped to ± this before they are exponentiated."""
-
-
-def group_advantages(rewards: Tensor, scale: AdvantageScale = "group") -> Tensor:
-    """How much better each sample was than its group (GRPO, arXiv:2402.03300, section 4.1.2).
-
-    ``(r - mean) / (std + 1e-4)`` over the prompt's own samples. NaN rewards (infrastructure failures) take
-    part in no mean and no deviation, and get advantage 0.
-
-    Args:
-        rewards: ``[P, G]``, NaN where unknown.
-        scale: Divide by the ``group``'s deviation, by the whole ``batch``'s, or not at all
-            (``none``, Dr. GRPO, arXiv:2503.20783).
-
-    Returns:
-        ``[P, G]`` float32, finite.
-    """
-    rewards = rewards.float()
-    known = ~rewards.isnan()
-    count = known.sum(dim=1, keepdim=True).clamp(min=1)
-    mean = rewards.nan_to_num(0.0).sum(dim=1, keepdim=True) / count
-    centred = torch.where(known & ~no_signal(rewards)[:, None], rewards - mean, 0.0)
-    if scale == "none":
-        return centred
-    if scale == "batch":
-        spread = rewards[known].std() if int(known.sum()) > 1 else rewards.new_zeros(())
-        return centred / (spread + EPS)
-    variance = centred.square().sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)
-    return centred / (variance.sqrt() + EPS)
-
-
-def no_signal(rewards: Tensor) -> Tensor:
-    """Groups whose known rewards are all equal, by exact comparison: rounding gives equal floats a deviation.
-
-    Args:
-        rewards: ``[P, G]``, NaN where unknown.
-
-    Returns:
-        ``[P]`` bool.
-    """
-    low = rewards.nan_to_num(nan=float("inf")).amin(dim=1)
-    high = rewards.nan_to_num(nan=float("-inf")).amax(dim=1)
-    return low >= high  # ">" where a group has no known reward at all
 
 
 def token_weights(
     mask: Tensor,
     loss_type: LossType,
     max_new_tokens: int,
-    mean_over_ranks: Callable[[Tensor], Tensor] = lambda count: count,
+    mean_over_ranks: Callable[[Tensor], Tensor] = alone,
 ) -> Tensor:
     """What each token counts in the loss of one optimizer step; ``loss = (weights * token_loss).sum()``.
 
@@ -79,8 +38,9 @@ def token_weights(
 
     Args:
         mask: ``[B, T]``, true on the completion tokens of this rank's whole step.
-        loss_type: ``grpo`` averages over a sequence's tokens, then over sequences; ``dapo`` over all tokens
-            (arXiv:2503.14476); ``dr_grpo`` divides by sequences times ``max_new_tokens`` (arXiv:2503.20783).
+        loss_type: ``grpo`` and ``gspo`` average over a sequence's tokens, then over sequences; ``dapo``
+            (arXiv:2503.14476) and ``cispo`` over all tokens; ``dr_grpo`` divides by sequences times
+            ``max_new_tokens`` (arXiv:2503.20783).
         max_new_tokens: The length limit of completions.
         mean_over_ranks: Averages a count over ranks. DDP averages gradients, so dividing by the mean count
             gives the gradient of one process that holds all sequences.
@@ -91,9 +51,12 @@ def token_weights(
     lengths = mask.sum(dim=1, keepdim=True)
     sequences = mean_over_ranks((lengths > 0).sum().float())
     tokens = mean_over_ranks(lengths.sum().float())
+    by_sequence, by_token = lengths * sequences, tokens.expand(lengths.shape)
     divisor = {
-        "grpo": lengths * sequences,
-        "dapo": tokens.expand(lengths.shape),
+        "grpo": by_sequence,
+        "gspo": by_sequence,
+        "dapo": by_token,
+        "cispo": by_token,
         "dr_grpo": (sequences * max_new_tokens).expand(lengths.shape),
     }[loss_type]
     return mask / divisor.float().clamp(min=torch.finfo(torch.float32).tiny)
@@ -123,7 +86,7 @@ def kl_divergence(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator
 
 
 class Clipped(NamedTuple):
-    """Per-token results of :func:`clipped_policy_loss`, each ``[B, T]``."""
+    """Per-token results of a policy loss, each ``[B, T]``; only ``loss`` has a gradient."""
 
     loss: Tensor
     ratio: Tensor
@@ -150,6 +113,138 @@ def clipped_policy_loss(
     loss = -torch.minimum(ratio * advantages, bounded * advantages)
     clipped = (bounded * advantages < ratio * advantages).detach()
     return Clipped(loss, ratio.detach(), clipped)
+
+
+def policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    loss_type: LossType,
+    clip_low: float,
+    clip_high: float,
+) -> Clipped:
+    """The surrogate that ``loss_type`` names; how tokens are averaged is :func:`token_weights`' business.
+
+    ``grpo``, ``dapo`` and ``dr_grpo`` clip each token's ratio. ``gspo`` (arXiv:2507.18071) clips the
+    sequence's, the geometric mean of its tokens' ratios; its gradient is written token by token (eq. 14), so
+    that each may have an advantage of its own. ``cispo`` (arXiv:2506.13585, eq. 4) clips the ratio only as a
+    weight, so that no token loses its gradient: ``-sg(clip(ratio))·A·logp``.
+
+    Args:
+        logprobs: ``[B, T]`` under the policy, with gradient.
+        old_logprobs: ``[B, T]`` under the policy that is being improved.
+        advantages: ``[B, T]``.
+        mask: ``[B, T]``, the tokens that count.
+        loss_type: Which surrogate.
+        clip_low: Ratios are clipped below at ``1 - clip_low``.
+        clip_high: And above at ``1 + clip_high``.
+    """
+    if loss_type == "gspo":
+        shift = torch.where(mask, logprobs - old_logprobs, 0.0).sum(dim=1, keepdim=True)
+        mean = (shift / mask.sum(dim=1, keepdim=True).clamp(min=1)).detach()
+        # Each token carries its own part of the sequence's gradient.
+        own = logprobs - logprobs.detach()
+        return clipped_policy_loss(
+            mean + own, torch.zeros_like(old_logprobs), advantages, clip_low, clip_high
+        )
+    result = clipped_policy_loss(logprobs, old_logprobs, advantages, clip_low, clip_high)
+    if loss_type != "cispo":
+        return result
+    weight = result.ratio.clamp(1 - clip_low, 1 + clip_high)
+    return Clipped(-weight * advantages * logprobs, result.ratio, weight != result.ratio)
+
+
+def sampler_correction(
+    old_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, mode: SamplerCorrection, cap: float
+) -> Tensor:
+    """Weights that make up for a rollout engine whose numerics are not the trainer's.
+
+    The samples came from the engine, the gradient is taken as if from the trainer's kernels. Weighting by
+    the ratio of both mends that; truncating it bounds the variance ("Your Efficient RL Framework Secretly
+    Brings You Off-Policy RL Training", F. Yao et al., 2025).
+
+    Args:
+        old_logprobs: ``[B, T]`` by the training kernels.
+        sampler_logprobs: ``[B, T]`` as the engine reported them.
+        mask: ``[B, T]``.
+        mode: ``token`` weighs each token by its own ratio; ``sequence`` all of a sequence's by the geometric
+            mean (the *mean* log-ratio: the sum would grow with length); ``mask`` weighs tokens whose
+            ratio lies within ``1 / cap`` and ``cap`` by 1, others by 0.
+        cap: Largest weight.
+
+    Returns:
+        ``[B, T]``, zero outside the mask, without gradient.
+    """
+    shift = torch.where(mask, old_logprobs - sampler_logprobs, 0.0).detach()
+    if mode == "sequence":
+        shift = (shift.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)).expand_as(mask)
+    ratio = shift.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    weights = ((ratio >= 1 / cap) & (ratio <= cap)).float() if mode == "mask" else ratio.clamp(max=cap)
+    return torch.where(mask, weights, 0.0)
+
+
+def top_entropy_mask(
+    entropy: Tensor, mask: Tensor, fraction: float, gathered: Callable[[Tensor], Tensor] = alone
+) -> Tensor:
+    """The tokens where the policy was least sure: forks in the road (arXiv:2506.01939).
+
+    Args:
+        entropy: ``[B, T]`` nats.
+        mask: ``[B, T]``, the tokens of a whole step.
+        fraction: Which share of them, over 0 and up to 1.
+        gathered: From a rank's entropies ``[N]`` to those of all ranks: the share is of all tokens.
+
+    Returns:
+        ``[B, T]`` bool; tokens as uncertain as the last one chosen stay in.
+    """
+    values = gathered(entropy[mask])
+    if not len(values):
+        return mask
+    kept = math.ceil(fraction * len(values))
+    return mask & (entropy >= values.topk(kept).values[-1])
+
+
+class ValueLoss(NamedTuple):
+    """Results of :func:`value_loss`, each ``[B, T]``."""
+
+    loss: Tensor
+    clipped: Tensor
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float | None) -> ValueLoss:
+    """``max((V - R)², (clip(V, V_old ± clip) - R)²) / 2``: a critic that moves in steps like the policy's.
+
+    (Appendix of arXiv:2005.12729, "Implementation matters in deep policy gradients".)
+
+    Args:
+        values: ``[B, T]``, with gradient.
+        old_values: ``[B, T]``, before the update.
+        returns: ``[B, T]``, what should have been said.
+        clip: The distance; None is the plain square.
+
+    Returns:
+        The loss, and where clipping took the gradient away.
+    """
+    plain = (values - returns).square()
+    if clip is None:
+        return ValueLoss(0.5 * plain, torch.zeros_like(plain, dtype=torch.bool))
+    bounded = (values.clamp(old_values - clip, old_values + clip) - returns).square()
+    return ValueLoss(0.5 * torch.maximum(plain, bounded), (bounded > plain).detach())
+
+
+def adapted_kl_coefficient(beta: float, kl: float, target: float, samples: int, horizon: int) -> float:
+    """The KL coefficient after a step that diverged by ``kl`` (arXiv:1909.08593, section 2.2).
+
+    Args:
+        beta: The coefficient of the step.
+        kl: The step's divergence from the reference, in the unit of ``target``.
+        target: Where it should be.
+        samples: Sequences of the step.
+        horizon: Sequences over which the coefficient may change by 20 %.
+    """
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return beta * (1 + error * samples / horizon)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

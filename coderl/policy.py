@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from coderl import models, prompts
+from coderl import adapters, families, models, prompts
+from coderl.adapters import LoRA
 from coderl.errors import UsageError, UserError
+from coderl.scoring import EntropyMode, Scores, ValueHead, Values, token_scores, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,37 +19,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from coderl.types import Problem
-
-MOST_LOGITS = 2**25
-"""Logits in memory at a time: 128 MB in float32."""
-
-REFERENCE = "reference"
-"""Name of the frozen adapter that stands in for the reference when the policy was warm-started."""
-
-
-@dataclass
-class LoRA:
-    """Low-rank adapters (arXiv:2106.09685), with the mission's values.
-
-    Args:
-        r: Rank.
-        alpha: Updates are scaled by alpha / r.
-        dropout: Probability, used only where ``Policy.train_dropout`` is set.
-        target_modules: Names of the linear layers that get an adapter.
-    """
-
-    r: int = 64
-    alpha: int = 16
-    dropout: float = 0.1
-    target_modules: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    )
 
 
 class Policy(nn.Module):
@@ -100,6 +68,8 @@ class Policy(nn.Module):
         self.prompt_form, self.train_dropout = prompt_form, train_dropout
         self.gradient_checkpointing = gradient_checkpointing
         self.net: Any = None
+        self.critic: ValueHead | None = None
+        self.reference_renewed = False
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     # -- loading ---------------------------------------------------------------------------------------------
@@ -145,31 +115,33 @@ class Policy(nn.Module):
                 f"{self.model}: its tokenizer has {len(self.tokenizer)} tokens, its embedding {size} rows"
             )
 
-    def _adapted(self, base: PreTrainedModel) -> nn.Module:
-        from peft import LoraConfig, PeftModel, get_peft_model
-
+    def _adapted(self, base: PreTrainedModel) -> Any:
         if self.adapter is not None:
-            if not (Path(self.adapter) / "adapter_config.json").is_file():
-                raise UserError(
-                    f"no adapter_config.json in {self.adapter}: give the folder of a saved adapter"
-                )
-            net = PeftModel.from_pretrained(base, self.adapter, is_trainable=True)
-            net.load_adapter(self.adapter, adapter_name=REFERENCE, is_trainable=False)
-            return net
+            return adapters.stored(base, self.adapter)
         assert self.lora is not None
-        config = LoraConfig(
-            r=self.lora.r,
-            lora_alpha=self.lora.alpha,
-            lora_dropout=self.lora.dropout,
-            target_modules=list(self.lora.target_modules),
-            task_type="CAUSAL_LM",
-        )
-        try:
-            return get_peft_model(base, config)
-        except ValueError as error:
-            raise UserError(
-                f"lora.target_modules do not fit {self.model}: {str(error).splitlines()[0]}"
-            ) from error
+        return adapters.fresh(base, self.lora, self.model)
+
+    def add_critic(self, own_adapter: bool) -> None:
+        """Give the policy a value head on its trunk. Does nothing the second time.
+
+        Args:
+            own_adapter: Let the critic read the base through an adapter of its own. Otherwise it shares the
+                policy's, and one forward serves both.
+
+        Raises:
+            UsageError: If all weights train: there is no second adapter then.
+        """
+        if self.critic is not None:
+            return
+        if own_adapter:
+            if self.net is self.base:
+                raise UsageError(
+                    "all weights train, so the critic has no adapter of its own: set critic_adapter: false"
+                )
+            adapters.add(self.net, adapters.CRITIC, trains=True)
+        width = self.base.get_output_embeddings().weight.shape[1]
+        self.critic = ValueHead(int(width)).to(self.device)
+        self.train(self.training)
 
     @property
     def base(self) -> PreTrainedModel:
@@ -215,72 +187,105 @@ class Policy(nn.Module):
 
     # -- scoring ---------------------------------------------------------------------------------------------
 
-    def logprobs(
-        self, ids: Tensor, attention: Tensor, mask: Tensor, temperature: float, entropy: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities of the tokens under ``mask``, and the entropy there.
+    def score(
+        self,
+        ids: Tensor,
+        attention: Tensor,
+        mask: Tensor,
+        temperature: float,
+        entropy: EntropyMode = "none",
+        values: bool = False,
+    ) -> Scores:
+        """Log-probabilities of the tokens under ``mask``, and what else is asked for, from one forward.
 
         Position ids count attended tokens, so that padding on either side changes nothing. Only tokens under
-        the mask meet the vocabulary, a chunk at a time: all logits of 16 sequences of 512 tokens over 152,000
-        entries would be 5 GB.
+        the mask meet the vocabulary.
 
         Args:
             ids: ``[B, T]``.
             attention: ``[B, T]`` bool.
             mask: ``[B, T]`` bool, tokens to score; never one without a token before it.
             temperature: Logits are divided by it, as in sampling.
-            entropy: Also return the entropy (without gradient).
-
-        Returns:
-            ``[B, T]`` float32 nats, zero outside the mask; the same for the entropy, or None.
+            entropy: Also return the entropy, with or without gradient.
+            values: Also return the values of a critic that shares the trunk.
         """
-        positions = (attention.long().cumsum(dim=1) - 1).clamp(min=0)
-        hidden = self.base.base_model(
-            input_ids=ids, attention_mask=attention.long(), position_ids=positions, use_cache=False
-        ).last_hidden_state
-        before = hidden[:, :-1][mask[:, 1:]]
+        hidden = self._hidden(ids, attention, mask)
         head = self.base.get_output_embeddings()
-        chosen, spread = _token_scores(head, before, ids[mask], temperature, entropy)
+        states = families.head_input(self.base, hidden[:, :-1][mask[:, 1:]])
+        chosen, spread = token_scores(head, states, ids[mask], temperature, entropy)
         zeros = torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
-        return zeros.masked_scatter(mask, chosen), zeros.masked_scatter(mask, spread) if entropy else None
+        return Scores(
+            zeros.masked_scatter(mask, chosen),
+            None if entropy == "none" else zeros.masked_scatter(mask, spread),
+            values_of(self._value_head, hidden, mask) if values else None,
+        )
+
+    def values(self, ids: Tensor, attention: Tensor, mask: Tensor) -> Values:
+        """What the critic expects. One with its own adapter speaks and learns in :meth:`critic_adapter`."""
+        return values_of(self._value_head, self._hidden(ids, attention, mask), mask)
+
+    def _hidden(self, ids: Tensor, attention: Tensor, mask: Tensor) -> Tensor:
+        return families.hidden_states(self.base, ids, attention, mask)
+
+    @property
+    def _value_head(self) -> ValueHead:
+        assert self.critic is not None, "add_critic() comes first"
+        return self.critic
+
+    # -- adapters --------------------------------------------------------------------------------------------
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside, the policy is its reference: the adapter off, or the frozen copy of a warm start."""
-        if REFERENCE in getattr(self.net, "peft_config", {}):
-            self.net.set_adapter(REFERENCE)
-            try:
-                yield
-            finally:
-                self.net.set_adapter("default")
-                self._freeze_reference()
-            return
-        if not hasattr(self.net, "disable_adapter"):
+        """Inside, the policy is its reference: the adapter off, or the frozen copy of an earlier state."""
+        if self.net is self.base:
             raise UsageError(
                 "all weights train, so there is no reference left: set kl_coefficient: 0, or use lora"
             )
-        with self.net.disable_adapter():
+        with adapters.using(self.net, adapters.REFERENCE if self.has_own_reference else None):
             yield
 
-    def _freeze_reference(self) -> None:
-        for name, parameter in self.net.named_parameters():
-            if f".{REFERENCE}." in name:
-                parameter.requires_grad_(False)
+    @contextmanager
+    def critic_adapter(self) -> Iterator[None]:
+        """Inside, the trunk is the critic's. Forward *and* backward: checkpointed layers run again in it."""
+        with adapters.using(self.net, adapters.CRITIC):
+            yield
+
+    @property
+    def has_own_reference(self) -> bool:
+        """Whether the reference is a frozen adapter, rather than the base without one."""
+        return adapters.has(self.net, adapters.REFERENCE)
+
+    @staticmethod
+    def is_critics(name: str) -> bool:
+        """Whether a parameter of that name is the critic's alone."""
+        return name.startswith("critic.") or f".{adapters.CRITIC}." in name
+
+    def refresh_reference(self, weights: dict[str, Tensor] | None = None) -> None:
+        """Make the present adapter, or the one given, the reference from now on."""
+        if not self.has_own_reference:
+            adapters.add(self.net, adapters.REFERENCE, trains=False)
+            self.train(self.training)  # the new adapter brings its own dropout
+        self.reference_renewed = True
+        adapters.fill(self.net, adapters.REFERENCE, weights or adapters.weights(self.net, adapters.POLICY))
+
+    def reference_weights(self) -> dict[str, Tensor]:
+        """The reference adapter's weights, for a checkpoint."""
+        return adapters.weights(self.net, adapters.REFERENCE)
 
     # -- plain weights ---------------------------------------------------------------------------------------
 
     def plain_twin(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
         """A model of the base's architecture without adapters or quantization; its weights are not set."""
-        from transformers import AutoModelForCausalLM
-
         config = type(self.base.config).from_dict(
             {k: v for k, v in self.base.config.to_dict().items() if k != "quantization_config"}
         )
         dtype = dtype or self.base.dtype
         with torch.device("meta"):  # random weights would be made only to be overwritten
-            twin = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            twin = families.auto_class(config).from_config(config, dtype=dtype)
         twin = twin.to_empty(device=self.device)
-        twin.tie_weights()
+        # Tied as the base is: a checkpoint may hold its own weights for a head that its config ties.
+        twin.all_tied_weights_keys = dict(self.base.all_tied_weights_keys)
+        twin.tie_weights(recompute_mapping=False)
         twin.generation_config = self.base.generation_config
         return twin.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
@@ -300,37 +305,13 @@ class Policy(nn.Module):
             for key, value in own.items():
                 value.copy_(_dense(layer, key))
             if layer is not source:
-                own["weight"].add_(source.get_delta_weight("default").to(own["weight"].dtype))
+                own["weight"].add_(source.get_delta_weight(adapters.POLICY).to(own["weight"].dtype))
 
     def merged(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
         """Base + adapter as a new plain model."""
         twin = self.plain_twin(dtype)
         self.merge_into(twin)
         return twin
-
-
-def _token_scores(
-    head: nn.Module, hidden: Tensor, ids: Tensor, temperature: float, entropy: bool
-) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy (zeros if not asked for) of tokens ``[N]`` after states ``[N, H]``."""
-
-    def scores(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        scaled = head(states).float() / temperature
-        norm = scaled.logsumexp(dim=-1)
-        chosen = scaled.gather(-1, tokens[:, None]).squeeze(-1) - norm
-        with torch.no_grad():
-            spread = norm - (scaled.softmax(-1) * scaled).sum(-1) if entropy else torch.zeros_like(norm)
-        return chosen, spread
-
-    assert isinstance(head.weight, Tensor)
-    size = max(MOST_LOGITS // head.weight.shape[0], 1)
-    if len(ids) <= size:
-        return scores(hidden, ids)
-    # A chunk's logits live only while it is looked at: the backward makes them again.
-    parts = zip(hidden.split(size), ids.split(size), strict=True)
-    chunks = [checkpoint(scores, states, tokens, use_reentrant=False) for states, tokens in parts]
-    chosen, spread = zip(*chunks, strict=True)
-    return torch.cat(chosen), torch.cat(spread)
 
 
 def _dense(layer: nn.Module, key: str) -> Tensor:

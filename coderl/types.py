@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import torch
     from torch import Tensor
@@ -102,14 +102,19 @@ class Experience:
     Attributes:
         ids: ``[B, T]`` token ids, prompts padded on the left and completions on the right.
         attention: ``[B, T]`` bool, true on prompt and completion tokens.
-        mask: ``[B, T]`` bool, true on the *completion* tokens that count in a loss. Made from generation
-            lengths and owned here: nothing re-derives it from ids.
+        mask: ``[B, T]`` bool, true on the *completion* tokens that count in a loss: of a row all, or none.
+            Made from generation lengths and owned here: nothing re-derives it from ids.
         weights: ``[B, T]`` float, what each token counts in the loss of the *whole* optimizer step; zero
             where ``mask`` is false. Losses sum over them and never normalize again.
         advantages: ``[B, T]`` float, zero where ``mask`` is false.
+        finished: ``[B]`` bool, false where the completion was cut off at the length limit.
         old_logprobs: ``[B, T]`` float, or None where the update is strictly on-policy.
         ref_logprobs: ``[B, T]`` float, or None where no KL term needs them.
         sampler_logprobs: ``[B, T]`` float, as the rollout engine reported them.
+        entropy: ``[B, T]`` float, of the policy before the update, or None where no mask needs it.
+        old_values: ``[B, T]`` float, what the critic said before the update, or None without one.
+        final_values: ``[B]`` float, the critic's word on the state after the last token.
+        returns: ``[B, T]`` float, what the critic should have said.
 
     Column ``t`` of every per-token tensor belongs to the token ``ids[:, t]`` (not to its predecessor).
     """
@@ -119,9 +124,14 @@ class Experience:
     mask: Tensor
     weights: Tensor
     advantages: Tensor
+    finished: Tensor
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
     sampler_logprobs: Tensor | None = None
+    entropy: Tensor | None = None
+    old_values: Tensor | None = None
+    final_values: Tensor | None = None
+    returns: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.ids.shape[0])
@@ -138,10 +148,18 @@ class Experience:
     def take(self, rows: Tensor) -> Experience:
         """The given rows, shorn of the columns that are padding in all of them."""
         keep = self.attention[rows].any(dim=0)
-        return self._map(lambda column: column[rows][:, keep])
+        return self._map(lambda column: column[rows][:, keep] if column.ndim == 2 else column[rows])
 
-    def split(self, size: int) -> Iterator[Experience]:
-        """Micro-batches of at most ``size`` sequences, alike in length so that little is padding."""
-        order = self.attention.sum(dim=1).argsort(stable=True)
-        for rows in order.split(size):
-            yield self.take(rows)
+    def put(self, rows: Tensor, **columns: Tensor) -> None:
+        """Set columns of the given rows, laid out as :meth:`take` laid them out; what is new starts at 0."""
+        keep = self.attention[rows].any(dim=0).nonzero().flatten()
+        for name, values in columns.items():
+            shape = self.ids.shape[: values.ndim]
+            if getattr(self, name) is None:
+                setattr(self, name, values.new_zeros(shape, device=self.ids.device))
+            place = (rows[:, None], keep) if values.ndim == 2 else rows
+            getattr(self, name)[place] = values.to(self.ids.device)
+
+    def chunks(self, rows: Tensor, size: int) -> tuple[Tensor, ...]:
+        """The given rows, at most ``size`` at a time, alike in length so that little is padding."""
+        return rows[self.attention[rows].sum(dim=1).argsort(stable=True)].split(size) if len(rows) else ()

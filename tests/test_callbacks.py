@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from coderl.adapters import LoRA
 from coderl.algorithms import GRPO, PolicyGradient
 from coderl.algorithms.step import EvaluationSettings
 from coderl.callbacks import (
@@ -33,7 +34,7 @@ from coderl.callbacks import (
 from coderl.data import CodeDataModule, ProblemSource
 from coderl.errors import UsageError
 from coderl.evaluation import Evaluation
-from coderl.policy import LoRA, Policy
+from coderl.policy import Policy
 from coderl.rollout import RolloutEngine, Sampling
 from coderl.sandbox import Sandbox
 from coderl.types import Completion, Problem

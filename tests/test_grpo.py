@@ -6,91 +6,24 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
+from coderl.adapters import LoRA
+from coderl.advantages import AdvantageScale, group_advantages
 from coderl.algorithms import GRPO
 from coderl.algorithms.step import Rollout
 from coderl.errors import UsageError, UserError
-from coderl.objectives import group_advantages
-from coderl.policy import LoRA, Policy
+from coderl.objectives import LossType
+from coderl.policy import Policy
 from coderl.rewards import Reward, Sample
-from coderl.rollout import GenerateEngine, Sampling
+from coderl.scoring import Scores
 from coderl.types import Execution, Problem
 from tests import tiny
-
-REWARDS = [[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [-0.2, 1.0, 1.1, 0.0]]
-
-
-class Fixed(GRPO):
-    """GRPO on rollouts given beforehand, which keeps the gradients of each step."""
-
-    def __init__(self, rollout: Rollout, **options: Any) -> None:
-        super().__init__(**options)
-        self.given, self.gradients, self.logged = rollout, [], []  # type: ignore[var-annotated]
-
-    def setup(self, stage: str) -> None:
-        pass  # no program runs here
-
-    def collect(self, problems: Sequence[Problem]) -> Rollout:
-        return self.given
-
-    def step(self) -> torch.Tensor:
-        self.gradients.append(
-            {n: p.grad.clone() for n, p in self.policy.trainable().items() if p.grad is not None}
-        )
-        return super().step()
-
-    def report(self, rollout: Rollout) -> None:
-        self.logged.append(dict(self._meter.values))
-
-
-def rollout_of(folder: Path, rewards: list[list[float]]) -> Rollout:
-    """Completions of a stirred policy, with rewards given."""
-    policy = tiny.policy(folder)
-    problems = tiny.problems(len(rewards))
-    engine = GenerateEngine()
-    engine.bind(policy)
-    torch.manual_seed(3)
-    size = len(rewards[0])
-    completions = engine.generate(problems, size, Sampling(temperature=1.5, max_new_tokens=9))
-    samples = [
-        Sample(problem=problems[c.problem], completion=c, program=c.text, execution=Execution("failed", 0, 1))
-        for c in completions
-    ]
-    return Rollout(samples, torch.tensor(rewards))
-
-
-def train(module: GRPO, steps: int = 1, **options: Any) -> GRPO:
-    trainer = tiny.trainer(max_steps=steps, max_epochs=-1, **options)
-    problems = tiny.problems(len(REWARDS))
-    trainer.fit(module, DataLoader(problems, batch_size=len(problems), collate_fn=list))  # type: ignore[arg-type]
-    return module
-
-
-def run(folder: Path, rollout: Rollout, steps: int = 1, kind: type[Fixed] = Fixed, **options: Any) -> Fixed:
-    size = rollout.rewards.shape[1]
-    settings = {"group_size": size, "max_new_tokens": 9, "temperature": 1.5, "kl_coefficient": 0.1} | options
-    policy = Policy(str(folder), quantization="none", lora=LoRA(r=4, alpha=8))
-    torch.manual_seed(5)  # the adapter's start
-    policy.load(torch.device("cpu"))
-    tiny.stir(policy)
-    module = kind(rollout, policy=policy, learning_rate=1e-2, **settings)
-    train(module, steps)
-    return module
-
-
-def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys() and one
-    for name in one:
-        torch.testing.assert_close(
-            one[name], other[name], atol=2e-6, rtol=2e-4, msg=partial("{}: {}".format, name)
-        )
+from tests.fixed import REWARDS, FixedGRPO, close, rollout_of, run, stirred, train
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
@@ -118,10 +51,7 @@ def test_the_gradient_does_not_depend_on_the_order_of_problems(llama: Path) -> N
 def test_the_gradient_is_that_of_the_papers_formula_written_as_loops(llama: Path, loss_type: str) -> None:
     rollout = rollout_of(llama, REWARDS)
     module = run(llama, rollout, loss_type=loss_type, scale="group", kl_coefficient=0.1)
-    policy = Policy(str(llama), quantization="none", lora=LoRA(r=4, alpha=8))
-    torch.manual_seed(5)
-    policy.load(torch.device("cpu"))
-    tiny.stir(policy)
+    policy = stirred(llama)
     advantages = group_advantages(rollout.rewards).flatten().tolist()
     terms: list[list[torch.Tensor]] = []
     for sample, advantage in zip(rollout.samples, advantages, strict=True):
@@ -152,7 +82,7 @@ def test_the_gradient_is_that_of_the_papers_formula_written_as_loops(llama: Path
 def test_at_step_0_the_ratio_is_exactly_1_and_the_divergence_exactly_0(llama: Path) -> None:
     rollout = rollout_of(llama, REWARDS)
 
-    class Fresh(Fixed):
+    class Fresh(FixedGRPO):
         def configure_model(self) -> None:
             with torch.no_grad():
                 for name, parameter in self.policy.trainable().items():
@@ -168,14 +98,13 @@ def test_at_step_0_the_ratio_is_exactly_1_and_the_divergence_exactly_0(llama: Pa
 def test_groups_without_signal_may_be_skipped(llama: Path) -> None:
     rollout = rollout_of(llama, REWARDS)
 
-    class All(Fixed):
-        def _rows_with_gradient(self, rewards: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-            return torch.arange(known.numel())
+    class All(FixedGRPO):
+        def live(self, rewards: torch.Tensor) -> torch.Tensor:
+            return torch.ones_like(rewards, dtype=torch.bool)
 
     skipped = run(llama, rollout, kl_coefficient=0.0)
     close(skipped.gradients[0], run(llama, rollout, kl_coefficient=0.0, kind=All).gradients[0])
-    rows = skipped._rows_with_gradient(rollout.rewards, ~rollout.rewards.flatten().isnan())
-    assert rows.tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
+    assert skipped.live(rollout.rewards).tolist() == [[True] * 4, [False] * 4, [True] * 4]
 
 
 def test_failures_of_the_infrastructure_never_move_a_parameter(llama: Path) -> None:
@@ -200,10 +129,7 @@ def test_a_step_without_any_signal_leaves_the_parameters_alone(llama: Path, valu
 def test_every_trainable_parameter_moves_and_no_other(llama: Path) -> None:
     rollout = rollout_of(llama, REWARDS)
     module = run(llama, rollout, steps=1)
-    torch.manual_seed(5)
-    start = Policy(str(llama), quantization="none", lora=LoRA(r=4, alpha=8))
-    start.load(torch.device("cpu"))
-    tiny.stir(start)
+    start = stirred(llama)
     trainable = module.policy.trainable().keys()
     after = dict(module.policy.named_parameters())
     for name, parameter in start.named_parameters():
@@ -211,18 +137,17 @@ def test_every_trainable_parameter_moves_and_no_other(llama: Path) -> None:
 
 
 def test_a_gradient_that_is_not_finite_moves_nothing(llama: Path) -> None:
-    class Broken(Fixed):
-        def loss(self, logprobs: torch.Tensor, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            return logprobs * math.inf, {}
+    class Broken(FixedGRPO):
+        def loss(self, scores: Scores, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            return scores.logprobs * math.inf, {}
 
     torch.manual_seed(5)
     policy = Policy(str(llama), quantization="none", lora=LoRA(r=4, alpha=8))
     policy.load(torch.device("cpu"))
     start = {name: p.detach().clone() for name, p in policy.trainable().items()}
     rollout = rollout_of(llama, REWARDS)
-    module = Broken(rollout, policy=policy, group_size=4, max_new_tokens=9, kl_coefficient=0.0)
     with pytest.raises(UserError, match="not finite"):
-        train(module)
+        run(llama, rollout, kind=Broken, policy=policy, kl_coefficient=0.0)
     assert all(torch.equal(start[name], p) for name, p in policy.trainable().items())
 
 
@@ -260,7 +185,7 @@ class EvenFirstToken(Reward):
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_a_bandit_is_learned(
-    llama: Path, loss_type: str, scale: str, monkeypatch: pytest.MonkeyPatch
+    llama: Path, loss_type: LossType, scale: AdvantageScale, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     module = GRPO(
@@ -268,7 +193,7 @@ def test_a_bandit_is_learned(
         rewards=[EvenFirstToken()],
         group_size=16,
         kl_coefficient=0.0,
-        scale=scale,  # type: ignore[arg-type]
+        scale=scale,
         loss_type=loss_type,
         max_new_tokens=1,
         learning_rate=2e-2,

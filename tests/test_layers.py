@@ -17,7 +17,19 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "coderl"
 LAYERS = {
     0: ["__init__", "errors", "types"],
-    1: ["metrics", "objectives", "packaged", "prompts", "runs", "sandbox", "usage"],
+    1: [
+        "adapters",
+        "advantages",
+        "families",
+        "metrics",
+        "objectives",
+        "packaged",
+        "prompts",
+        "runs",
+        "sandbox",
+        "scoring",
+        "usage",
+    ],
     2: ["batching", "data", "embedded", "models", "policy", "rewards"],
     3: ["export", "rollout"],
     4: ["algorithms", "evaluation"],

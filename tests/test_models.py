@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from coderl import models
+from coderl.adapters import LoRA
 from coderl.errors import UserError
-from coderl.policy import LoRA, Policy
+from coderl.policy import Policy
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -11,15 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coderl.advantages import AdvantageScale, group_advantages, no_signal
 from coderl.objectives import (
-    AdvantageScale,
     KLEstimator,
     LossType,
     clipped_policy_loss,
-    group_advantages,
     kl_divergence,
     masked_mean,
-    no_signal,
     token_weights,
 )
 

@@ -11,11 +11,14 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from coderl.adapters import LoRA
 from coderl.batching import pad_rows
 from coderl.errors import UsageError, UserError
 from coderl.export import save_adapter, save_merged
-from coderl.policy import LoRA, Policy
+from coderl.policy import Policy
+from coderl.rollout import GenerateEngine
 from tests import tiny
+from tests.fixed import Fixed, FixedGRPO, FixedPPO, rollout_of, run
 
 ROWS = [([5, 6, 7, 8], [9, 10, 11]), ([12, 13], [14, 15, 16, 17, 18]), ([20, 21, 22], [23])]
 
@@ -28,13 +31,13 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def scores(policy: Policy, temperature: float = 1.0) -> torch.Tensor:
-    return policy.logprobs(*batch(), temperature)[0]
+    return policy.score(*batch(), temperature).logprobs
 
 
 def test_logprobs_match_a_plain_softmax_row_by_row(llama: Path) -> None:
     policy = tiny.policy(llama)
     tiny.stir(policy)
-    got, entropy = policy.logprobs(*batch(), 0.7, entropy=True)
+    got, entropy, _ = policy.score(*batch(), 0.7, entropy="value")
     assert entropy is not None
     for i, (prompt, completion) in enumerate(ROWS):
         with torch.no_grad():
@@ -54,7 +57,7 @@ def test_padding_on_either_side_changes_nothing(llama: Path, extra: int) -> None
     pad = torch.nn.functional.pad
     wide = pad(ids, (extra, extra), value=3), pad(attention, (extra, extra)), pad(mask, (extra, extra))
     with torch.no_grad():
-        got = policy.logprobs(*wide, 1.0)[0][:, extra:-extra]
+        got = policy.score(*wide, 1.0).logprobs[:, extra:-extra]
     torch.testing.assert_close(got, scores(policy), atol=1e-5, rtol=1e-5)
 
 
@@ -65,8 +68,8 @@ def test_scores_and_gradients_do_not_depend_on_the_vocabulary_chunk(
     tiny.stir(policy)
     results = []
     for most in (2**25, 2500):  # all at once; two tokens at a time
-        monkeypatch.setattr("coderl.policy.MOST_LOGITS", most)
-        scored, entropy = policy.logprobs(*batch(), 0.8, entropy=True)
+        monkeypatch.setattr("coderl.scoring.MOST_LOGITS", most)
+        scored, entropy, _ = policy.score(*batch(), 0.8, entropy="value")
         assert entropy is not None
         scored.sum().backward()
         gradients = [p.grad.clone() for p in policy.trainable().values() if p.grad is not None]
@@ -127,7 +130,7 @@ def test_gradient_checkpointing_changes_no_gradient(llama: Path, quantization: s
         policy = tiny.policy(llama, quantization=quantization, gradient_checkpointing=checkpointing).train()
         tiny.stir(policy)
         assert policy.base.is_gradient_checkpointing is checkpointing
-        policy.logprobs(*batch(), 1.0)[0].square().sum().backward()
+        policy.score(*batch(), 1.0).logprobs.square().sum().backward()
         gradients.append({name: p.grad for name, p in policy.trainable().items()})
     for name, gradient in gradients[0].items():
         assert gradient is not None and gradient.any()
@@ -142,19 +145,24 @@ def nf4_bytes(policy: Policy) -> str:
     return digest.hexdigest()
 
 
-def test_the_4_bit_base_keeps_its_bytes_through_training_and_merging(llama: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(FixedGRPO, {}), (FixedPPO, {"critic_adapter": True, "inner_epochs": 2})],
+    ids=["GRPO", "PPO"],
+)
+def test_the_4_bit_base_keeps_its_bytes_through_100_steps_of_training_and_merging(
+    llama: Path, kind: type[Fixed], options: dict[str, Any]
+) -> None:
     policy = tiny.policy(llama, quantization="nf4")
     before = nf4_bytes(policy)
     assert before != hashlib.sha256().hexdigest()
-    optimizer = torch.optim.AdamW(policy.trainable().values(), lr=1e-2)
     start = {name: p.detach().clone() for name, p in policy.trainable().items()}
-    twin = policy.plain_twin()
-    for _ in range(20):
-        policy.logprobs(*batch(), 1.0)[0].sum().backward()
-        optimizer.step()
-        policy.merge_into(twin)
+    rollout = rollout_of(llama, [[1.0, 0.0, 0.5, 0.0]])
+    engine = GenerateEngine(merged_copy=True)
+    engine.bind(policy)
+    run(llama, rollout, 100, kind, policy, engine=engine, reference_refresh=10, **options)
     assert nf4_bytes(policy) == before
-    assert not any(torch.equal(start[name], p) for name, p in policy.trainable().items())
+    assert not any(torch.equal(value, policy.trainable()[name]) for name, value in start.items())
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "none"])

@@ -18,11 +18,12 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
+from coderl.adapters import LoRA
 from coderl.algorithms import GRPO, PolicyGradient
 from coderl.callbacks import SaveOnInterrupt
-from coderl.data import CodeDataModule, JSONLProblems
+from coderl.data import CodeDataModule, Curriculum, JSONLProblems
 from coderl.errors import UserError
-from coderl.policy import LoRA, Policy
+from coderl.policy import Policy
 from coderl.rewards import Reward, Sample
 from coderl.sandbox import Program, Sandbox
 from coderl.types import Execution
@@ -79,11 +80,24 @@ class Trace(Callback):
                 "ids": [sample.completion.ids for sample in pl_module.rollout.samples],
                 "rewards": pl_module.rollout.rewards.tolist(),
                 "rate": pl_module.current_learning_rate,
-                "weights": {n: p.detach().clone() for n, p in pl_module.policy.trainable().items()},
+                "kl_coefficient": pl_module.kl_coefficient,
+                "history": trainer.datamodule.state_dict(),  # type: ignore[attr-defined]
+                "weights": {n: p.detach().clone() for n, p in pl_module.policy.trainable().items()}
+                | moments(pl_module),
             }
         )
         if len(self.steps) == self.press_after:
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def moments(made: PolicyGradient) -> dict[str, torch.Tensor]:
+    """The optimizer's state."""
+    optimizer: Any = made.optimizers()
+    return {
+        f"{key} of {number}": value.clone()
+        for number, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+    }
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -93,14 +107,14 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return [k for k in one if k != "weights" and one[k] != other[k]] + moved
 
 
-def data(folder: Path) -> CodeDataModule:
+def data(folder: Path, **options: Any) -> CodeDataModule:
     path = folder / "problems.jsonl"
     rows = [
         {"task_id": i, "text": f"Return {i}.", "code": "", "test_list": [f"assert f() == {i}"]}
         for i in range(PROBLEMS)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return CodeDataModule(JSONLProblems(str(path)), batch_size=BATCH)
+    return CodeDataModule(JSONLProblems(str(path)), batch_size=BATCH, **options)
 
 
 def module(llama: Path, inner_epochs: int = 1, rank: int = 4, **options: Any) -> GRPO:
@@ -118,7 +132,7 @@ def module(llama: Path, inner_epochs: int = 1, rank: int = 4, **options: Any) ->
 
 
 def fit(
-    made: GRPO,
+    made: PolicyGradient,
     folder: Path,
     seed: int,
     resume: Path | None = None,
@@ -126,6 +140,7 @@ def fit(
     kill_after: int = -1,
     press_after: int = -1,
     callbacks: Sequence[Callback] = (),
+    curriculum: Curriculum | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
     """Fit from global generators seeded with ``seed``, and return the trace."""
@@ -146,7 +161,7 @@ def fit(
     torch.manual_seed(seed)
     stops = Killed if kill_after > 0 else SystemExit if press_after > 0 else None
     with pytest.raises(stops) if stops else nullcontext():
-        trainer.fit(made, data(folder), ckpt_path=resume, weights_only=True)
+        trainer.fit(made, data(folder, curriculum=curriculum), ckpt_path=resume, weights_only=True)
     return trace.steps
 
 

@@ -34,7 +34,7 @@ def rescored(
     assert [list(c.prompt) for c in completions] == prompts
     ids, attention, mask = pad_rows(prompts, [c.ids for c in completions], 0)
     with torch.no_grad():
-        scored, _ = policy.logprobs(ids, attention, mask, temperature)
+        scored = policy.score(ids, attention, mask, temperature).logprobs
     return scored[mask], spread([c.logprobs for c in completions], mask)[mask]
 
 

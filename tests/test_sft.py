@@ -11,10 +11,11 @@ import torch
 from transformers import AutoTokenizer
 
 from coderl import prompts
+from coderl.adapters import LoRA
 from coderl.algorithms import SFT
 from coderl.data import CodeDataModule, ProblemSource
 from coderl.errors import UserError
-from coderl.policy import LoRA, Policy
+from coderl.policy import Policy
 from coderl.rollout import GenerateEngine, Sampling
 from coderl.types import Problem
 from tests import tiny

@@ -3,6 +3,7 @@
 from coderl.algorithms.base import PolicyModule
 from coderl.algorithms.grpo import GRPO
 from coderl.algorithms.policy_gradient import PolicyGradient
+from coderl.algorithms.ppo import PPO
 from coderl.algorithms.sft import SFT
 
-__all__ = ["GRPO", "SFT", "PolicyGradient", "PolicyModule"]
+__all__ = ["GRPO", "PPO", "SFT", "PolicyGradient", "PolicyModule"]

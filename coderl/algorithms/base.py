@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import random
 import warnings
-from typing import TYPE_CHECKING, Any, Literal
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import numpy as np
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor
 
+from coderl.algorithms import generators, ranks
 from coderl.errors import UsageError, UserError
 
 if TYPE_CHECKING:
@@ -28,12 +30,14 @@ HARMLESS = {
     "have no `val_dataloader`": "a source need not have a validation split",
     "Total length of `list` across ranks is zero": "the problems have no validation split",
     "Checkpoint directory .* exists and is not empty": "only when resuming: see `runs.require_fresh`",
+    "recommended to use `self.log": "what ranks log is the same on all of them",
     "LeafSpec": "Lightning 2.6 asks torch 2.13's pytree in the old way",
     "'set_vital' is deprecated": "torchdata 0.11 calls a hook that torch 2.13 has retired",
     "`is_gradient_checkpointing` is deprecated": "peft 0.21 asks transformers 5.23 by an old name",
 }
 """Warnings that do not apply here, or that a user can do nothing about; and why."""
 
+T = TypeVar("T")
 Schedule = Literal["constant_with_warmup", "linear", "cosine"]
 
 
@@ -45,6 +49,10 @@ def ignore_harmless() -> None:
 
 class PolicyModule(LightningModule):
     """A policy under training with manual optimization.
+
+    Under DDP each rank has problems and a random stream of its own, and gradients, baselines and deviations
+    are those of one process that holds all rows. Ranks may have unequally many rows or micro-batches: they
+    meet in :meth:`step`, :meth:`mean_over_ranks` and :meth:`gathered`, which all of them must call alike.
 
     Hyper-parameters are not stored in checkpoints: the run folder's ``config.yaml`` holds them, and on a
     resumed run the flags of the day win.
@@ -87,11 +95,22 @@ class PolicyModule(LightningModule):
         self.max_grad_norm, self.micro_batch_size = max_grad_norm, micro_batch_size
         self.max_prompt_tokens = max_prompt_tokens
         self._rng: dict[str, Any] | None = None
+        self._stream: int | None = None
 
     # -- before training -------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Leave out problems whose prompt is too long; the data module has set itself up before."""
+        """Leave out problems whose prompt is too long; the data module has set itself up before.
+
+        Raises:
+            UsageError: If the strategy would divide the policy up.
+        """
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+            raise UsageError(
+                f"{type(strategy).__name__} divides the weights up, and here every process holds them all: "
+                "set trainer.strategy: ddp"
+            )
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None:
             datamodule.keep(self.fits, self.misfit)
@@ -113,14 +132,18 @@ class PolicyModule(LightningModule):
         """AdamW, without weight decay on vectors, and its schedule."""
         from transformers import get_scheduler
 
-        trainable = self.policy.trainable()
-        if not trainable:
+        groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+        for name, parameter in self.policy.trainable().items():
+            settings = self.learning_rate_of(name), self.weight_decay if parameter.ndim >= 2 else 0.0
+            groups.setdefault(settings, []).append(parameter)
+        if not groups:
             raise UserError("no parameter trains: check policy.lora and policy.adapter")
-        groups = [
-            {"params": [p for p in trainable.values() if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in trainable.values() if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.learning_rate)
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": params, "lr": rate, "weight_decay": decay}
+                for (rate, decay), params in groups.items()
+            ]
+        )
         planned = self.planned_steps()
         if self.schedule != "constant_with_warmup" and not planned:
             raise UsageError(
@@ -129,6 +152,10 @@ class PolicyModule(LightningModule):
             )
         scheduler = get_scheduler(self.schedule, optimizer, self.warmup_steps, planned)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def learning_rate_of(self, name: str) -> float:
+        """The peak learning rate of a parameter of the policy."""
+        return self.learning_rate
 
     def planned_steps(self) -> int:
         """Optimizer steps of the whole fit; 0 where it has no end."""
@@ -146,10 +173,18 @@ class PolicyModule(LightningModule):
 
     def micro_batches(self, experience: Experience) -> Iterator[Experience]:
         """The experience in pieces that fit in memory."""
-        yield from experience.split(self.micro_batch_size)
+        for rows in experience.chunks(torch.arange(len(experience)), self.micro_batch_size):
+            yield experience.take(rows)
 
-    def step(self) -> torch.Tensor:
-        """Clip, step, advance the schedule, forget the gradients. Returns the norm before clipping.
+    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """A backward on this rank alone: gradients are exchanged once, in :meth:`step`."""
+        strategy = self.trainer.strategy
+        apart = strategy.block_backward_sync() if isinstance(strategy, DDPStrategy) else nullcontext()
+        with apart:
+            super().manual_backward(loss, *args, **kwargs)
+
+    def step(self) -> Tensor:
+        """Exchange, clip, step, advance the schedule, forget the gradients. Returns the norm before clipping.
 
         Raises:
             UserError: If the gradient is not finite; no parameter has moved then.
@@ -157,6 +192,8 @@ class PolicyModule(LightningModule):
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
         parameters = list(self.policy.trainable().values())
+        if self.trainer.world_size > 1:
+            ranks.average_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         if not torch.isfinite(norm):
             raise UserError(
@@ -176,6 +213,20 @@ class PolicyModule(LightningModule):
         optimizer: Any = self.optimizers()
         return float(optimizer.param_groups[0]["lr"])
 
+    # -- ranks -----------------------------------------------------------------------------------------------
+
+    def mean_over_ranks(self, value: Tensor) -> Tensor:
+        """The mean of the ranks' values. Collective."""
+        if self.trainer.world_size == 1:
+            return value
+        mean = self.trainer.strategy.reduce(value.float().to(self.device), reduce_op="mean")
+        assert isinstance(mean, Tensor)
+        return mean.to(value.device)
+
+    def gathered(self, value: T) -> list[T]:
+        """The values of all ranks, in order. Collective."""
+        return [value] if self.trainer.world_size == 1 else ranks.gathered(value)
+
     # -- checkpoints -----------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -183,7 +234,8 @@ class PolicyModule(LightningModule):
         trainable = self.policy.trainable().keys()
         names = {f"policy.{name}" for name in trainable}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
-        checkpoint["rng"] = _rng_state() if self._rng is None else self._rng
+        checkpoint["rng"] = generators.state() if self._rng is None else self._rng
+        checkpoint["stream"] = self._stream
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is of this policy; random generators follow at the first step.
@@ -199,38 +251,25 @@ class PolicyModule(LightningModule):
                 f"the checkpoint is of another policy ({len(odd)} tensors differ, first {odd[0]}): "
                 "resume with the policy settings in the run folder's config.yaml"
             )
-        self._rng = checkpoint.get("rng")
+        self._rng, self._stream = checkpoint.get("rng"), checkpoint.get("stream")
+
+    def on_train_start(self) -> None:
+        """Agree on what the random streams of the ranks follow from."""
+        self._stream = self.trainer.strategy.broadcast(self._stream or torch.initial_seed())
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Take the random generators up where the last step, in this run or its checkpoint, left them.
 
         What draws between steps (loaders, evaluations, setting up a resumed run) does not change training.
+        A checkpoint holds the generators of rank 0; those of the others begin anew with each step, so that
+        they follow from its number.
         """
         if self._rng is not None:
-            _set_rng_state(self._rng)
+            generators.restore(self._rng)
             self._rng = None
+        if rank := self.trainer.global_rank:
+            generators.begin(f"{self._stream}, rank {rank}, step {self.trainer.fit_loop.total_batch_idx}")
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Keep the random generators' state for the next step."""
-        self._rng = _rng_state()
-
-
-def _rng_state() -> dict[str, Any]:
-    numpy = np.random.get_state(legacy=False)
-    keys = torch.from_numpy(numpy["state"]["key"].astype(np.int64))  # what torch.load reads without pickle
-    return {
-        "python": random.getstate(),
-        "numpy": numpy | {"state": numpy["state"] | {"key": keys}},
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def _set_rng_state(state: dict[str, Any]) -> None:
-    numpy = state["numpy"]
-    keys = numpy["state"]["key"].numpy().astype(np.uint32)
-    random.setstate(state["python"])
-    np.random.set_state(numpy | {"state": numpy["state"] | {"key": keys}})
-    torch.set_rng_state(state["torch"].cpu())
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+        self._rng = generators.state()

@@ -1,16 +1,28 @@
-"""Group relative policy optimization (DeepSeekMath, arXiv:2402.03300)."""
+"""Group relative policy optimization (DeepSeekMath, arXiv:2402.03300) and its family."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from coderl.algorithms.policy_gradient import PolicyGradient
+from coderl.advantages import AdvantageScale, Baseline, group_advantages, no_signal
+from coderl.algorithms.policy_gradient import Loss, PolicyGradient
+from coderl.algorithms.step import Rollout
 from coderl.errors import UsageError
-from coderl.objectives import AdvantageScale, clipped_policy_loss, group_advantages, kl_divergence
+from coderl.objectives import KLEstimator, LossType, kl_divergence, policy_loss
 from coderl.policy import Policy
+from coderl.scoring import Scores
 from coderl.types import Experience
+
+LEGAL_SCALES: dict[Baseline, tuple[AdvantageScale, ...]] = {
+    "group": ("group", "batch", "none"),
+    "rloo": ("group", "batch", "none"),
+    "reinforce++": ("batch", "none"),
+    "none": ("none",),
+}
+"""Deviations that rewards are divided by, by what was taken off them."""
 
 
 class GRPO(PolicyGradient):
@@ -19,9 +31,20 @@ class GRPO(PolicyGradient):
     Args:
         policy: The model to train.
         group_size: Completions sampled per problem, at least 2.
-        kl_coefficient: Weight of the divergence from the reference, in the loss. 0 skips its forward.
-        clip: The ratio's gradient ends outside [1 - clip, 1 + clip]. Matters from the second inner epoch on.
+        kl_coefficient: Weight of the divergence from the reference. 0 skips its forward.
+        kl: Its estimator. ``k3`` (the paper's) and ``k2`` stand in the loss; on-policy, k2's gradient is
+            that of the divergence. ``k1`` has none of use there: its sum is taken off a sample's reward
+            (arXiv:2402.14740).
+        loss_type: What is clipped and how tokens are averaged. ``grpo``: ratios of tokens, averaged per
+            sequence; ``dapo``: over all tokens of the step (arXiv:2503.14476); ``dr_grpo``: over sequences
+            times ``max_new_tokens`` (arXiv:2503.20783); ``gspo``: the ratio of the whole sequence
+            (arXiv:2507.18071); ``cispo``: clipped weights that leave every token its gradient
+            (arXiv:2506.13585).
+        baseline: What a reward is compared with: the mean of its ``group``, of the group's others (``rloo``,
+            arXiv:2402.14740), of the whole batch (``reinforce++``, arXiv:2501.03262), or nothing (``none``).
         scale: Divide advantages by the deviation of the ``group``, of the ``batch``, or not (``none``).
+        refill_budget: Problems that a step may sample beyond its batch, to take the place of groups whose
+            rewards are all equal (dynamic sampling, arXiv:2503.14476, 3.2). 0 is off.
         **shared: What every :class:`~coderl.algorithms.PolicyGradient` takes.
     """
 
@@ -30,26 +53,81 @@ class GRPO(PolicyGradient):
         policy: Policy,
         group_size: int = 8,
         kl_coefficient: float = 0.02,
-        clip: float = 0.2,
+        kl: KLEstimator = "k3",
+        loss_type: LossType = "grpo",
+        baseline: Baseline = "group",
         scale: AdvantageScale = "group",
+        refill_budget: int = 0,
         **shared: Any,
     ) -> None:
-        super().__init__(policy, group_size=group_size, kl_coefficient=kl_coefficient, **shared)
-        if group_size < 2:
+        super().__init__(policy, group_size=group_size, kl_coefficient=kl_coefficient, kl=kl, **shared)
+        if group_size < 2 and (baseline in ("group", "rloo") or scale == "group"):
             raise UsageError(
                 f"group_size {group_size}: GRPO compares samples of one problem and needs at least 2; "
                 "set model.group_size, 8 is usual"
             )
-        self.clip, self.scale = clip, scale
+        if scale not in LEGAL_SCALES[baseline]:
+            raise UsageError(
+                f"scale {scale} does not go with baseline {baseline}, which does not take the mean off it: "
+                f"set model.scale to {' or '.join(LEGAL_SCALES[baseline])}"
+            )
+        if refill_budget < 0:
+            raise UsageError(
+                f"refill_budget is {refill_budget}: set model.refill_budget to 0 or more problems"
+            )
+        self.weighting = self.loss_type = loss_type
+        self.baseline, self.scale, self.refill_budget = baseline, scale, refill_budget
 
-    def advantages(self, rewards: Tensor) -> Tensor:
-        """``(r - mean) / (std + 1e-4)`` over each problem's own samples."""
-        return group_advantages(rewards, self.scale)
+    def setup(self, stage: str) -> None:
+        """Where nothing can be drawn to refill with, that is said before weights load."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and self.refill_budget and not hasattr(datamodule, "draw"):
+            raise UsageError(
+                f"refill_budget {self.refill_budget} needs a data module to draw further problems from, and "
+                "this fit has none that can: fit with a CodeDataModule, or set model.refill_budget to 0"
+            )
+        super().setup(stage)
 
-    def loss(self, logprobs: Tensor, batch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
-        """Clipped surrogate plus ``kl_coefficient`` times k3."""
+    @property
+    def _kl_in_reward(self) -> bool:
+        return self.kl == "k1" and self.kl_coefficient != 0
+
+    @property
+    def reads_old_policy(self) -> bool:
+        """Also where the divergence is part of the reward."""
+        return super().reads_old_policy or self._kl_in_reward
+
+    def live(self, rewards: Tensor) -> Tensor:
+        """Without divergence and entropy bonus, a sample without advantage has no gradient."""
+        known = super().live(rewards)
+        if self.kl_coefficient != 0 or self.entropy_coefficient != 0:
+            return known
+        return known & (self._sample_advantages(rewards) != 0)
+
+    def advantages(self, rewards: Tensor, experience: Experience) -> Tensor:
+        """The sample's advantage on each of its tokens."""
+        if self._kl_in_reward:
+            assert experience.old_logprobs is not None and experience.ref_logprobs is not None
+            kl = kl_divergence(experience.old_logprobs, experience.ref_logprobs, "k1")
+            paid = torch.where(experience.mask, kl, 0.0).sum(dim=1).view_as(rewards)
+            rewards = rewards - self.kl_coefficient * paid
+        return self._sample_advantages(rewards).flatten()[:, None].expand_as(experience.mask)
+
+    def _sample_advantages(self, rewards: Tensor) -> Tensor:
+        return group_advantages(rewards, self.scale, self.baseline, self.mean_over_ranks)
+
+    def loss(self, scores: Scores, batch: Experience) -> Loss:
+        """The surrogate of ``loss_type``, plus ``kl_coefficient`` times k2 or k3."""
         assert batch.old_logprobs is not None
-        policy = clipped_policy_loss(logprobs, batch.old_logprobs, batch.advantages, self.clip, self.clip)
+        policy = policy_loss(
+            scores.logprobs,
+            batch.old_logprobs,
+            batch.advantages,
+            batch.mask,
+            self.loss_type,
+            self.clip,
+            self.clip_high,
+        )
         values = {
             "loss/policy": policy.loss,
             "policy/ratio": policy.ratio,
@@ -57,5 +135,26 @@ class GRPO(PolicyGradient):
         }
         if batch.ref_logprobs is None:
             return policy.loss, values
-        kl = kl_divergence(logprobs, batch.ref_logprobs, "k3")
-        return policy.loss + self.kl_coefficient * kl, values | {"policy/kl": kl}
+        kl = kl_divergence(scores.logprobs, batch.ref_logprobs, self.kl)
+        values["policy/kl"] = kl
+        return (policy.loss if self._kl_in_reward else policy.loss + self.kl_coefficient * kl), values
+
+    def refill(self, rollout: Rollout) -> list[Rollout]:
+        """Put groups of other problems in the place of those without signal, as far as the budget goes."""
+        dull = no_signal(rollout.rewards).nonzero().flatten().tolist()
+        chosen, more, budget = rollout, [], self.refill_budget
+        met = {problem.id for problem in rollout.problems}
+        while dull and budget > 0:
+            problems = self.trainer.datamodule.draw(min(len(dull), budget), met)  # type: ignore[attr-defined]
+            if not problems:
+                break
+            met |= {problem.id for problem in problems}
+            budget -= len(problems)
+            more.append(self.collect(problems))
+            for group in (~no_signal(more[-1].rewards)).nonzero().flatten().tolist():
+                chosen = chosen.replaced(dull.pop(), more[-1], group)
+        if self.refill_budget:
+            self._meter.values["groups/refilled"] = (
+                1 - len(dull) / len(rollout.rewards) - float((~no_signal(rollout.rewards)).float().mean())
+            )
+        return [chosen, *more]

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections import Counter
-from contextlib import contextmanager
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from coderl import prompts
-from coderl.algorithms.base import PolicyModule
-from coderl.algorithms.step import EvaluationSettings, Meter, Rollout
+from coderl.advantages import overlong_penalty
+from coderl.algorithms import ranks
+from coderl.algorithms.sampled import SampledPolicy
+from coderl.algorithms.step import Meter, Rollout
 from coderl.batching import pad_rows, spread
 from coderl.errors import UsageError
-from coderl.evaluation import Evaluation, evaluate, job
-from coderl.objectives import LossType, masked_mean, no_signal, token_weights
+from coderl.evaluation import job
+from coderl.objectives import (
+    KLEstimator,
+    LossType,
+    SamplerCorrection,
+    kl_divergence,
+    sampler_correction,
+    token_weights,
+    top_entropy_mask,
+)
 from coderl.policy import Policy
 from coderl.rewards import ExecutionReward, Reward, Sample, total
-from coderl.rollout import GenerateEngine, RolloutEngine, Sampling
-from coderl.sandbox import Sandbox
+from coderl.scoring import EntropyMode, Scores
 from coderl.types import Experience, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
+
+Loss = tuple[Tensor, dict[str, Tensor]]
+"""Per-token loss ``[B, T]``, and per-token values ``[B, T]`` to be logged as means over the step."""
 
 
-class PolicyGradient(PolicyModule, ABC):
+class PolicyGradient(SampledPolicy, ABC):
     """Sample programs, run them, and make the good ones likelier.
 
     A subclass gives ``advantages`` and ``loss``; everything else is here.
@@ -36,61 +46,139 @@ class PolicyGradient(PolicyModule, ABC):
     Args:
         policy: The model to train.
         rewards: What is rewarded; the weighted sum counts. Null is the mission's execution reward.
-        sandbox: Where programs run. Null is one with default limits.
-        engine: What samples. Null is transformers' ``generate``.
         group_size: Completions sampled per problem.
-        temperature: Of sampling, and of every log-probability that is compared with it.
-        max_new_tokens: Longest completion, in tokens.
         inner_epochs: Optimizer steps made on one batch of rollouts.
+        clip: The ratio to the policy that sampled is clipped below at 1 - clip, and above at 1 + clip. Acts
+            from the second inner epoch on.
+        clip_high: Another clip above ("clip higher", arXiv:2503.14476). Null is ``clip``.
         kl_coefficient: Weight of the divergence from the reference. 0 skips the reference's forward.
-        loss_type: Tokens are averaged per sequence (``grpo``), over all (``dapo``) or by limit (``dr_grpo``).
-        evaluation: How held-out pass@k is measured by validate, test and the post-fit evaluation.
-        **shared: What every :class:`~coderl.algorithms.PolicyModule` takes.
+        kl: Its estimator (J. Schulman, 2020): see the algorithm for which goes where.
+        reference_refresh: Rollout steps after which the policy of the day becomes the reference; 0 never.
+        entropy_coefficient: Weight of an entropy bonus, in reward per nat.
+        top_entropy: Of a step's tokens that have an advantage only this share, the least certain, has a
+            policy gradient (arXiv:2506.01939; 0.2 there). 1 is all.
+        truncated: Completions cut off at ``max_new_tokens``: ``keep`` them, or ``mask`` their tokens out of
+            the loss (arXiv:2503.14476, 3.4); their reward stays in the baseline.
+        overlong_buffer: Tokens below ``max_new_tokens`` over which up to 1 is taken off the reward, linearly
+            (the same paper, eq. 13). 0 is off.
+        sampler_correction: Importance weights for an engine whose numerics are not the trainer's (see
+            ``mismatch_kl``): by ``token``, by ``sequence``, or ``mask`` tokens that are too far off.
+        sampler_cap: The largest such weight.
+        **shared: What every :class:`~coderl.algorithms.sampled.SampledPolicy` takes.
     """
+
+    weighting: LossType = "dapo"
+    """How tokens are averaged."""
+    reads_values = False
+    """Whether a critic speaks in the policy's own forward."""
 
     def __init__(
         self,
         policy: Policy,
         rewards: list[Reward] | None = None,
-        sandbox: Sandbox | None = None,
-        engine: RolloutEngine | None = None,
         group_size: int = 8,
-        temperature: float = 1.0,
-        max_new_tokens: int = 512,
         inner_epochs: int = 1,
+        clip: float = 0.2,
+        clip_high: float | None = None,
         kl_coefficient: float = 0.0,
-        loss_type: LossType = "grpo",
-        evaluation: EvaluationSettings = EvaluationSettings(),  # noqa: B008 -- plain values, never changed
+        kl: KLEstimator = "k3",
+        reference_refresh: int = 0,
+        entropy_coefficient: float = 0.0,
+        top_entropy: float = 1.0,
+        truncated: Literal["keep", "mask"] = "keep",
+        overlong_buffer: int = 0,
+        sampler_correction: SamplerCorrection | None = None,
+        sampler_cap: float = 2.0,
         **shared: Any,
     ) -> None:
         super().__init__(policy, **shared)
-        for name, value in {"max_new_tokens": max_new_tokens, "inner_epochs": inner_epochs}.items():
-            if value < 1:
-                raise UsageError(f"{name} is {value}: set model.{name} to 1 or more")
-        self.sampling = Sampling(temperature=temperature, max_new_tokens=max_new_tokens).for_training()
         self.rewards = rewards if rewards is not None else [ExecutionReward()]
-        self.sandbox = sandbox if sandbox is not None else Sandbox()
-        self.engine = engine if engine is not None else GenerateEngine()
         self.group_size, self.inner_epochs = group_size, inner_epochs
-        self.kl_coefficient, self.loss_type = kl_coefficient, loss_type
-        self.evaluation = evaluation
+        self.clip, self.clip_high = clip, clip if clip_high is None else clip_high
+        self.kl_coefficient, self.kl, self.reference_refresh = kl_coefficient, kl, reference_refresh
+        self.entropy_coefficient, self.top_entropy = entropy_coefficient, top_entropy
+        self.truncated, self.overlong_buffer = truncated, overlong_buffer
+        self.sampler_correction, self.sampler_cap = sampler_correction, sampler_cap
         self.rollout: Rollout | None = None
         self._meter = Meter()
+        self._check_settings()
 
-    def setup(self, stage: str) -> None:
-        """Start the sandbox first: where its isolation is refused, that is said before weights load."""
-        self.sandbox.start()
-        super().setup(stage)
+    def _check_settings(self) -> None:
+        limit = self.sampling.max_new_tokens
+        for name, fits, range_ in [
+            ("group_size", self.group_size >= 1, "1 or more"),
+            ("inner_epochs", self.inner_epochs >= 1, "1 or more"),
+            ("clip", 0 < self.clip < 1, "between 0 and 1"),
+            ("clip_high", self.clip_high > 0, "above 0"),
+            ("kl_coefficient", 0 <= self.kl_coefficient < math.inf, "0 or more"),
+            ("entropy_coefficient", math.isfinite(self.entropy_coefficient), "a finite number"),
+            ("reference_refresh", self.reference_refresh >= 0, "0 or more"),
+            ("top_entropy", 0 < self.top_entropy <= 1, "above 0, up to 1"),
+            (
+                "overlong_buffer",
+                0 <= self.overlong_buffer < limit,
+                f"0 or more and below max_new_tokens, {limit}",
+            ),
+            ("sampler_cap", self.sampler_cap >= 1, "1 or more"),
+        ]:
+            if not fits:
+                raise UsageError(f"{name} is {getattr(self, name)}: model.{name} must be {range_}")
+        if self.reference_refresh and self.kl_coefficient == 0:
+            raise UsageError(
+                f"reference_refresh is {self.reference_refresh}, but nothing is compared with a reference: "
+                "set model.kl_coefficient above 0, or model.reference_refresh to 0"
+            )
 
     # -- what an algorithm adds ------------------------------------------------------------------------------
 
     @abstractmethod
-    def advantages(self, rewards: Tensor) -> Tensor:
-        """From rewards ``[P, G]`` (NaN where unknown) to finite advantages ``[P, G]``."""
+    def advantages(self, rewards: Tensor, experience: Experience) -> Tensor:
+        """From rewards ``[P, G]`` (NaN where unknown) to finite advantages ``[B, T]``.
+
+        ``experience`` holds the step's rows in the order of the rewards, with what :meth:`score` gave.
+        """
 
     @abstractmethod
-    def loss(self, logprobs: Tensor, batch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
-        """Per-token loss ``[B, T]``, and per-token values ``[B, T]`` to be logged as means over the step."""
+    def loss(self, scores: Scores, batch: Experience) -> Loss:
+        """The loss of a micro-batch, token by token, and what is to be logged of it."""
+
+    def score(self, batch: Experience) -> dict[str, Tensor]:
+        """Columns of a micro-batch that must be known before its first update (without gradient)."""
+        columns = {}
+        if self.kl_coefficient != 0:
+            with self.policy.reference():
+                columns["ref_logprobs"] = self._score(batch).logprobs
+        if self.reads_old_policy:
+            scores = self._score(batch, "value" if self.top_entropy < 1 else "none", self.reads_values)
+            columns["old_logprobs"] = scores.logprobs
+            if scores.entropy is not None:
+                columns["entropy"] = scores.entropy
+            if scores.critic is not None:
+                columns["old_values"], columns["final_values"] = scores.critic
+        return columns
+
+    @property
+    def reads_old_policy(self) -> bool:
+        """Whether credit needs the policy's own scores before the update, which the first pass gives else."""
+        return self.top_entropy < 1 or self.sampler_correction is not None
+
+    def live(self, rewards: Tensor) -> Tensor:
+        """``[P, G]`` bool: samples that can move a parameter. The others are spared their forwards."""
+        return ~rewards.isnan()
+
+    def critique(self, batch: Experience) -> dict[str, Tensor]:
+        """A second backward on a micro-batch, and what is to be logged of it. Here: none."""
+        return {}
+
+    def refill(self, rollout: Rollout) -> list[Rollout]:
+        """The rollout to learn from, and those sampled beside it. Here: what was collected."""
+        return [rollout]
+
+    def too_far(self, kl: float) -> bool:
+        """Whether a policy that has left the one that sampled by ``kl`` nats a token needs no more epochs."""
+        return False
+
+    # -- one step --------------------------------------------------------------------------------------------
 
     def planned_steps(self) -> int:
         """Optimizer steps of the whole fit: ``inner_epochs`` for each batch of problems."""
@@ -98,15 +186,16 @@ class PolicyGradient(PolicyModule, ABC):
         steps = super().planned_steps() * self.inner_epochs
         return min(steps, limit) if limit > 0 else steps
 
-    # -- one step --------------------------------------------------------------------------------------------
-
     def training_step(self, batch: list[Problem], batch_idx: int) -> None:
         """One batch of problems: sample, run, reward, improve."""
         self._meter = Meter()
-        rollout = self.rollout = self.collect(batch)
-        experience = self.prepare(rollout)
+        self.rollout = self.collect(batch)
+        chosen, *rest = self.refill(self.rollout)
+        self._remember([self.rollout, *rest])
+        experience = self.prepare(chosen)
         self.update(experience)
-        self.report(rollout)
+        self._refresh_reference()
+        self.report(self.rollout)
 
     def collect(self, problems: Sequence[Problem]) -> Rollout:
         """Sample a group for each problem, run the programs, and reward them."""
@@ -123,11 +212,30 @@ class PolicyGradient(PolicyModule, ABC):
             Sample(problem=problems[c.problem], completion=c, program=code, execution=run)
             for c, code, run in zip(completions, programs, runs, strict=True)
         ]
-        rewards = torch.tensor(total(self.rewards, samples)).view(len(problems), self.group_size)
-        return Rollout(samples, rewards)
+        self._meter.tokens += sum(len(c.ids) for c in completions)
+        return Rollout(samples, self._rewarded(samples).view(len(problems), self.group_size))
+
+    def _rewarded(self, samples: list[Sample]) -> Tensor:
+        rewards = torch.tensor(total(self.rewards, samples))
+        if self.overlong_buffer:
+            lengths = torch.tensor([len(s.completion.ids) for s in samples])
+            rewards += overlong_penalty(lengths, self.sampling.max_new_tokens, self.overlong_buffer)
+        return rewards
 
     def prepare(self, rollout: Rollout) -> list[Experience]:
-        """Scored micro-batches. Rows that cannot move a parameter are left out before their forward."""
+        """Scored and credited micro-batches; rows that cannot move a parameter are spared their forwards."""
+        whole = self.experience(rollout)
+        rows = self.live(rollout.rewards).flatten().nonzero().flatten()
+        # Credit asks for columns, if only of zeros, and on every rank: the others wait there.
+        scored = rows if len(rows) else torch.tensor([0])
+        with self._meter.time("scoring"), torch.no_grad():
+            for chunk in whole.chunks(scored, self.micro_batch_size):
+                whole.put(chunk, **self.score(whole.take(chunk).to(self.device)))
+        whole.advantages = self._credit(rollout.rewards, whole)
+        return [b.to(self.device) for b in self.micro_batches(whole.take(rows))] if len(rows) else []
+
+    def experience(self, rollout: Rollout) -> Experience:
+        """The rollout as tensors on the CPU, not yet scored, rows in the order of its samples."""
         completions = [sample.completion for sample in rollout.samples]
         ids, attention, mask = pad_rows(
             [c.prompt for c in completions],
@@ -135,143 +243,129 @@ class PolicyGradient(PolicyModule, ABC):
             int(self.policy.tokenizer.pad_token_id),
         )
         sampler_logprobs = spread([c.logprobs for c in completions], mask)
-        known = ~rollout.rewards.flatten().isnan()
-        mask = mask & known[:, None]
-        weights = token_weights(mask, self.loss_type, self.sampling.max_new_tokens, self._mean_over_ranks)
-        advantages = self.advantages(rollout.rewards).flatten()[:, None] * mask
-        whole = Experience(ids, attention, mask, weights, advantages, sampler_logprobs=sampler_logprobs)
-        rows = self._rows_with_gradient(rollout.rewards, known)
-        batches = [b.to(self.device) for b in self.micro_batches(whole.take(rows))] if len(rows) else []
-        with self._meter.time("scoring"), torch.no_grad():
-            for batch in batches:
-                self.score(batch)
-        return batches
+        finished = torch.tensor([c.finished for c in completions])
+        counts = ~rollout.rewards.flatten().isnan()
+        if self.truncated == "mask":
+            counts = counts & finished
+        mask = mask & counts[:, None]
+        weights = token_weights(mask, self.weighting, self.sampling.max_new_tokens, self.mean_over_ranks)
+        return Experience(
+            ids,
+            attention,
+            mask,
+            weights,
+            torch.zeros_like(weights),
+            finished,
+            sampler_logprobs=sampler_logprobs,
+        )
 
-    def _rows_with_gradient(self, rewards: Tensor, known: Tensor) -> Tensor:
-        """Indices of sequences that can have a gradient; all of them where ranks must keep step."""
-        if self.trainer.world_size > 1:
-            return torch.arange(known.numel())
-        useful = known
-        if self.kl_coefficient == 0:
-            useful = known & ~no_signal(rewards)[:, None].expand_as(rewards).flatten()
-        return useful.nonzero().flatten()
-
-    def score(self, batch: Experience) -> None:
-        """Fill in what the loss compares with. The old log-probabilities come from the first inner epoch."""
-        if self.kl_coefficient != 0:
-            with self.policy.reference():
-                batch.ref_logprobs = self._logprobs(batch)[0]
+    def _credit(self, rewards: Tensor, whole: Experience) -> Tensor:
+        advantages = torch.where(whole.mask, self.advantages(rewards, whole), 0.0)
+        if self.sampler_correction is not None and whole.old_logprobs is not None:
+            assert whole.sampler_logprobs is not None
+            advantages = advantages * sampler_correction(
+                whole.old_logprobs,
+                whole.sampler_logprobs,
+                whole.mask,
+                self.sampler_correction,
+                self.sampler_cap,
+            )
+        if whole.entropy is not None:
+            learning = whole.mask & (advantages != 0).any(
+                dim=1, keepdim=True
+            )  # what is skipped ranks nowhere
+            advantages = advantages * top_entropy_mask(
+                whole.entropy, learning, self.top_entropy, lambda values: torch.cat(self.gathered(values))
+            )
+        return advantages
 
     def update(self, batches: list[Experience]) -> None:
         """``inner_epochs`` optimizer steps on the batch. They count even where nothing has a gradient."""
         with self._meter.time("update"):
+            stopped = False
             for _ in range(self.inner_epochs):
-                sums: Counter[str] = Counter()
-                for i, batch in enumerate(batches):
-                    with self._backward_sync(last=i == len(batches) - 1):
-                        self._accumulate(batch, sums)
-                self._meter.values["grad_norm"] = float(self.step())
-                self._meter.values |= {
-                    k: v / max(sums["tokens"], 1) for k, v in sums.items() if k != "tokens"
-                }
+                if not stopped:
+                    means = self._pass_over(batches)
+                    if stopped := self.too_far(means["policy/kl_old"]):
+                        self.zero_grad()  # the policy left the samples behind: what they say is out of date
+                    self._meter.values |= means
+                norm = float(self.step())
+                if not stopped:
+                    self._meter.values["grad_norm"] = norm
             self.engine.sync()
 
-    def _accumulate(self, batch: Experience, sums: Counter[str]) -> None:
-        logprobs, entropy = self._logprobs(batch, entropy=True)
+    def _pass_over(self, batches: list[Experience]) -> dict[str, float]:
+        """Gradients of the whole step, and the means of what is logged over its tokens."""
+        meter = Meter()
+        for batch in batches:
+            meter.add(self._accumulate(batch), batch.mask)
+        return {"policy/kl_old": 0.0} | meter.means(self.gathered)
+
+    def _accumulate(self, batch: Experience) -> dict[str, Tensor]:
+        scores = self._score(batch, "gradient" if self.entropy_coefficient else "value", self.reads_values)
+        logprobs, entropy = scores.logprobs, scores.entropy
+        assert entropy is not None and batch.sampler_logprobs is not None
         if batch.old_logprobs is None:  # first pass over fresh rollouts: strictly on-policy, the ratio is 1
             batch.old_logprobs = logprobs.detach()
-        token_loss, values = self.loss(logprobs, batch)
-        loss = (batch.weights * token_loss).sum()
-        self.manual_backward(loss)
-        assert entropy is not None and batch.sampler_logprobs is not None
-        values["policy/entropy"] = entropy
-        values["mismatch_kl"] = batch.sampler_logprobs - batch.old_logprobs
-        tokens = int(batch.mask.sum())
-        sums.update(
-            {k: float(masked_mean(v.detach(), batch.mask)) * tokens for k, v in values.items()}
-            if tokens
-            else {}
-        )
-        sums["tokens"] += tokens
-
-    def _logprobs(self, batch: Experience, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
-        return self.policy.logprobs(
-            batch.ids, batch.attention, batch.mask, self.sampling.temperature, entropy
+        token_loss, values = self.loss(scores, batch)
+        if self.entropy_coefficient:
+            token_loss = token_loss - self.entropy_coefficient * entropy
+        self.manual_backward((batch.weights * token_loss).sum())
+        return (
+            values
+            | self.critique(batch)
+            | {
+                "policy/entropy": entropy,
+                "policy/kl_old": kl_divergence(batch.old_logprobs, logprobs, "k3"),
+                "mismatch_kl": batch.sampler_logprobs - batch.old_logprobs,
+            }
         )
 
-    @contextmanager
-    def _backward_sync(self, last: bool) -> Iterator[None]:
-        """Let ranks exchange gradients on the last micro-batch only."""
-        strategy: Any = self.trainer.strategy
-        if last or not hasattr(strategy, "block_backward_sync"):
-            yield
-            return
-        with strategy.block_backward_sync():
-            yield
+    def _score(self, batch: Experience, entropy: EntropyMode = "none", values: bool = False) -> Scores:
+        return self.policy.score(
+            batch.ids, batch.attention, batch.mask, self.sampling.temperature, entropy, values
+        )
 
-    def _mean_over_ranks(self, value: Tensor) -> Tensor:
-        if self.trainer.world_size == 1:
-            return value
-        mean = self.trainer.strategy.reduce(value.float().to(self.device), reduce_op="mean")
-        assert isinstance(mean, Tensor)
-        return mean.to(value.device)
+    def _refresh_reference(self) -> None:
+        if self.reference_refresh and self._rollout_step % self.reference_refresh == 0:
+            self.policy.refresh_reference()
 
-    # -- what a step says ------------------------------------------------------------------------------------
+    @property
+    def _rollout_step(self) -> int:
+        """Number of the step that is being made, from 1."""
+        return self.trainer.fit_loop.total_batch_idx + 1
+
+    # -- what a step leaves ----------------------------------------------------------------------------------
+
+    def _remember(self, rollouts: list[Rollout]) -> None:
+        """Tell the data module how its problems fared: a curriculum draws by that."""
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        if hasattr(datamodule, "observe"):
+            problems = [problem for rollout in rollouts for problem in rollout.problems]
+            passed, known = zip(*[counts for rollout in rollouts for counts in rollout.verdicts], strict=True)
+            datamodule.observe(problems, passed, known)
 
     def report(self, rollout: Rollout) -> None:
-        """Log the step, under the names that the README explains."""
+        """Log the step, under the names that the README explains; of several ranks, the means of theirs."""
         metrics = rollout.metrics() | self._meter.values
         seconds = sum(v for k, v in metrics.items() if k.startswith("seconds/"))
-        metrics["speed/tokens_per_second"] = rollout.tokens / max(seconds, 1e-9)
-        metrics["rollout_step"] = float(self.trainer.fit_loop.total_batch_idx + 1)
+        metrics["speed/tokens_per_second"] = self._meter.tokens / max(seconds, 1e-9)
+        metrics = ranks.mean_of_each(self.gathered(metrics))
+        metrics["speed/tokens_per_second"] *= self.trainer.world_size
+        metrics["rollout_step"] = float(self._rollout_step)
         metrics["learning_rate"] = self.current_learning_rate
         shown = {name: metrics.pop(name) for name in ("reward/mean", "reward/passed")}
         self.log_dict(metrics, batch_size=len(rollout.rewards))
         self.log_dict(shown, batch_size=len(rollout.rewards), prog_bar=True)
 
-    # -- evaluation ------------------------------------------------------------------------------------------
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Beside what trains: a reference that was refreshed."""
+        super().on_save_checkpoint(checkpoint)
+        if self.policy.reference_renewed:
+            checkpoint["reference"] = self.policy.reference_weights()
 
-    def bind(self) -> None:
-        """Hand the loaded policy to the engine; does nothing the second time."""
-        self.engine.bind(self.policy)
-
-    def evaluate(self, problems: Sequence[Problem], progress: str | None = None) -> Evaluation:
-        """Held-out pass@k of the present weights. Draws from a random stream of its own."""
-        self.bind()
-        settings = self.evaluation
-        sampling = Sampling(
-            settings.temperature, settings.top_p, settings.max_new_tokens or self.sampling.max_new_tokens
-        )
-
-        def sample(batch: Sequence[Problem], n: int) -> list[list[str]]:
-            with torch.random.fork_rng():
-                torch.manual_seed(settings.seed)
-                completions = self.engine.generate(batch, n, sampling, progress=progress)
-            return [[c.text for c in completions[i * n : (i + 1) * n]] for i in range(len(batch))]
-
-        return evaluate(
-            problems,
-            sample,
-            self.sandbox,
-            n=settings.n,
-            ks=sorted({1, *settings.ks}),  # pass@1 is what summaries speak of
-            form=self.policy.prompt_form,
-            settings=asdict(sampling) | {"seed": settings.seed},
-        )
-
-    def validation_step(self, batch: list[Problem], batch_idx: int) -> None:
-        """pass@k on the validation split, as ``evaluation`` says."""
-        self._log_scores("val", batch)
-
-    def test_step(self, batch: list[Problem], batch_idx: int) -> None:
-        """pass@k on the test split, as ``evaluation`` says."""
-        self._log_scores("test", batch)
-
-    def _log_scores(self, split: str, batch: list[Problem]) -> None:
-        scores = self.evaluate(batch).scores()
-        known = {f"{split}/{name}": value for name, value in scores.items() if value is not None}
-        self.log_dict(known, batch_size=len(batch), prog_bar=True)
-
-    def teardown(self, stage: str) -> None:
-        """Leave no process behind."""
-        self.sandbox.close()
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The reference of the day."""
+        super().on_load_checkpoint(checkpoint)
+        if "reference" in checkpoint:
+            self.policy.refresh_reference(checkpoint["reference"])

@@ -77,11 +77,11 @@ class SFT(PolicyModule):
             [self.encode_solution(p) for p in problems],
             int(self.policy.tokenizer.pad_token_id),
         )
-        weights = token_weights(mask, "dapo", self.max_new_tokens)
-        return Experience(ids, attention, mask, weights, advantages=mask.float())
+        weights = token_weights(mask, "dapo", self.max_new_tokens, self.mean_over_ranks)
+        return Experience(ids, attention, mask, weights, mask.float(), finished=mask.any(dim=1))
 
     def _negative_log_likelihood(self, batch: Experience) -> Tensor:
-        logprobs, _ = self.policy.logprobs(batch.ids, batch.attention, batch.mask, temperature=1.0)
+        logprobs = self.policy.score(batch.ids, batch.attention, batch.mask, temperature=1.0).logprobs
         return -(batch.weights * logprobs).sum()
 
     def training_step(self, batch: list[Problem], batch_idx: int) -> None:
@@ -94,7 +94,7 @@ class SFT(PolicyModule):
             total += loss.detach()
         norm = self.step()
         values: dict[str, Tensor | float] = {
-            "loss/sft": total,
+            "loss/sft": self.mean_over_ranks(total),
             "grad_norm": norm,
             "learning_rate": self.current_learning_rate,
         }
@@ -103,5 +103,7 @@ class SFT(PolicyModule):
     def validation_step(self, batch: list[Problem], batch_idx: int) -> None:
         """Mean negative log-likelihood of a held-out solution token, in nats."""
         experience = self.experience(batch).to(self.device)
-        loss = sum(self._negative_log_likelihood(micro) for micro in self.micro_batches(experience))
-        self.log("val/loss", loss, batch_size=len(batch), prog_bar=True)
+        losses = [self._negative_log_likelihood(micro) for micro in self.micro_batches(experience)]
+        self.log(
+            "val/loss", self.mean_over_ranks(torch.stack(losses).sum()), batch_size=len(batch), prog_bar=True
+        )

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, get_args
 
-from coderl.objectives import no_signal
+import torch
+
+from coderl.advantages import no_signal
 from coderl.types import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
     from coderl.rewards import Sample
+    from coderl.types import Problem
 
 
 @dataclass
@@ -52,6 +55,29 @@ class Rollout:
         """Number of sampled tokens."""
         return sum(len(s.completion.ids) for s in self.samples)
 
+    @property
+    def groups(self) -> list[list[Sample]]:
+        """The samples of each problem."""
+        size = self.rewards.shape[1]
+        return [self.samples[i : i + size] for i in range(0, len(self.samples), size)]
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What was asked, a problem a group."""
+        return [group[0].problem for group in self.groups]
+
+    @property
+    def verdicts(self) -> list[tuple[int, int]]:
+        """For each problem, how many of its samples passed, and how many got a verdict at all."""
+        outcomes = [[sample.execution.outcome for sample in group] for group in self.groups]
+        return [(row.count("passed"), len(row) - row.count("infra_error")) for row in outcomes]
+
+    def replaced(self, place: int, other: Rollout, group: int) -> Rollout:
+        """A copy with the group at ``place`` taken from another rollout."""
+        groups, rewards = self.groups, self.rewards.clone()
+        groups[place], rewards[place] = other.groups[group], other.rewards[group]
+        return Rollout([sample for row in groups for sample in row], rewards)
+
     def metrics(self) -> dict[str, float]:
         """What the step's samples were like; padding and infrastructure failures count nowhere."""
         runs, count = [s.execution for s in self.samples], len(self.samples)
@@ -71,9 +97,35 @@ class Rollout:
 
 @dataclass
 class Meter:
-    """Seconds spent in each part of a step, and what else is to be logged."""
+    """Seconds spent in each part of a step, and what else is to be logged.
+
+    Attributes:
+        values: By name.
+        tokens: Sampled in the step.
+    """
 
     values: dict[str, float] = field(default_factory=dict)
+    tokens: int = 0
+    _sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def add(self, columns: dict[str, Tensor], mask: Tensor) -> None:
+        """Take a micro-batch's per-token values ``[B, T]`` into the means."""
+        self._sums["tokens"] += int(mask.sum())
+        for name, column in columns.items():
+            self._sums[name] += float(torch.where(mask, column.detach(), 0.0).sum())
+
+    def means(self, gathered: Callable[[dict[str, float]], list[dict[str, float]]]) -> dict[str, float]:
+        """Means over all tokens that were added on any rank; empty where there were none.
+
+        Args:
+            gathered: Gives the sums of every rank.
+        """
+        sums: dict[str, float] = defaultdict(float)
+        for part in gathered(dict(self._sums)):
+            for name, value in part.items():
+                sums[name] += value
+        tokens = sums.pop("tokens", 0.0)
+        return {name: value / tokens for name, value in sums.items()} if tokens else {}
 
     @contextmanager
     def time(self, part: str) -> Iterator[None]:

@@ -15,7 +15,7 @@ from transformers.generation.stopping_criteria import (
     StopStringCriteria,
 )
 
-from coderl import prompts
+from coderl import families, prompts
 from coderl.batching import left_padded
 from coderl.rollout.engine import RolloutEngine, Sampling
 from coderl.types import Completion
@@ -97,11 +97,13 @@ class GenerateEngine(RolloutEngine):
     ) -> list[tuple[list[int], list[float], bool]]:
         assert self._policy is not None
         policy = self._policy
-        model: Any = policy.net if self._twin is None else self._twin
+        model: Any = policy.base if self._twin is None else self._twin
         tokenizer, eos = policy.tokenizer, policy.eos_ids()
         ids, attention = left_padded(rows, int(tokenizer.pad_token_id), policy.device)
-        recorder = _Recorder(ids.shape[1], sampling.temperature, eos, self._stop_criteria(stop, tokenizer))
-        config = _generation_config(sampling, eos, int(tokenizer.pad_token_id))
+        start = families.decoder_start(policy.base)
+        given = ids.shape[1] if start is None else 1  # tokens that stand before the first sampled one
+        recorder = _Recorder(given, sampling.temperature, eos, self._stop_criteria(stop, tokenizer))
+        config = _generation_config(sampling, eos, int(tokenizer.pad_token_id), start)
         own = model.generation_config
         # generate() fills what a config leaves unset from the model's own, which must not leak in.
         model.generation_config = config
@@ -115,7 +117,7 @@ class GenerateEngine(RolloutEngine):
             )
         finally:
             model.generation_config = own
-        return recorder.rows(output[:, ids.shape[1] :])
+        return recorder.rows(output[:, given:])
 
     def _stop_criteria(
         self, stop: tuple[str, ...], tokenizer: PreTrainedTokenizerBase
@@ -140,10 +142,8 @@ class _Recorder(StoppingCriteria):
     transformers can return all scores, but keeps ``[steps, B, V]`` of them: gigabytes where V is 150,000.
     """
 
-    def __init__(
-        self, prompt_length: int, temperature: float, eos: set[int], stop: StoppingCriteria | None
-    ) -> None:
-        self.prompt_length, self.temperature, self.stop = prompt_length, temperature or 1.0, stop
+    def __init__(self, given: int, temperature: float, eos: set[int], stop: StoppingCriteria | None) -> None:
+        self.given, self.temperature, self.stop = given, temperature or 1.0, stop
         self.eos = torch.tensor(sorted(eos))
         self.scores: Tensor | None = None
         self.logprobs: list[Tensor] = []
@@ -168,10 +168,10 @@ class _Recorder(StoppingCriteria):
         self.logprobs.append(self.scores.gather(1, last[:, None]).squeeze(1))
         done = torch.isin(last, self.eos.to(last.device))
         if self.stop is not None:
-            done |= self.stop(input_ids[:, self.prompt_length :], None)
+            done |= self.stop(input_ids[:, self.given :], None)
         if self.length is None:
             self.length = torch.zeros_like(last)
-        here = input_ids.shape[1] - self.prompt_length
+        here = input_ids.shape[1] - self.given
         self.length = torch.where((self.length == 0) & done, here, self.length)
         return self.length > 0
 
@@ -187,7 +187,7 @@ class _Recorder(StoppingCriteria):
         ]
 
 
-def _generation_config(sampling: Sampling, eos: set[int], pad: int) -> GenerationConfig:
+def _generation_config(sampling: Sampling, eos: set[int], pad: int, start: int | None) -> GenerationConfig:
     """Every field that shapes sampling, said aloud."""
     greedy = sampling.temperature <= 0
     return GenerationConfig(
@@ -220,6 +220,7 @@ def _generation_config(sampling: Sampling, eos: set[int], pad: int) -> Generatio
         use_cache=True,
         eos_token_id=sorted(eos),
         pad_token_id=pad,
+        decoder_start_token_id=start,
     )
 
 

@@ -1,0 +1,92 @@
+"""The two kinds of transformer, and the forward of each up to its head: everything else is the same for both.
+
+A row is laid out the same for both: the prompt, padded on the left, then the completion. A decoder-only model
+reads it as one text. An encoder-decoder model (T5, CodeT5+) reads the prompt in its encoder, and its decoder
+reads a start token and the completion.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from coderl.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+def auto_class(config: PreTrainedConfig) -> Any:
+    """The class of transformers that makes language models of this kind."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def decoder_start(model: PreTrainedModel) -> int | None:
+    """The token an encoder-decoder model's answer starts from; None for a decoder-only model.
+
+    Raises:
+        UserError: If the checkpoint names none.
+    """
+    if not model.config.is_encoder_decoder:
+        return None
+    assert model.generation_config is not None
+    start = model.generation_config.decoder_start_token_id
+    if start is None:
+        start = getattr(model.config, "decoder_start_token_id", None)
+    if start is None:
+        raise UserError(
+            f"{model.config.name_or_path} names no decoder_start_token_id: set one in its "
+            "generation_config.json (T5 starts from its pad token)"
+        )
+    return int(start)
+
+
+def hidden_states(model: PreTrainedModel, ids: Tensor, attention: Tensor, mask: Tensor) -> Tensor:
+    """``[B, T, H]``, column t being the state after token t was read.
+
+    That holds where the token or its successor is under ``mask``; what stands elsewhere means nothing.
+
+    Args:
+        model: The language model, adapters included where there are any.
+        ids: ``[B, T]``.
+        attention: ``[B, T]`` bool.
+        mask: ``[B, T]`` bool, of a row all of its completion, or nothing. Only an encoder-decoder model looks
+            at it: all completions must start in one column then.
+    """
+    if model.config.is_encoder_decoder:
+        return _decoded(model, ids, attention, mask)
+    # Counting attended tokens, padding on either side changes nothing.
+    positions = (attention.long().cumsum(dim=1) - 1).clamp(min=0)
+    output = model.base_model(
+        input_ids=ids, attention_mask=attention.long(), position_ids=positions, use_cache=False
+    )
+    return output.last_hidden_state  # type: ignore[no-any-return]
+
+
+def _decoded(model: PreTrainedModel, ids: Tensor, attention: Tensor, mask: Tensor) -> Tensor:
+    # Position biases go by distance, so padding on the left of prompts does no harm. Completions are padded
+    # on the right, where a causal decoder does not look: it needs no mask.
+    border = int(mask.any(dim=0).long().argmax()) or ids.shape[1]
+    first = decoder_start(model)
+    assert first is not None
+    start = torch.full_like(ids[:, :1], first)
+    read = attention[:, :border].long()
+    prompt = model.get_encoder()(input_ids=ids[:, :border], attention_mask=read).last_hidden_state
+    answer = model.get_decoder()(
+        input_ids=torch.cat([start, ids[:, border:]], dim=1),
+        encoder_hidden_states=prompt,
+        encoder_attention_mask=read,
+        use_cache=False,
+    ).last_hidden_state
+    # What chooses the first token is the state after the prompt's last one.
+    return nn.functional.pad(answer, (0, 0, border - 1, 0))
+
+
+def head_input(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """What the model's head takes: hidden states as they are, or T5's, which are scaled first."""
+    scaled = getattr(model.config, "scale_decoder_outputs", False)
+    return hidden * model.config.d_model**-0.5 if scaled else hidden
