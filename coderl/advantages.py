@@ -103,7 +103,7 @@ def moments(
 def whiten(values: Tensor, mask: Tensor, mean_over_ranks: Callable[[Tensor], Tensor] = alone) -> Tensor:
     """``(x - mean) / (std + 1e-4)`` over all values under the mask, those of every rank; 0 elsewhere."""
     mean, std = moments(values, mask, mean_over_ranks)
-    return torch.where(mask, (values - mean) / (std + EPS), 0.0)
+    return torch.where(mask & (std > 0), (values - mean) / (std + EPS), 0.0)
 
 
 def overlong_penalty(lengths: Tensor, limit: int, buffer: int) -> Tensor:

@@ -45,6 +45,20 @@ def decoder_start(model: PreTrainedModel) -> int | None:
     return int(start)
 
 
+def check_head(config: PreTrainedConfig) -> None:
+    """Refuse models that change their logits after the head: their tokens would be scored wrongly.
+
+    Raises:
+        UserError: If this is one.
+    """
+    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
+        if (value := getattr(config, name, None)) not in (None, 1.0):
+            raise UserError(
+                f"{config.model_type} models have {name} {value}, which scoring does not know: choose a "
+                "model of another family"
+            )
+
+
 def hidden_states(model: PreTrainedModel, ids: Tensor, attention: Tensor, mask: Tensor) -> Tensor:
     """``[B, T, H]``, column t being the state after token t was read.
 

@@ -92,6 +92,14 @@ class Clipped(NamedTuple):
     ratio: Tensor
     clipped: Tensor
 
+    def logged(self) -> dict[str, Tensor]:
+        """Its columns by the names of the metrics."""
+        return {
+            "loss/policy": self.loss,
+            "policy/ratio": self.ratio,
+            "policy/clip_fraction": self.clipped.float(),
+        }
+
 
 def clipped_policy_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float
@@ -241,16 +249,7 @@ def adapted_kl_coefficient(beta: float, kl: float, target: float, samples: int, 
         kl: The step's divergence from the reference, in the unit of ``target``.
         target: Where it should be.
         samples: Sequences of the step.
-        horizon: Sequences over which the coefficient may change by 20 %.
+        horizon: Sequences over which the coefficient may change by 20 %, which is also the most for a step.
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
-    return beta * (1 + error * samples / horizon)
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``values`` where ``mask`` is true; NaN where it never is. Padding never counts."""
-    return (
-        torch.where(mask, values, 0.0).sum() / mask.sum()
-        if bool(mask.any())
-        else values.new_full((), torch.nan)
-    )
+    return beta * (1 + error * min(samples / horizon, 1.0))

@@ -54,6 +54,11 @@ class Policy(nn.Module):
         super().__init__()
         if quantization == "nf4" and lora is None:
             raise UsageError("lora: null trains all weights, which 4-bit ones cannot: set quantization: none")
+        if lora is None and adapter is None and compute_dtype in ("float16", "bfloat16"):
+            raise UsageError(
+                f"lora: null trains all weights, and {compute_dtype} would round most updates away: set "
+                "compute_dtype: float32, and trainer.precision: bf16-mixed for speed"
+            )
         if from_scratch and (quantization == "nf4" or lora is not None or adapter):
             raise UsageError(
                 "from_scratch trains all weights: set quantization: none, lora: null and no adapter"
@@ -75,6 +80,11 @@ class Policy(nn.Module):
     # -- loading ---------------------------------------------------------------------------------------------
 
     @property
+    def trains_all(self) -> bool:
+        """Whether all weights train, in float32, rather than an adapter."""
+        return self.lora is None and self.adapter is None
+
+    @property
     def source(self) -> str:
         """The folder or hub id of the base's plain weights."""
         return models.resolve(self.model, self.gguf_file)
@@ -92,8 +102,9 @@ class Policy(nn.Module):
         """Read the weights and put the adapter on. Does nothing when that has been done."""
         if self.net is not None:
             return
-        dtype = models.compute_dtype(self.compute_dtype, device)
+        dtype = torch.float32 if self.trains_all else models.compute_dtype(self.compute_dtype, device)
         base = models.load_base(self.source, self.quantization, dtype, device, random=self.from_scratch)
+        families.check_head(base.config)
         self._check_vocabulary(base)
         self.net = base if self.lora is None and self.adapter is None else self._adapted(base)
         if self.gradient_checkpointing:
@@ -166,6 +177,16 @@ class Policy(nn.Module):
                 if isinstance(module, nn.Dropout):
                     module.eval()
         return self
+
+    @contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """Inside, dropout is off even where ``train_dropout`` asks for it."""
+        training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(training)
 
     # -- text ------------------------------------------------------------------------------------------------
 

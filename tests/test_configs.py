@@ -20,13 +20,20 @@ SHORT = "--model.max_new_tokens 8 --model.group_size 2 --model.evaluation.n 2 --
 CHAT = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}\n{% endif %}"
 
 
+def below(name: str) -> list[str]:
+    """The configs that one is laid over."""
+    if name.startswith("models/"):
+        return ["grpo.yaml"]
+    return [name.replace("-tuned", "")] if name.endswith("-tuned.yaml") else []
+
+
 @pytest.mark.parametrize("name", config_names())
 def test_parses(
     name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    base = ["--config", "grpo.yaml"] if name.startswith("models/") else []  # those lie over an algorithm's
-    assert main(["fit", *base, "--config", name, "--print_config"]) == 0, capsys.readouterr().err
+    configs = [argument for one in [*below(name), name] for argument in ("--config", one)]
+    assert main(["fit", *configs, "--print_config"]) == 0, capsys.readouterr().err
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["model"]["class_path"].startswith("coderl.algorithms.")
     assert not list(tmp_path.iterdir())
@@ -37,7 +44,7 @@ def test_trains_a_step_of_a_tiny_model_of_its_architecture(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """All of them are Llamas; shapes and weights are tiny and random, everything else is as shipped."""
-    config = yaml.safe_load((configs_folder() / name).read_text())
+    config = yaml.safe_load((configs_folder() / [*below(name), name][0]).read_text())
     source = config["data"]["init_args"]["source"]["class_path"]
     if source == "MBPP" and "CODERL_DATA_DIR" not in os.environ:
         pytest.skip("trains on MBPP: CODERL_DATA_DIR names no folder that holds mbpp.jsonl")
@@ -46,8 +53,7 @@ def test_trains_a_step_of_a_tiny_model_of_its_architecture(
     folder = tiny.checkpoint(tmp_path / "model", chat_template=CHAT)
     args = [
         "fit",
-        "-c",
-        name,
+        *[argument for one in [*below(name), name] for argument in ("-c", one)],
         *FEW.split(),
         "--trainer.default_root_dir",
         "run",

@@ -100,7 +100,7 @@ def test_a_resumed_fit_on_two_ranks_is_the_unbroken_one_bit_for_bit(left: Left) 
 
 def test_a_strategy_that_divides_the_weights_up_is_refused_in_one_line(llama: Path) -> None:
     module = SFT(Policy(str(llama), quantization="none"))
-    module._trainer = SimpleNamespace(strategy=FSDPStrategy())  # type: ignore[assignment]
+    module._trainer = SimpleNamespace(strategy=FSDPStrategy(), precision="32-true")  # type: ignore[assignment]
     with pytest.raises(UsageError, match=r"FSDPStrategy .* set trainer\.strategy: ddp") as caught:
         module.setup("fit")
     assert "\n" not in str(caught.value)

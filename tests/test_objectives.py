@@ -17,7 +17,6 @@ from coderl.objectives import (
     LossType,
     clipped_policy_loss,
     kl_divergence,
-    masked_mean,
     token_weights,
 )
 
@@ -199,9 +198,3 @@ def test_on_policy_gradient_is_reinforce() -> None:
     advantages = torch.tensor([0.7, -0.3])
     clipped_policy_loss(logprobs, logprobs.detach(), advantages, 0.2, 0.2).loss.sum().backward()
     torch.testing.assert_close(logprobs.grad, -advantages)
-
-
-def test_masked_mean_leaves_padding_out() -> None:
-    values = torch.tensor([[1.0, math.inf], [3.0, math.nan]])
-    assert masked_mean(values, torch.tensor([[True, False], [True, False]])) == 2.0
-    assert masked_mean(values, torch.zeros(2, 2, dtype=torch.bool)).isnan()

@@ -84,6 +84,8 @@ def by_hand(folder: Path, rollout: Rollout, module: PPO) -> Gradients:
         said = [states[place] for place in places]
         heard = [float(v.detach()) for v in said]
         ended = sample.completion.finished or not module.bootstrap_truncated
+        if not ended:  # what the critic expects stands in the place of the verdict
+            paid[-1] -= reward
         final = 0.0 if ended else float(states[-1].detach())
         gains = discounted(paid, heard, final, module.gamma, module.lam)
         logps += mine
@@ -195,12 +197,59 @@ def test_a_critic_with_its_own_adapter_leaves_the_policys_gradient_alone(
         return {n: g for n, g in module.gradients[0].items() if not module.policy.is_critics(n)}
 
     quiet, loud = (
-        policys(ppo(llama, rollout, critic_adapter=True, value_coefficient=c, max_grad_norm=1e9))
-        for c in (1e-6, 10.0)
+        policys(ppo(llama, rollout, critic_adapter=True, value_coefficient=c)) for c in (1e-6, 10.0)
     )
     close(quiet, loud)
-    shared = policys(ppo(llama, rollout, value_coefficient=10.0, max_grad_norm=1e9))
+    shared = policys(ppo(llama, rollout, value_coefficient=10.0))
     assert not all(torch.allclose(quiet[name], shared[name], rtol=1e-2) for name in quiet)
+
+
+def test_a_loud_critic_does_not_shrink_the_policys_step(llama: Path, rollout: Rollout) -> None:
+    """Each is clipped by its own norm: Adam's first step of either would hide it, plain gradients do not."""
+
+    class Clipped(Opinionated):
+        after: Gradients
+
+        def step(self) -> torch.Tensor:
+            optimizer: Any = self.optimizers()
+            step = optimizer.step
+
+            def looking() -> None:
+                trainable = self.policy.trainable().items()
+                self.after = {n: p.grad.clone() for n, p in trainable if p.grad is not None}
+                step()
+
+            optimizer.step = looking
+            return super().step()
+
+    quiet, loud = (
+        ppo(llama, rollout, kind=Clipped, critic_adapter=True, value_coefficient=c, max_grad_norm=1e-3).after
+        for c in (1e-6, 10.0)
+    )
+    policy = stirred(llama).trainable().keys()
+    close({n: quiet[n] for n in policy}, {n: loud[n] for n in policy}, atol=1e-8)
+    norms = [
+        torch.stack([g.norm() for n, g in loud.items() if (n in policy) is own]).norm()
+        for own in (True, False)
+    ]
+    assert [float(norm) for norm in norms] == pytest.approx([1e-3, 1e-3], rel=1e-2)
+
+
+@pytest.mark.parametrize("bootstrap", [False, True])
+def test_a_future_that_is_estimated_does_not_feed_on_itself(llama: Path, bootstrap: bool) -> None:
+    """All samples cut off, all worth 1: with V in the place of the reward there is nothing to chase."""
+    cut = rollout_of(llama, [[1.0] * 4] * 2)
+    samples = [replace(s, completion=replace(s.completion, finished=False)) for s in cut.samples]
+    module = ppo(
+        llama,
+        Rollout(samples, cut.rewards),
+        steps=40,
+        kind=FixedPPO,
+        kl_coefficient=0.0,
+        bootstrap_truncated=bootstrap,
+        critic_learning_rate=5e-2,
+    )
+    assert all(abs(values["value/mean"] - 1.0) < 0.3 for values in module.logged)
 
 
 @CRITICS
@@ -308,6 +357,13 @@ def test_a_bandit_is_learned(llama: Path, options: dict[str, Any], monkeypatch: 
         ({"value_clip": -1.0}, "model.value_clip"),
         ({"clip": 0.0}, "model.clip"),
         ({"critic_warmup": -1}, "model.critic_warmup"),
+        ({"critic_learning_rate": -1.0}, "model.critic_learning_rate"),
+        ({"value_coefficient": math.inf}, "model.value_coefficient"),
+        ({"bootstrap_truncated": True, "truncated": "mask"}, "leave one out"),
+        ({"max_grad_norm": 0.0}, "model.max_grad_norm"),
+        ({"learning_rate": 0.0}, "model.learning_rate"),
+        ({"warmup_steps": -3}, "model.warmup_steps"),
+        ({"rewards": []}, "model.rewards"),
         ({"inner_epochs": 0}, "model.inner_epochs"),
         ({"kl_coefficient": 0.0, "adaptive_kl": AdaptiveKL()}, "kl_coefficient"),
         ({"adaptive_kl": AdaptiveKL(target=0.0)}, "model.adaptive_kl"),
@@ -321,6 +377,12 @@ def test_bad_settings_are_refused_with_the_way_out(llama: Path, options: dict[st
 
 def test_a_critic_without_adapters_shares_the_trunk(llama: Path) -> None:
     policy = tiny.policy(llama, lora=None)
+    for options, words in [
+        ({"critic_adapter": True, "kl_coefficient": 0.0}, "critic_adapter: false"),
+        ({}, "kl_coefficient to 0"),
+    ]:
+        with pytest.raises(UsageError, match=words):
+            PPO(policy, **options)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="critic_adapter: false"):
         policy.add_critic(own_adapter=True)
     policy.add_critic(own_adapter=False)

@@ -63,7 +63,7 @@ class PolicyModule(LightningModule):
         weight_decay: Of AdamW, on matrices.
         warmup_steps: Optimizer steps over which the learning rate rises from 0.
         schedule: What follows warm-up: constant, or down to 0 at the last step (linear, cosine).
-        max_grad_norm: Gradients are scaled down to this norm, over all trainable parameters.
+        max_grad_norm: Gradients are scaled down to this norm, those of policy and critic each by itself.
         micro_batch_size: Sequences in one forward and backward. Changes memory and speed, never the gradient.
         max_prompt_tokens: Problems with a longer prompt are counted, reported and left out.
     """
@@ -81,12 +81,6 @@ class PolicyModule(LightningModule):
     ) -> None:
         super().__init__()
         ignore_harmless()
-        for name, value in {
-            "micro_batch_size": micro_batch_size,
-            "max_prompt_tokens": max_prompt_tokens,
-        }.items():
-            if value < 1:
-                raise UsageError(f"{name} is {value}: set model.{name} to 1 or more")
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold only what trains; on_load_checkpoint checks the rest
         self.policy = policy
@@ -96,6 +90,24 @@ class PolicyModule(LightningModule):
         self.max_prompt_tokens = max_prompt_tokens
         self._rng: dict[str, Any] | None = None
         self._stream: int | None = None
+        self.require(
+            micro_batch_size=(micro_batch_size >= 1, "1 or more"),
+            max_prompt_tokens=(max_prompt_tokens >= 1, "1 or more"),
+            learning_rate=(0 < learning_rate < float("inf"), "above 0"),
+            weight_decay=(weight_decay >= 0, "0 or more"),
+            warmup_steps=(warmup_steps >= 0, "0 or more"),
+            max_grad_norm=(max_grad_norm > 0, "above 0"),
+        )
+
+    def require(self, **settings: tuple[bool, str]) -> None:
+        """Check settings, by name: whether each fits, and what it must be.
+
+        Raises:
+            UsageError: On the first that does not.
+        """
+        for name, (fits, range_) in settings.items():
+            if not fits:
+                raise UsageError(f"{name} is {getattr(self, name)}: model.{name} must be {range_}")
 
     # -- before training -------------------------------------------------------------------------------------
 
@@ -103,8 +115,14 @@ class PolicyModule(LightningModule):
         """Leave out problems whose prompt is too long; the data module has set itself up before.
 
         Raises:
-            UsageError: If the strategy would divide the policy up.
+            UsageError: If the strategy would divide the policy up, or the trainer change its precision.
         """
+        if self.trainer.precision not in ("32-true", "bf16-mixed"):
+            raise UsageError(
+                f"trainer.precision {self.trainer.precision}: what trains stays in float32, and "
+                "policy.compute_dtype says what the frozen weights compute in: set trainer.precision to "
+                "32-true or bf16-mixed"
+            )
         strategy = self.trainer.strategy
         if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
             raise UsageError(
@@ -174,14 +192,23 @@ class PolicyModule(LightningModule):
     def micro_batches(self, experience: Experience) -> Iterator[Experience]:
         """The experience in pieces that fit in memory."""
         for rows in experience.chunks(torch.arange(len(experience)), self.micro_batch_size):
-            yield experience.take(rows)
+            yield experience.take(rows).to(self.device)
+
+    @property
+    def loss_scale(self) -> float:
+        """A power of two that lifts gradients off float16's floor: a token may weigh 1 / 50,000."""
+        return 1024.0 if self.policy.base.dtype == torch.float16 else 1.0
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """A backward on this rank alone: gradients are exchanged once, in :meth:`step`."""
+        """A backward on this rank alone: gradients are exchanged once, and scaled back, in :meth:`step`."""
         strategy = self.trainer.strategy
         apart = strategy.block_backward_sync() if isinstance(strategy, DDPStrategy) else nullcontext()
         with apart:
-            super().manual_backward(loss, *args, **kwargs)
+            super().manual_backward(self.loss_scale * loss, *args, **kwargs)
+
+    def clipped_together(self) -> list[list[torch.nn.Parameter]]:
+        """Parameters in sets, each of which is clipped by its own norm."""
+        return [list(self.policy.trainable().values())]
 
     def step(self) -> Tensor:
         """Exchange, clip, step, advance the schedule, forget the gradients. Returns the norm before clipping.
@@ -194,7 +221,12 @@ class PolicyModule(LightningModule):
         parameters = list(self.policy.trainable().values())
         if self.trainer.world_size > 1:
             ranks.average_gradients(parameters)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        for parameter in parameters if self.loss_scale != 1 else []:
+            if parameter.grad is not None:
+                parameter.grad /= self.loss_scale
+        sets = self.clipped_together()
+        norms = [torch.nn.utils.clip_grad_norm_(one, self.max_grad_norm) for one in sets]
+        norm: Tensor = torch.stack(norms).norm()
         if not torch.isfinite(norm):
             raise UserError(
                 f"the gradient of step {self.trainer.global_step} is not finite; the step was not made: set "

@@ -34,7 +34,7 @@ class GRPO(PolicyGradient):
         kl_coefficient: Weight of the divergence from the reference. 0 skips its forward.
         kl: Its estimator. ``k3`` (the paper's) and ``k2`` stand in the loss; on-policy, k2's gradient is
             that of the divergence. ``k1`` has none of use there: its sum is taken off a sample's reward
-            (arXiv:2402.14740).
+            (arXiv:2402.14740), with scale batch or none.
         loss_type: What is clipped and how tokens are averaged. ``grpo``: ratios of tokens, averaged per
             sequence; ``dapo``: over all tokens of the step (arXiv:2503.14476); ``dr_grpo``: over sequences
             times ``max_new_tokens`` (arXiv:2503.20783); ``gspo``: the ratio of the whole sequence
@@ -66,6 +66,13 @@ class GRPO(PolicyGradient):
                 f"group_size {group_size}: GRPO compares samples of one problem and needs at least 2; "
                 "set model.group_size, 8 is usual"
             )
+        if self._kl_in_reward and scale == "group":
+            raise UsageError(
+                "kl k1 is part of the reward, and scale group would blow it up in groups that differ in "
+                "little else: set model.scale to batch or none"
+            )
+        if refill_budget and group_size < 2:
+            raise UsageError("refill_budget looks for groups that differ: set model.group_size to 2 or more")
         if scale not in LEGAL_SCALES[baseline]:
             raise UsageError(
                 f"scale {scale} does not go with baseline {baseline}, which does not take the mean off it: "
@@ -110,7 +117,9 @@ class GRPO(PolicyGradient):
             assert experience.old_logprobs is not None and experience.ref_logprobs is not None
             kl = kl_divergence(experience.old_logprobs, experience.ref_logprobs, "k1")
             paid = torch.where(experience.mask, kl, 0.0).sum(dim=1).view_as(rewards)
-            rewards = rewards - self.kl_coefficient * paid
+            counts = experience.mask.any(dim=1).view_as(rewards)
+            # A truncated sample that is masked was not scored: without its divergence it is no baseline.
+            rewards = torch.where(counts, rewards - self.kl_coefficient * paid, torch.nan)
         return self._sample_advantages(rewards).flatten()[:, None].expand_as(experience.mask)
 
     def _sample_advantages(self, rewards: Tensor) -> Tensor:
@@ -128,11 +137,7 @@ class GRPO(PolicyGradient):
             self.clip,
             self.clip_high,
         )
-        values = {
-            "loss/policy": policy.loss,
-            "policy/ratio": policy.ratio,
-            "policy/clip_fraction": policy.clipped.float(),
-        }
+        values = policy.logged()
         if batch.ref_logprobs is None:
             return policy.loss, values
         kl = kl_divergence(scores.logprobs, batch.ref_logprobs, self.kl)
@@ -142,7 +147,7 @@ class GRPO(PolicyGradient):
     def refill(self, rollout: Rollout) -> list[Rollout]:
         """Put groups of other problems in the place of those without signal, as far as the budget goes."""
         dull = no_signal(rollout.rewards).nonzero().flatten().tolist()
-        chosen, more, budget = rollout, [], self.refill_budget
+        were, chosen, more, budget = len(dull), rollout, [], self.refill_budget
         met = {problem.id for problem in rollout.problems}
         while dull and budget > 0:
             problems = self.trainer.datamodule.draw(min(len(dull), budget), met)  # type: ignore[attr-defined]
@@ -154,7 +159,5 @@ class GRPO(PolicyGradient):
             for group in (~no_signal(more[-1].rewards)).nonzero().flatten().tolist():
                 chosen = chosen.replaced(dull.pop(), more[-1], group)
         if self.refill_budget:
-            self._meter.values["groups/refilled"] = (
-                1 - len(dull) / len(rollout.rewards) - float((~no_signal(rollout.rewards)).float().mean())
-            )
+            self._meter.values["groups/refilled"] = (were - len(dull)) / len(rollout.rewards)
         return [chosen, *more]

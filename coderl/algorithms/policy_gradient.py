@@ -15,7 +15,7 @@ from coderl.algorithms import ranks
 from coderl.algorithms.sampled import SampledPolicy
 from coderl.algorithms.step import Meter, Rollout
 from coderl.batching import pad_rows, spread
-from coderl.errors import UsageError
+from coderl.errors import UsageError, UserError
 from coderl.evaluation import job
 from coderl.objectives import (
     KLEstimator,
@@ -105,24 +105,25 @@ class PolicyGradient(SampledPolicy, ABC):
 
     def _check_settings(self) -> None:
         limit = self.sampling.max_new_tokens
-        for name, fits, range_ in [
-            ("group_size", self.group_size >= 1, "1 or more"),
-            ("inner_epochs", self.inner_epochs >= 1, "1 or more"),
-            ("clip", 0 < self.clip < 1, "between 0 and 1"),
-            ("clip_high", self.clip_high > 0, "above 0"),
-            ("kl_coefficient", 0 <= self.kl_coefficient < math.inf, "0 or more"),
-            ("entropy_coefficient", math.isfinite(self.entropy_coefficient), "a finite number"),
-            ("reference_refresh", self.reference_refresh >= 0, "0 or more"),
-            ("top_entropy", 0 < self.top_entropy <= 1, "above 0, up to 1"),
-            (
-                "overlong_buffer",
-                0 <= self.overlong_buffer < limit,
-                f"0 or more and below max_new_tokens, {limit}",
-            ),
-            ("sampler_cap", self.sampler_cap >= 1, "1 or more"),
-        ]:
-            if not fits:
-                raise UsageError(f"{name} is {getattr(self, name)}: model.{name} must be {range_}")
+        self.require(
+            group_size=(self.group_size >= 1, "1 or more"),
+            inner_epochs=(self.inner_epochs >= 1, "1 or more"),
+            clip=(0 < self.clip < 1, "between 0 and 1"),
+            clip_high=(self.clip_high > 0, "above 0"),
+            kl_coefficient=(0 <= self.kl_coefficient < math.inf, "0 or more"),
+            entropy_coefficient=(math.isfinite(self.entropy_coefficient), "a finite number"),
+            reference_refresh=(self.reference_refresh >= 0, "0 or more"),
+            top_entropy=(0 < self.top_entropy <= 1, "above 0, up to 1"),
+            overlong_buffer=(0 <= self.overlong_buffer < limit, f"0 or more, below max_new_tokens {limit}"),
+            sampler_cap=(self.sampler_cap >= 1, "1 or more"),
+        )
+        if not self.rewards:
+            raise UsageError("rewards is empty: nothing would be learned; list one in model.rewards")
+        if self.kl_coefficient and self.policy.trains_all:
+            raise UsageError(
+                "all weights train, so there is no reference left: set model.kl_coefficient to 0, or use "
+                "policy.lora"
+            )
         if self.reference_refresh and self.kl_coefficient == 0:
             raise UsageError(
                 f"reference_refresh is {self.reference_refresh}, but nothing is compared with a reference: "
@@ -217,6 +218,10 @@ class PolicyGradient(SampledPolicy, ABC):
 
     def _rewarded(self, samples: list[Sample]) -> Tensor:
         rewards = torch.tensor(total(self.rewards, samples))
+        if rewards.isinf().any():
+            raise UserError(
+                "a reward is infinite: let it return finite numbers, or NaN where nothing is known"
+            )
         if self.overlong_buffer:
             lengths = torch.tensor([len(s.completion.ids) for s in samples])
             rewards += overlong_penalty(lengths, self.sampling.max_new_tokens, self.overlong_buffer)
@@ -225,14 +230,15 @@ class PolicyGradient(SampledPolicy, ABC):
     def prepare(self, rollout: Rollout) -> list[Experience]:
         """Scored and credited micro-batches; rows that cannot move a parameter are spared their forwards."""
         whole = self.experience(rollout)
-        rows = self.live(rollout.rewards).flatten().nonzero().flatten()
+        live = self.live(rollout.rewards).flatten() & whole.mask.any(dim=1)
+        rows = live.nonzero().flatten()
         # Credit asks for columns, if only of zeros, and on every rank: the others wait there.
         scored = rows if len(rows) else torch.tensor([0])
-        with self._meter.time("scoring"), torch.no_grad():
+        with self._meter.time("scoring"), torch.no_grad(), self.policy.without_dropout():
             for chunk in whole.chunks(scored, self.micro_batch_size):
                 whole.put(chunk, **self.score(whole.take(chunk).to(self.device)))
         whole.advantages = self._credit(rollout.rewards, whole)
-        return [b.to(self.device) for b in self.micro_batches(whole.take(rows))] if len(rows) else []
+        return list(self.micro_batches(whole.take(rows))) if len(rows) else []
 
     def experience(self, rollout: Rollout) -> Experience:
         """The rollout as tensors on the CPU, not yet scored, rows in the order of its samples."""

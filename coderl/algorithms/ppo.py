@@ -57,8 +57,8 @@ class PPO(PolicyGradient):
         gamma: Discount per token.
         lam: Of generalized advantage estimation: 0 trusts the critic, 1 the rewards that came.
         whiten_advantages: Give a step's advantages mean 0 and deviation 1.
-        bootstrap_truncated: A completion cut off at ``max_new_tokens`` has a future that the critic
-            estimates. Otherwise it ends there.
+        bootstrap_truncated: For a completion cut off at ``max_new_tokens``, what the critic still expects
+            takes the place of its reward (arXiv:1712.00378). Otherwise it ends there, and is judged as it is.
         value_coefficient: Weight of the critic's loss.
         value_clip: The critic's clip (arXiv:2005.12729), in units of reward. Null is none.
         critic_adapter: Let the critic read the base through a LoRA adapter of its own: a second forward and
@@ -108,16 +108,24 @@ class PPO(PolicyGradient):
         self._check_critic()
 
     def _check_critic(self) -> None:
-        for name, fits, range_ in [
-            ("gamma", 0 <= self.gamma <= 1, "between 0 and 1"),
-            ("lam", 0 <= self.lam <= 1, "between 0 and 1"),
-            ("target_kl", self.target_kl is None or self.target_kl > 0, "above 0, or null"),
-            ("value_coefficient", self.value_coefficient > 0, "above 0"),
-            ("value_clip", self.value_clip is None or self.value_clip > 0, "above 0, or null"),
-            ("critic_warmup", self.critic_warmup >= 0, "0 or more steps"),
-        ]:
-            if not fits:
-                raise UsageError(f"{name} is {getattr(self, name)}: model.{name} must be {range_}")
+        rate = self.critic_learning_rate
+        self.require(
+            gamma=(0 <= self.gamma <= 1, "between 0 and 1"),
+            lam=(0 <= self.lam <= 1, "between 0 and 1"),
+            target_kl=(self.target_kl is None or self.target_kl > 0, "above 0, or null"),
+            value_coefficient=(0 < self.value_coefficient < float("inf"), "above 0"),
+            value_clip=(self.value_clip is None or self.value_clip > 0, "above 0, or null"),
+            critic_learning_rate=(rate is None or rate > 0, "above 0, or null"),
+            critic_warmup=(self.critic_warmup >= 0, "0 or more steps"),
+        )
+        if self.bootstrap_truncated and self.truncated == "mask":
+            raise UsageError(
+                "truncated: mask takes out of the loss what bootstrap_truncated is about: leave one out"
+            )
+        if self.critic_adapter and self.policy.trains_all:
+            raise UsageError(
+                "all weights train, so the critic has no adapter of its own: set model.critic_adapter: false"
+            )
         adaptive = self.adaptive_kl
         if adaptive is not None and (
             adaptive.target <= 0 or adaptive.horizon < 1 or self.kl_coefficient == 0
@@ -181,16 +189,11 @@ class PPO(PolicyGradient):
         kl = torch.zeros_like(old)
         if experience.ref_logprobs is not None:
             kl = torch.where(mask, kl_divergence(old, experience.ref_logprobs, self.kl), 0.0)
-        paid = token_rewards(rewards.flatten().nan_to_num(0.0), kl, mask, self.kl_coefficient)
-        final = torch.where(experience.finished, 0.0, experience.final_values)
-        result = gae(
-            paid,
-            experience.old_values,
-            mask,
-            self.gamma,
-            self.lam,
-            final if self.bootstrap_truncated else None,
-        )
+        ended = experience.finished | (not self.bootstrap_truncated)
+        verdicts = torch.where(ended, rewards.flatten().nan_to_num(0.0), 0.0)
+        final = torch.where(ended, 0.0, experience.final_values)
+        paid = token_rewards(verdicts, kl, mask, self.kl_coefficient)
+        result = gae(paid, experience.old_values, mask, self.gamma, self.lam, final)
         experience.returns = result.returns
         self._log_critic(experience, kl)
         return (
@@ -205,10 +208,10 @@ class PPO(PolicyGradient):
         if not bool(mask.any()):
             return
         returns, values = experience.returns[mask], experience.old_values[mask]
-        unexplained = (returns - values).var(correction=0) / returns.var(correction=0).clamp(min=1e-8)
+        spread, missed = returns.var(correction=0), (returns - values).var(correction=0)
         self._meter.values |= {
             "value/mean": float(values.mean()),
-            "value/explained_variance": float(1 - unexplained),
+            "value/explained_variance": float(1 - missed / spread) if spread > 1e-8 else float("nan"),
             "reward/kl_penalty": self.kl_coefficient * float(kl[mask].mean()),
         }
 
@@ -220,11 +223,7 @@ class PPO(PolicyGradient):
         policy = clipped_policy_loss(
             scores.logprobs, batch.old_logprobs, batch.advantages, self.clip, self.clip_high
         )
-        values = {
-            "loss/policy": policy.loss,
-            "policy/ratio": policy.ratio,
-            "policy/clip_fraction": policy.clipped.float(),
-        }
+        values = policy.logged()
         if batch.ref_logprobs is not None:
             values["policy/kl"] = kl_divergence(batch.old_logprobs, batch.ref_logprobs, "k3")
         if scores.critic is None:
@@ -248,6 +247,11 @@ class PPO(PolicyGradient):
         said = {"loss/value": result.loss, "value/clip_fraction": result.clipped.float()}
         return self.value_coefficient * result.loss, said
 
+    def clipped_together(self) -> list[list[torch.nn.Parameter]]:
+        """Policy and critic apart: neither's gradient shrinks the other's step."""
+        trainable, critics = self.policy.trainable(), self.policy.is_critics
+        return [[p for name, p in trainable.items() if critics(name) is own] for own in (False, True)]
+
     def step(self) -> Tensor:
         """An optimizer step; of the critic alone while it warms up."""
         if self.warming_up:
@@ -267,7 +271,7 @@ class PPO(PolicyGradient):
         super().update(batches)
         values = self._meter.values
         values["kl_coefficient"] = self.kl_coefficient
-        if self.adaptive_kl is not None and "policy/kl" in values:
+        if self.adaptive_kl is not None and "policy/kl" in values and not self.warming_up:
             samples = sum(self.gathered(sum(map(len, batches))))
             target, horizon = self.adaptive_kl.target, self.adaptive_kl.horizon
             self.kl_coefficient = adapted_kl_coefficient(

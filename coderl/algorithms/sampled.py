@@ -46,7 +46,7 @@ class SampledPolicy(PolicyModule):
     ) -> None:
         super().__init__(policy, **shared)
         if max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens is {max_new_tokens}: set model.max_new_tokens to 1 or more")
+            raise UsageError(f"max_new_tokens is {max_new_tokens}: model.max_new_tokens must be 1 or more")
         self.sampling = Sampling(temperature=temperature, max_new_tokens=max_new_tokens).for_training()
         self.sandbox = sandbox if sandbox is not None else Sandbox()
         self.engine = engine if engine is not None else GenerateEngine()
@@ -70,7 +70,7 @@ class SampledPolicy(PolicyModule):
         )
 
         def sample(batch: Sequence[Problem], n: int) -> list[list[str]]:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
                 torch.manual_seed(settings.seed)
                 completions = self.engine.generate(batch, n, sampling, progress=progress)
             return [[c.text for c in completions[i * n : (i + 1) * n]] for i in range(len(batch))]

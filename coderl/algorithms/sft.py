@@ -86,7 +86,7 @@ class SFT(PolicyModule):
 
     def training_step(self, batch: list[Problem], batch_idx: int) -> None:
         """One optimizer step on a batch of solutions."""
-        experience = self.experience(batch).to(self.device)
+        experience = self.experience(batch)
         total = torch.zeros((), device=self.device)
         for micro in self.micro_batches(experience):
             loss = self._negative_log_likelihood(micro)
@@ -102,7 +102,7 @@ class SFT(PolicyModule):
 
     def validation_step(self, batch: list[Problem], batch_idx: int) -> None:
         """Mean negative log-likelihood of a held-out solution token, in nats."""
-        experience = self.experience(batch).to(self.device)
+        experience = self.experience(batch)
         losses = [self._negative_log_likelihood(micro) for micro in self.micro_batches(experience)]
         self.log(
             "val/loss", self.mean_over_ranks(torch.stack(losses).sum()), batch_size=len(batch), prog_bar=True

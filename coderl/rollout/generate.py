@@ -99,7 +99,7 @@ class GenerateEngine(RolloutEngine):
         policy = self._policy
         model: Any = policy.base if self._twin is None else self._twin
         tokenizer, eos = policy.tokenizer, policy.eos_ids()
-        ids, attention = left_padded(rows, int(tokenizer.pad_token_id), policy.device)
+        ids, attention = left_padded(rows, int(tokenizer.pad_token_id), model.device)
         start = families.decoder_start(policy.base)
         given = ids.shape[1] if start is None else 1  # tokens that stand before the first sampled one
         recorder = _Recorder(given, sampling.temperature, eos, self._stop_criteria(stop, tokenizer))
@@ -166,7 +166,8 @@ class _Recorder(StoppingCriteria):
         assert self.scores is not None
         last = input_ids[:, -1]
         self.logprobs.append(self.scores.gather(1, last[:, None]).squeeze(1))
-        done = torch.isin(last, self.eos.to(last.device))
+        self.eos = self.eos.to(last.device)
+        done = torch.isin(last, self.eos)
         if self.stop is not None:
             done |= self.stop(input_ids[:, self.given :], None)
         if self.length is None:

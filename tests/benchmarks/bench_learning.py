@@ -34,20 +34,21 @@ from tests.benchmarks.learning_runs import Run, perform, say
 
 QUICKSTART = "quickstart.yaml"
 # On-policy, with one inner epoch, gspo's gradient is grpo's and cispo's is dapo's: those two take two, and
-# `grpo-2` stands beside them. Steps count rollouts: two inner epochs make twice as many optimizer steps.
+# `grpo-2` stands beside them. All make equally many optimizer steps: with two epochs, on half the samples.
 VARIANTS = {
-    "grpo": "",
-    "grpo-2": "--model.inner_epochs 2",
-    "dapo": "--model.loss_type dapo",
+    "grpo": "--model.loss_type grpo --model.scale group",
+    "dapo": "--model.loss_type dapo --model.scale group",
     "dr_grpo": "--model.loss_type dr_grpo --model.scale none",
-    "gspo": "--model.loss_type gspo --model.inner_epochs 2",
-    "cispo": "--model.loss_type cispo --model.inner_epochs 2",
-    "rloo": "--model.baseline rloo --model.scale none",
-    "reinforce++": "--model.baseline reinforce++ --model.scale batch",
-    "k3": "--model.kl_coefficient 0.02",
-    "ppo": "--model PPO --model.inner_epochs 2",
-    "ppo-critic": "--model PPO --model.inner_epochs 2 --model.critic_adapter true",
-    "mission": "--model.learning_rate 3e-6 --model.policy.lora.alpha 16",
+    "reinforce++": "--model.loss_type dapo --model.baseline reinforce++ --model.scale batch",
+    "grpo-2": "--model.loss_type grpo --model.scale group --model.inner_epochs 2",
+    "gspo-2": "--model.loss_type gspo --model.scale group --model.inner_epochs 2"
+    " --model.clip 0.02 --model.clip_high 0.03",
+    "cispo-2": "--model.loss_type cispo --model.scale group --model.inner_epochs 2",
+    "ppo": "--model PPO --model.inner_epochs 1 --model.lam 1.0 --model.critic_learning_rate 1e-2",
+    "ppo-critic": "--model PPO --model.inner_epochs 1 --model.lam 1.0 --model.critic_learning_rate 1e-2"
+    " --model.critic_adapter true",
+    "mission": "--model.loss_type grpo --model.scale group --model.learning_rate 3e-6 --model.policy.lora.alpha 16"
+    " --model.kl_coefficient 0.02 --model.schedule constant_with_warmup",
 }
 """What each variant changes in quickstart.yaml."""
 REFERENCE = "grpo"
@@ -66,19 +67,11 @@ def planned(chosen: argparse.Namespace) -> list[Run]:
     for seed in chosen.seeds:
         for variant in chosen.variants:
             flags = shlex.split(VARIANTS[variant])
-            updates = steps * inner_epochs([*flags, *chosen.extra])
-            always = [f"--seed_everything={seed}", f"--trainer.max_steps={updates}"]
+            always = [f"--seed_everything={seed}", f"--trainer.max_steps={steps}"]
             runs.append(
                 Run(variant, seed, ("-c", QUICKSTART, *flags, *always, *chosen.extra), chosen.out.resolve())
             )
     return runs
-
-
-def inner_epochs(flags: Sequence[str]) -> int:
-    """Optimizer steps that a rollout step makes with these flags."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--model.inner_epochs", type=int, default=1, dest="epochs")
-    return int(parser.parse_known_args(flags)[0].epochs)
 
 
 def names(text: str) -> list[str]:
@@ -99,7 +92,7 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
         "--variants", type=names, default=list(VARIANTS), help=f"of {','.join(VARIANTS)} (default all)"
     )
     parser.add_argument("--seeds", type=numbers, default=[42, 1, 2], help="default 42,1,2")
-    parser.add_argument("--steps", type=int, help="rollout steps of a run (default quickstart's)")
+    parser.add_argument("--steps", type=int, help="optimizer steps of a run (default quickstart's)")
     parser.add_argument("--threads", type=int, help="OpenMP threads of a run (default torch's choice)")
     parser.add_argument(
         "--out",
