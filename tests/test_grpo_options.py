@@ -53,10 +53,13 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dapo": ({"loss_type": "dapo"}, {}),
     "dr_grpo": ({"loss_type": "dr_grpo"}, {}),
     "clip_high": ({"clip_high": 0.8} | TWICE, TWICE),
-    "k1": ({"kl": "k1", "kl_coefficient": 0.1}, {"kl_coefficient": 0.0}),
+    "k1": ({"kl": "k1", "kl_coefficient": 0.1, "scale": "none"}, {"kl_coefficient": 0.0, "scale": "none"}),
     "k2": ({"kl": "k2", "kl_coefficient": 0.1}, {"kl_coefficient": 0.0}),
     "k3": ({"kl": "k3", "kl_coefficient": 0.1}, {"kl_coefficient": 0.0}),
-    "k1, not k2": ({"kl": "k1", "kl_coefficient": 0.1}, {"kl": "k2", "kl_coefficient": 0.1}),
+    "k1, not k2": (
+        {"kl": "k1", "kl_coefficient": 0.1, "scale": "none"},
+        {"kl": "k2", "kl_coefficient": 0.1, "scale": "none"},
+    ),
     "k2, not k3": ({"kl": "k2", "kl_coefficient": 0.1}, {"kl": "k3", "kl_coefficient": 0.1}),
     "rloo": ({"baseline": "rloo", "scale": "none"}, {"scale": "none"}),
     "reinforce++": ({"baseline": "reinforce++", "scale": "batch"}, {"scale": "batch"}),
@@ -127,12 +130,12 @@ def test_k1_is_taken_off_the_reward_of_the_whole_sample(llama: Path, rollout: Ro
     rows = loops.rows_of(policy, rollout)
     paid = [sum(row.old) - sum(row.ref) for row in rows]
     rewards = rollout.rewards - 0.3 * torch.tensor(paid).view(3, 4)
-    advantages = loops.flat(papers.advantages(rewards.tolist(), "group", "group"))
+    advantages = loops.flat(papers.advantages(rewards.tolist(), "batch", "group"))
     expected = [
         loops.surrogate(row, row.old, [value] * len(row.logp), "grpo")
         for row, value in zip(rows, advantages, strict=True)
     ]
-    module = run(llama, rollout, kl="k1", kl_coefficient=0.3)
+    module = run(llama, rollout, kl="k1", scale="batch", kl_coefficient=0.3)
     close(module.gradients[0], loops.gradient(policy, loops.averaged(expected, "grpo")))
 
 
@@ -175,6 +178,7 @@ def test_a_step_of_cut_off_completions_moves_nothing(llama: Path, kl: str) -> No
     rollout = rollout_of(llama, REWARDS)
     assert not any(sample.completion.finished for sample in rollout.samples)
     options: dict[str, Any] = {"truncated": "mask", "entropy_coefficient": 0.1, "top_entropy": 0.5, "kl": kl}
+    options |= {"scale": "none"}
     module = run(llama, rollout, steps=2, **options)
     assert not any(value.any() for step in module.gradients for value in step.values())
     start = stirred(llama).trainable()
@@ -290,7 +294,12 @@ def test_rows_are_skipped_only_where_nothing_is_lost(llama: Path, rollout: Rollo
     "options",
     [{"loss_type": kind} for kind in LOSSES]
     + [{"baseline": baseline, "scale": scale} for baseline, scale in PAIRS]
-    + [{"kl": "k1"}, {"top_entropy": 0.3}, {"sampler_correction": "token"}, {"entropy_coefficient": 0.1}],
+    + [
+        {"kl": "k1", "scale": "none"},
+        {"top_entropy": 0.3},
+        {"sampler_correction": "token"},
+        {"entropy_coefficient": 0.1},
+    ],
     ids=lambda options: ",".join(map(str, options.values())),
 )
 class TestLostRewards:
