@@ -298,7 +298,7 @@ def test_a_gpu_is_asked_to_multiply(build: str | None, factor: float | None, sta
     cuda = SimpleNamespace(
         is_available=lambda: factor is not None,
         device_count=lambda: 1,
-        is_bf16_supported=lambda: False,
+        is_bf16_supported=lambda including_emulation: False,
         get_device_properties=lambda _: SimpleNamespace(name="Fake 9000", total_memory=24 << 30),
     )
     fake = SimpleNamespace(

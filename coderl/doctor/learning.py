@@ -82,7 +82,12 @@ def _gpu(torch: Any) -> Check:
         return Check("GPU", "warn", f"none: {why}", mend, {"count": 0, "build": build})
     properties = [torch.cuda.get_device_properties(index) for index in range(count)]
     names = [f"{found.name}, {found.total_memory / (1 << 30):.0f} GiB" for found in properties]
-    data = {"count": count, "build": build, "devices": names, "bf16": torch.cuda.is_bf16_supported()}
+    data = {
+        "count": count,
+        "build": build,
+        "devices": names,
+        "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
+    }
     detail = f"{'; '.join(names)}; CUDA {build}, {'bfloat16' if data['bf16'] else 'float16'}"
     try:
         for index in range(count):

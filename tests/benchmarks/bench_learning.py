@@ -35,20 +35,19 @@ from tests.benchmarks.learning_runs import Run, perform, say
 QUICKSTART = "quickstart.yaml"
 # On-policy, with one inner epoch, gspo's gradient is grpo's and cispo's is dapo's: those two take two, and
 # `grpo-2` stands beside them. All make equally many optimizer steps: with two epochs, on half the samples.
+GRPO, PPO = "--model.scale group --model.loss_type", "--model PPO --model.inner_epochs 1 --model.lam 1.0"
 VARIANTS = {
-    "grpo": "--model.loss_type grpo --model.scale group",
-    "dapo": "--model.loss_type dapo --model.scale group",
+    "grpo": f"{GRPO} grpo",
+    "dapo": f"{GRPO} dapo",
     "dr_grpo": "--model.loss_type dr_grpo --model.scale none",
     "reinforce++": "--model.loss_type dapo --model.baseline reinforce++ --model.scale batch",
-    "grpo-2": "--model.loss_type grpo --model.scale group --model.inner_epochs 2",
-    "gspo-2": "--model.loss_type gspo --model.scale group --model.inner_epochs 2"
-    " --model.clip 0.02 --model.clip_high 0.03",
-    "cispo-2": "--model.loss_type cispo --model.scale group --model.inner_epochs 2",
-    "ppo": "--model PPO --model.inner_epochs 1 --model.lam 1.0 --model.critic_learning_rate 1e-2",
-    "ppo-critic": "--model PPO --model.inner_epochs 1 --model.lam 1.0 --model.critic_learning_rate 1e-2"
-    " --model.critic_adapter true",
-    "mission": "--model.loss_type grpo --model.scale group --model.learning_rate 3e-6 --model.policy.lora.alpha 16"
-    " --model.kl_coefficient 0.02 --model.schedule constant_with_warmup",
+    "grpo-2": f"{GRPO} grpo --model.inner_epochs 2",
+    "gspo-2": f"{GRPO} gspo --model.inner_epochs 2 --model.clip 0.02 --model.clip_high 0.03",
+    "cispo-2": f"{GRPO} cispo --model.inner_epochs 2",
+    "ppo": f"{PPO} --model.critic_learning_rate 1e-2",
+    "ppo-critic": f"{PPO} --model.critic_learning_rate 1e-2 --model.critic_adapter true",
+    "mission": f"{GRPO} grpo --model.kl_coefficient 0.02 --model.learning_rate 3e-6"
+    " --model.policy.lora.alpha 16 --model.schedule constant_with_warmup",
 }
 """What each variant changes in quickstart.yaml."""
 REFERENCE = "grpo"
