@@ -132,7 +132,8 @@ def test_a_resumed_ppo_is_the_unbroken_one_bit_for_bit(
     make, epochs = partial(ppo, llama, **options), options["inner_epochs"]
     whole = fit(make(), tmp_path / "whole", seed=1)
     assert [s["step"] for s in whole] == [epochs * (i + 1) for i in range(STEPS)]
-    assert len({s["kl_coefficient"] for s in whole}) > STEPS // 2  # it moves
+    moving = STEPS - options.get("critic_warmup", 0)  # while the critic warms up, it waits
+    assert len({s["kl_coefficient"] for s in whole}) > moving // 2
     for stop, press in stops:
         folder = tmp_path / f"{stop}-{press}"
         assert_unbroken(pieces(make, folder, stop, epochs, press), whole)
