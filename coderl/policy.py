@@ -106,7 +106,7 @@ class Policy(nn.Module):
         base = models.load_base(self.source, self.quantization, dtype, device, random=self.from_scratch)
         families.check_head(base.config)
         self._check_vocabulary(base)
-        self.net = base if self.lora is None and self.adapter is None else self._adapted(base)
+        self.net = base if self.trains_all else self._adapted(base)
         if self.gradient_checkpointing:
             # transformers renamed it within version 5.
             enable = (

@@ -13,23 +13,14 @@ from typing import Any
 import pytest
 import torch
 
+from coderl.algorithms.grpo import LEGAL_SCALES
 from coderl.algorithms.step import Rollout
 from tests import loops, papers
 from tests.fixed import REWARDS, FixedGRPO, Gradients, close, rollout_of, run, stirred
 
 TWICE: dict[str, Any] = {"inner_epochs": 2}
 LOSSES = ["grpo", "dapo", "dr_grpo", "gspo", "cispo"]
-PAIRS = [
-    ("group", "group"),
-    ("group", "batch"),
-    ("group", "none"),
-    ("rloo", "group"),
-    ("rloo", "batch"),
-    ("rloo", "none"),
-    ("reinforce++", "batch"),
-    ("reinforce++", "none"),
-    ("none", "none"),
-]
+PAIRS = [(baseline, scale) for baseline, scales in LEGAL_SCALES.items() for scale in scales]
 
 
 @pytest.fixture(scope="module")

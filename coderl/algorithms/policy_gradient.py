@@ -277,9 +277,8 @@ class PolicyGradient(SampledPolicy, ABC):
                 self.sampler_cap,
             )
         if whole.entropy is not None:
-            learning = whole.mask & (advantages != 0).any(
-                dim=1, keepdim=True
-            )  # what is skipped ranks nowhere
+            # Rows without advantage rank nowhere, whether or not they were scored.
+            learning = whole.mask & (advantages != 0).any(dim=1, keepdim=True)
             advantages = advantages * top_entropy_mask(
                 whole.entropy, learning, self.top_entropy, lambda values: torch.cat(self.gathered(values))
             )
