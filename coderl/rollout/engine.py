@@ -23,11 +23,20 @@ class Sampling:
         temperature: Logits are divided by it; 0 is greedy decoding, for evaluation only.
         top_p: Nucleus sampling. 1 is off, and the only value that training allows.
         max_new_tokens: Longest completion, in tokens.
+        max_length: Longest prompt with completion, in tokens, as evaluation harnesses count; None: no such
+            limit. A prompt that leaves no room has an empty completion.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     max_new_tokens: int = 256
+    max_length: int | None = None
+
+    def room(self, prompt: int) -> int:
+        """Longest completion of a prompt of that many tokens; below 1 where it leaves no room."""
+        if self.max_length is None:
+            return self.max_new_tokens
+        return min(self.max_new_tokens, self.max_length - prompt)
 
     def for_training(self) -> Sampling:
         """Itself, if importance ratios can be computed from it.
@@ -50,6 +59,9 @@ class Sampling:
 class RolloutEngine(ABC):
     """Samples from a policy: ``bind`` once, ``sync`` after each change of weights, ``generate``."""
 
+    batch_size: int = 128
+    """Number of sequences it works on together: a caller that asks in parts asks for as many at a time."""
+
     @abstractmethod
     def bind(self, policy: Policy) -> None:
         """Take the policy to sample from; its weights are loaded."""
@@ -68,7 +80,7 @@ class RolloutEngine(ABC):
             problems: What to answer; ``Completion.problem`` is the index here.
             n: Completions per problem.
             sampling: How to draw them.
-            progress: Label of a progress bar, in tokens; none where None.
+            progress: Label of a progress bar, in completions; none where None.
 
         Returns:
             ``len(problems) * n`` completions, those of a problem side by side.

@@ -1,0 +1,446 @@
+"""The decoding loop: transformers' tokens, each prompt read once, ended rows gone, draws and texts exact."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from transformers.generation.logits_process import TopPLogitsWarper
+
+from coderl.errors import UserError
+from coderl.policy import Policy
+from coderl.rollout import GenerateEngine, Sampling
+from coderl.rollout.context import read_prompts
+from coderl.rollout.decode import Ends, Pieces, Row, decode, draw
+from coderl.rollout.generate import _batches
+from coderl.types import Completion, Problem
+from tests import tiny
+
+PROBLEMS = [Problem(id=p.id, prompt=p.prompt) for p in tiny.problems(4)]
+GREEDY = Sampling(temperature=0.0, max_new_tokens=20)
+# Layers that look back a few tokens only keep another kind of cache; GPT-2's positions are a table.
+CASES: dict[str, dict[str, Any]] = {name: {} for name in tiny.FAMILIES} | {
+    "mistral": {"model_type": "mistral", "sliding_window": 8},
+    "gpt2": {"model_type": "gpt2"},
+}
+
+
+def engine_for(policy: Policy, **options: Any) -> GenerateEngine:
+    engine = GenerateEngine(**options)
+    engine.bind(policy)
+    return engine
+
+
+def ask(policy: Policy, n: int, sampling: Sampling, seed: int = 0, **options: Any) -> list[Completion]:
+    engine = engine_for(policy, **options)
+    torch.manual_seed(seed)
+    return engine.generate(PROBLEMS, n, sampling)
+
+
+def greedily(policy: Policy, length: int, ends: Sequence[int] = ()) -> list[list[int]]:
+    """What transformers' ``generate`` says to each of the prompts alone, up to the first of ``ends``."""
+    answers = []
+    for problem in PROBLEMS:
+        prompt = policy.encode(problem)
+        config = GenerationConfig(
+            max_new_tokens=length,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=policy.tokenizer.pad_token_id,
+            decoder_start_token_id=policy.base.generation_config.decoder_start_token_id,
+        )
+        model: Any = policy.base
+        ids = model.generate(torch.tensor([prompt]), generation_config=config)[0].tolist()
+        answer = ids[1:] if model.config.is_encoder_decoder else ids[len(prompt) :]
+        stop = next((t + 1 for t, token in enumerate(answer) if token in ends), length)
+        answers.append(answer[:stop])
+    return answers
+
+
+@pytest.fixture(scope="module", params=list(CASES))
+def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    """Its greedy answers end at different lengths."""
+    folder = tmp_path_factory.mktemp(request.param)
+    name = request.param if request.param in tiny.FAMILIES else "llama"
+    made = tiny.policy(tiny.checkpoint(folder, name, **CASES[request.param]), name, lora=None)
+    free = greedily(made, 20)
+    # Each prompt but the last has a token that ends its answer.
+    ends = {answer[length] for answer, length in zip(free, (2, 7, 12), strict=False)}
+    made.base.generation_config.eos_token_id = sorted(ends)
+    return made.eval()
+
+
+def test_greedy_tokens_are_generates(policy: Policy) -> None:
+    want = greedily(policy, 20, sorted(policy.eos_ids()))
+    assert len(set(map(len, want))) > 1
+    for batch_size in (128, 5):
+        got = ask(policy, 3, GREEDY, batch_size=batch_size)
+        assert [list(c.ids) for c in got] == [answer for answer in want for _ in range(3)]
+        assert all(c.finished == (c.ids[-1] in policy.eos_ids()) for c in got)
+
+
+def test_nothing_depends_on_which_rows_leave_when(policy: Policy) -> None:
+    pad, ends = policy.tokenizer.pad_token_id, Ends(Pieces(policy.tokenizer), policy.eos_ids(), ())
+    assert isinstance(pad, int)
+    asked, results = [policy.encode(problem) for problem in PROBLEMS], []
+    for share in (0.0, 1 / 8, 0.5, 2.0):
+        rows = [[Row(20), Row(5)] for _ in asked]
+        decode(policy.base.eval(), asked, rows, GREEDY, ends, pad, share)
+        results.append([row for some in rows for row in some])
+    for other in results[1:]:
+        assert [row.ids for row in other] == [row.ids for row in results[0]]
+        for row, same in zip(other, results[0], strict=True):
+            assert row.logprobs == pytest.approx(same.logprobs, abs=1e-4)
+
+
+def test_a_prompt_is_read_once_and_an_ended_row_no_more(policy: Policy) -> None:
+    shapes: list[tuple[int, ...]] = []
+    stack = policy.base.get_encoder() if policy.base.config.is_encoder_decoder else policy.base.base_model
+    answer = policy.base.get_decoder() if policy.base.config.is_encoder_decoder else stack
+    hooks = [
+        part.register_forward_pre_hook(
+            lambda _, args, kwargs: shapes.append(tuple((args[0] if args else kwargs["input_ids"]).shape)),
+            with_kwargs=True,
+        )
+        for part in {stack, answer}
+    ]
+    got = ask(policy, 6, GREEDY, merged_copy=False, batch_size=12)
+    for hook in hooks:
+        hook.remove()
+    reads, steps = [s for s in shapes if s[1] > 1], [s[0] for s in shapes if s[1] == 1]
+    assert [rows for rows, _ in reads] == [2, 2]
+    starts = 4 if policy.base.config.is_encoder_decoder else 0
+    least = sum(len(c.ids) - 1 for c in got) + starts
+    # Rows wait until an eighth of the batch has ended: the samples of a prompt end together here.
+    assert sum(steps) == least < 6 * 4 * 19
+
+
+def test_logits_of_prompts_are_made_for_their_last_token_alone(llama: Path) -> None:
+    policy, widths = tiny.policy(llama), []
+    hook = policy.base.get_output_embeddings().register_forward_pre_hook(
+        lambda _, args: widths.append(args[0].shape[1])
+    )
+    ask(policy, 2, GREEDY, merged_copy=False)
+    hook.remove()
+    assert set(widths) == {1}
+
+
+def test_positions_of_rows_that_wait_stay_on_the_table(tmp_path: Path) -> None:
+    policy = tiny.policy(tiny.checkpoint(tmp_path, model_type="gpt2", max_position_embeddings=60), lora=None)
+    asked = [policy.encode(problem) for problem in PROBLEMS]
+    rows = [[Row(60 - len(ids))] for ids in asked]
+    assert max(map(len, asked)) + max(row.room for (row,) in rows) > 61
+    decode(policy.base.eval(), asked, rows, GREEDY, Ends(Pieces(policy.tokenizer), (), ()), 0, share=2.0)
+    want = [answer[: row.room] for answer, (row,) in zip(greedily_within(policy, 60), rows, strict=True)]
+    assert [row.ids for (row,) in rows] == want
+
+
+def greedily_within(policy: Policy, length: int) -> list[list[int]]:
+    """The argmax again and again, without a cache."""
+    answers = []
+    for problem in PROBLEMS:
+        ids = policy.encode(problem)
+        start = len(ids)
+        with torch.no_grad():
+            while len(ids) < length:
+                ids = [*ids, int(policy.base(torch.tensor([ids])).logits[0, -1].argmax())]
+        answers.append(ids[start:])
+    return answers
+
+
+# -- limits --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_a_row_ends_at_its_own_limit(tmp_path: Path, family: str) -> None:
+    policy = tiny.policy(tiny.checkpoint(tmp_path, family), family, lora=None)
+    policy.base.generation_config.eos_token_id = None
+    problems = [Problem(id=str(size), prompt="x = 1\n" * size) for size in (1, 2, 3, 4)]
+    lengths = [len(policy.encode(problem)) for problem in problems]
+    # The longest prompts leave no room; the shortest has more than it may take.
+    limit, most = lengths[2], lengths[2] - lengths[0] - 1
+    rooms = [most, limit - lengths[1], 0, 0]
+    assert most > rooms[1] > 0 > limit - lengths[3]
+    for max_length, want in ((limit, rooms), (None, [most] * 4)):
+        got = engine_for(policy).generate(problems, 2, Sampling(1.0, 1.0, most, max_length))
+        assert [c.problem for c in got] == [0, 0, 1, 1, 2, 2, 3, 3]
+        assert [len(c.ids) for c in got] == [room for room in want for _ in range(2)]
+        assert all(len(c.logprobs) == len(c.ids) and not c.finished for c in got)
+        assert all(c.ids or c.text == "" for c in got)
+
+
+def test_a_prompt_without_room_is_not_even_read(llama: Path) -> None:
+    policy = tiny.policy(llama)
+    policy.base.register_forward_pre_hook(lambda *_: pytest.fail("it was read"))
+    got = ask(policy, 2, Sampling(max_length=1), merged_copy=False)
+    assert [(c.ids, c.logprobs, c.text, c.finished) for c in got] == [((), (), "", False)] * 8
+
+
+def test_samples_of_a_problem_share_a_batch_where_they_fit() -> None:
+    for n, size, count in itertools.product((1, 3, 4, 9), (1, 4, 7, 64), (1, 5)):
+        stops = [("a",), ("b",), ("b",), ("b",), ("c",)][:count]
+        batches = _batches(range(count), n, size, stops)
+        taken = [sum(samples for _, samples in batch) for batch in batches]
+        assert all(0 < total <= size for total in taken)
+        assert all(len({stops[i] for i, _ in batch}) == 1 for batch in batches)
+        for i in range(count):
+            of_it = [samples for batch in batches for j, samples in batch if j == i]
+            assert sum(of_it) == n and len(of_it) == -(-n // size)
+        if n <= size:
+            alike = {stop: stops.count(stop) for stop in stops}
+            assert len(batches) == sum(-(-many // (size // n)) for many in alike.values())
+
+
+# -- draws ---------------------------------------------------------------------------------------------------
+
+
+def table(size: int, seed: int, width: float = 1.5) -> Tensor:
+    return width * torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+def draws(logits: Tensor, count: int, sampling: Sampling) -> Tensor:
+    torch.manual_seed(0)
+    return draw(logits.expand(count, -1), sampling)[0]
+
+
+def nucleus(logits: Tensor, top_p: float) -> set[int]:
+    """Token by token, from the most likely on."""
+    probs = logits.double().softmax(0)
+    kept: set[int] = set()
+    mass = 0.0
+    for token in probs.argsort(descending=True).tolist():
+        if kept and mass >= top_p:
+            break
+        kept.add(token)
+        mass += float(probs[token])
+    return kept
+
+
+def agree(tokens: Tensor, expected: Tensor) -> bool:
+    """Pearson's test at four standard deviations, over tokens that come up often enough; no others occur."""
+    counts, expected = torch.bincount(tokens, minlength=len(expected)), expected * len(tokens)
+    often = expected > 5
+    statistic = float(((counts - expected) ** 2 / expected)[often].sum())
+    freedom = int(often.sum()) - 1
+    return statistic <= freedom + 4 * (2 * freedom) ** 0.5 and not counts[expected == 0].any()
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 50, 2050, 3000])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_draws_follow_the_softmax(size: int, temperature: float) -> None:
+    logits = table(size, seed=size)
+    logits[1:2] = -torch.inf
+    got = draws(logits, 15_000, Sampling(temperature))
+    assert agree(got, (logits / temperature).double().softmax(0))
+
+
+@pytest.mark.parametrize(("size", "width"), [(7, 1.5), (50, 1.5), (600, 1.5), (600, 0.1)])
+@pytest.mark.parametrize("top_p", [0.0, 0.2, 0.5, 0.95])
+def test_a_nucleus_is_the_smallest_set_of_its_mass(size: int, width: float, top_p: float) -> None:
+    logits = table(size, seed=1, width=width)
+    kept = nucleus(logits, top_p)
+    inside = torch.zeros(size, dtype=torch.bool)
+    inside[sorted(kept)] = True
+    assert top_p == 0 or torch.equal(inside, ~TopPLogitsWarper(top_p)(None, logits[None])[0].isinf())
+    got = draws(logits, 15_000, Sampling(1.0, top_p))
+    assert agree(got, torch.where(inside, logits, -torch.inf).double().softmax(0))
+
+
+def test_rows_have_nuclei_of_their_own() -> None:
+    logits = torch.stack([table(600, seed=1, width=width) for width in (0.01, 8.0)])
+    few, many = nucleus(logits[1], 0.5), nucleus(logits[0], 0.5)
+    assert len(few) < 4 and len(many) > 290
+    torch.manual_seed(0)
+    rows = [draw(logits, Sampling(1.0, 0.5))[0].tolist() for _ in range(2000)]
+    assert {second for _, second in rows} == few
+    assert {first for first, _ in rows} <= many and len({first for first, _ in rows}) > len(many) / 2
+
+
+def test_logprobs_are_those_before_the_nucleus() -> None:
+    logits = table(50, seed=1).expand(100, -1)
+    for sampling in (Sampling(0.7), Sampling(0.7, 0.4), Sampling(0.0)):
+        tokens, logprobs = draw(logits, sampling)
+        want = (logits / (sampling.temperature or 1.0)).log_softmax(1).gather(1, tokens[:, None]).squeeze(1)
+        assert torch.equal(logprobs, want) and logprobs.dtype == torch.float32
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_a_seed_settles_everything(llama: Path, top_p: float) -> None:
+    sampling = Sampling(1.3, top_p, max_new_tokens=16)
+    first, again, other = (ask(tiny.policy(llama), 5, sampling, seed=seed) for seed in (3, 3, 4))
+    assert first == again
+    assert [c.ids for c in first] != [c.ids for c in other]
+    assert len({c.ids for c in first}) == len(first)
+
+
+# -- texts ---------------------------------------------------------------------------------------------------
+
+WORDS = ["x", "=", "1", "ab", "\u2581x", "\u2581=", "\u2581ab", "\u2581", "a", "b", "\ufffc"]
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+def sentencepiece(*, has_bytes: bool = True, bos: bool = True) -> PreTrainedTokenizerFast:
+    """One like CodeLlama's: words bring their space, which a text loses at its start; bytes for the rest."""
+    vocabulary = ["<unk>", "<s>", "</s>", "<pad>", *(BYTES if has_bytes else ["\n"]), *WORDS]
+    made = Tokenizer(
+        models.BPE(
+            {token: i for i, token in enumerate(vocabulary)},
+            [("\u2581", "x"), ("\u2581", "="), ("a", "b"), ("\u2581", "ab")],
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=has_bytes,
+        )
+    )
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    made.pre_tokenizer = pre_tokenizers.Sequence([])
+    made.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    if bos:
+        made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+def with_tokenizer(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, family: str = "llama", **options: Any
+) -> Policy:
+    tiny.checkpoint(folder, family, vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(folder)
+    made = tiny.policy(folder, family, lora=None, **options)
+    made.base.generation_config.eos_token_id = None  # the tokenizer's alone
+    return made
+
+
+def test_the_space_before_an_answer_is_kept(tmp_path: Path) -> None:
+    tokenizer = sentencepiece()
+    assert tokenizer.decode(tokenizer.convert_tokens_to_ids(["\u2581x", "="])) == "x="
+    policy = with_tokenizer(tmp_path, tokenizer)
+    problem = Problem(id="p", prompt="x =\n")
+    torch.manual_seed(0)
+    got = engine_for(policy).generate([problem], 300, Sampling(2.0, max_new_tokens=6))
+    spaces = 0
+    for completion in got:
+        said = [i for i in completion.ids if i != tokenizer.eos_token_id]
+        whole = tokenizer.decode([*completion.prompt[1:], *said])
+        # Bytes that make no character take those before them along, even the prompt's last.
+        assert problem.prompt + completion.text == whole or "\n" not in whole
+        spaces += completion.text.startswith(" ") and not str(tokenizer.decode(said)).startswith(" ")
+    assert spaces > 0
+
+
+def text_of(policy: Policy, problem: Problem, ids: list[int]) -> str:
+    return engine_for(policy)._text(problem, policy.encode(problem), ids)
+
+
+def test_special_tokens_stay_within_a_text_and_the_last_end_does_not(llama: Path) -> None:
+    policy = tiny.policy(llama)
+    tokenizer: Any = policy.tokenizer
+    problem, eos = Problem(id="p", prompt="x = 1\n", stop=("\nif",)), int(tokenizer.eos_token_id)
+    before, after = tokenizer("y = 2")["input_ids"], tokenizer("\nz = 3")["input_ids"]
+    pad = int(tokenizer.pad_token_id)
+    assert pad != eos
+    whole = f"y = 2{tokenizer.pad_token}\nz = 3"
+    assert text_of(policy, problem, [*before, pad, *after]) == whole
+    assert text_of(policy, problem, [*before, pad, *after, eos]) == whole
+    assert text_of(policy, problem, [*before, *tokenizer("\nif x:")["input_ids"], *after]) == "y = 2"
+    policy.base.generation_config.eos_token_id = [eos, pad]
+    assert text_of(policy, problem, [*before, pad, *after, pad]) == whole
+    # Written out letter by letter the end is no token, but an end all the same.
+    spelled = [i for letter in tokenizer.eos_token for i in tokenizer(letter)["input_ids"]]
+    assert eos not in spelled
+    assert text_of(policy, problem, [*before, *spelled, *after]) == "y = 2"
+
+
+def test_a_prompt_that_does_not_survive_decoding_is_left_out_by_its_own_text(tmp_path: Path) -> None:
+    policy = with_tokenizer(tmp_path, sentencepiece(has_bytes=False))
+    problem = Problem(id="p", prompt="x = \u2192 1\n")
+    decoded = policy.tokenizer.decode(policy.encode(problem)[1:])
+    assert not str(decoded).startswith(problem.prompt)
+    ids: Any = policy.tokenizer.convert_tokens_to_ids(["\u2581x", "=", "1"])
+    assert text_of(policy, problem, ids) == " x=1"
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_the_prompt_of_a_chat_is_left_out(tmp_path: Path, bos: bool) -> None:
+    tokenizer = sentencepiece(bos=False)
+    tokenizer.chat_template = ("<s>" if bos else "") + "{{ messages[0]['content'] }} ab\n"
+    policy = with_tokenizer(tmp_path, tokenizer, prompt_form="chat")
+    problem = Problem(id="p", prompt="ab", instruction="ab")
+    asked = policy.encode(problem)
+    assert (asked[0] == tokenizer.bos_token_id) is bos
+    ids: Any = tokenizer.convert_tokens_to_ids(["\u2581x", "=", "1", "<0x0A>", *["<0x60>"] * 3, "x"])
+    assert text_of(policy, problem, ids) == " x=1"
+    assert tokenizer.decode(asked[bos:]) == "ab ab```python\n"
+
+
+def test_an_encoder_decoder_models_text_is_its_own(tmp_path: Path) -> None:
+    tokenizer = sentencepiece()
+    policy = with_tokenizer(tmp_path, tokenizer, "t5")
+    ids: Any = tokenizer.convert_tokens_to_ids(["\u2581x", "\u2581=", "1", "</s>"])
+    assert text_of(policy, Problem(id="p", prompt="x =\n"), ids) == "x =1"
+
+
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
+def test_stop_strings_are_met_at_the_token_that_completes_them(kind: str) -> None:
+    """Beside a reading of the whole completion after each token, characters of several tokens included."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny.TOKENIZER) if kind == "bytes" else sentencepiece()
+    before = tokenizer("a", add_special_tokens=False)["input_ids"]
+    words = ("x x", "\u20ac=", "x\n", "ab\u00e9", "", "x = x")
+    texts = ["x", " x", "=", " =", "\n", "ab", "\u20ac", "\u00e9", "1"]
+    mark = tokenizer("\u20ac", add_special_tokens=False)["input_ids"]  # words that follow it have no space
+    choices = [
+        tokenizer("\u20ac" + text, add_special_tokens=False)["input_ids"][len(mark) :] for text in texts
+    ]
+    assert all(choices) and len(choices[6]) > 1
+    choices += [[tokenizer.pad_token_id], choices[6][-2:]]
+    by_word: Counter[str] = Counter()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(600):
+        row, ends = Row(99), Ends(Pieces(tokenizer), {tokenizer.eos_token_id}, words)
+        picks = torch.randint(len(choices), (40,), generator=generator).tolist()
+        for token in (token for pick in picks for token in choices[pick]):
+            row.ids.append(token)
+            said = tokenizer.decode([*before, *row.ids], skip_special_tokens=False)[1:]
+            met = [word for word in words if word and word in said]
+            assert ends.met(row) is bool(met), said
+            if met:
+                by_word.update(met)
+                break
+    assert set(by_word) == set(words) - {""}
+    assert not Ends(Pieces(tokenizer), (), ()).met(Row(9, choices[0]))
+    assert Ends(Pieces(tokenizer), {7}, ()).met(Row(9, [7]))
+
+
+# -- what it cannot do ---------------------------------------------------------------------------------------
+
+
+def test_a_model_whose_rows_cannot_leave_is_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny.policy(llama, lora=None)
+    forward = policy.base.forward
+    for kept in (None, ((torch.zeros(1),),)):
+
+        def forgetful(*args: Any, kept: Any = kept, **kwargs: Any) -> Any:
+            output = forward(*args, **kwargs)
+            output.past_key_values = kept
+            return output
+
+        monkeypatch.setattr(policy.base, "forward", forgetful)
+        with pytest.raises(UserError, match=r"^llama models keep no cache .*: choose a model"):
+            read_prompts(policy.base, [[5, 6]], 0, 4)
