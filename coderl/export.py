@@ -3,44 +3,70 @@
 from __future__ import annotations
 
 import shutil
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coderl.data.contamination import Trained, before
 from coderl.errors import UserError
 
 if TYPE_CHECKING:
     from coderl.policy import Policy
 
 
-def save_adapter(policy: Policy, folder: Path) -> Path:
+def save_adapter(policy: Policy, folder: Path, trained: Trained | None = None) -> Path:
     """Write the adapter and the tokenizer. Whole or not at all: a full disk leaves the old one.
+
+    Args:
+        policy: Whose.
+        folder: Where to.
+        trained: What the policy was trained on here. It is written down, with what it had been trained on.
 
     Returns:
         ``folder``.
 
     Raises:
-        UserError: If the policy has no adapter, or the disk is full.
+        UserError: If the policy has no adapter, the disk is full, or the policy started from a folder whose
+            list of training problems is damaged.
     """
     if policy.base is policy.net:
         raise UserError("all weights were trained, so there is no adapter to save: save the merged model")
     with _replacing(folder) as partial:
+        _save_trained(policy, trained, partial)
         policy.net.save_pretrained(partial, selected_adapters=["default"])
         policy.tokenizer.save_pretrained(partial)
     return folder
 
 
-def save_merged(policy: Policy, folder: Path) -> Path:
+def save_merged(policy: Policy, folder: Path, trained: Trained | None = None) -> Path:
     """Write base + adapter as an ordinary checkpoint with its tokenizer, in safetensors.
 
     The pristine base is dequantized and the adapter added once; the policy itself is only read.
 
+    Args:
+        policy: Whose.
+        folder: Where to.
+        trained: What the policy was trained on here. It is written down, with what it had been trained on.
+
     Returns:
         ``folder``.
+
+    Raises:
+        UserError: If the disk is full, or the policy started from a folder whose list of training problems is
+            damaged.
     """
     with _replacing(folder) as partial:
+        _save_trained(policy, trained, partial)
         policy.merged().save_pretrained(partial)
         policy.tokenizer.save_pretrained(partial)
     return folder
+
+
+def _save_trained(policy: Policy, trained: Trained | None, folder: Path) -> None:
+    known = [found for found in (before(policy), trained) if found is not None]
+    if known:
+        reduce(or_, known).save(folder)
 
 
 class _replacing:

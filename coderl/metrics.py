@@ -1,4 +1,4 @@
-"""pass@k: the unbiased estimator, a metric that gathers it over ranks, and an interval for its mean.
+"""pass@k: the unbiased estimator, a metric that gathers it over ranks, an interval and a test.
 
 Notation: ``n`` samples of a problem, ``c`` of them correct, ``k`` attempts allowed.
 """
@@ -55,6 +55,25 @@ def bootstrap_interval(
     tail = (1 - confidence) / 2
     ends = torch.quantile(data[draws].mean(dim=1), torch.tensor([tail, 1 - tail], dtype=torch.float64))
     return float(ends[0]), float(ends[1])
+
+
+def sign_test(won: int, lost: int) -> float:
+    """Chance of wins and losses at least this uneven, either way, if each were as likely: the p-value.
+
+    Exact and two-sided: ``min(1, 2 P(X <= min(won, lost)))`` for X binomial of ``won + lost`` draws with
+    chance 1/2. Ties say nothing and do not enter. Where each side has one outcome per problem, right or
+    wrong, it is McNemar's test (1947, Psychometrika 12, pages 153 to 157) with exact chances.
+
+    Raises:
+        ValueError: A count is negative.
+    """
+    if min(won, lost) < 0:
+        raise ValueError(f"{won} won and {lost} lost are no counts")
+    draws, below, ways = won + lost, 0, 1
+    for i in range(min(won, lost) + 1):
+        below += ways
+        ways = ways * (draws - i) // (i + 1)
+    return min(1.0, 2 * below / (1 << draws))
 
 
 class PassAtK(Metric):

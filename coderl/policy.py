@@ -95,18 +95,29 @@ class Policy(nn.Module):
         if self._tokenizer is None:
             self._tokenizer = models.load_tokenizer(self.source)
             if self.prompt_form == "chat" and not self._tokenizer.chat_template:
-                raise UserError(f"{self.model} has no chat template: set prompt_form: completion")
+                raise UserError(
+                    f"{self.model} has no chat template: set prompt_form: completion, or drop --chat"
+                )
         return self._tokenizer
 
-    def load(self, device: torch.device) -> None:
-        """Read the weights and put the adapter on. Does nothing when that has been done."""
+    def load(self, device: torch.device, for_training: bool = True) -> None:
+        """Read the weights and put the adapter on. Does nothing when that has been done.
+
+        Args:
+            device: Where they go.
+            for_training: Whether there is to be something that trains. Otherwise a fresh adapter, which
+                changes nothing, is left out.
+        """
         if self.net is not None:
             return
-        dtype = torch.float32 if self.trains_all else models.compute_dtype(self.compute_dtype, device)
+        whole = for_training and self.trains_all
+        dtype = torch.float32 if whole else models.compute_dtype(self.compute_dtype, device)
         base = models.load_base(self.source, self.quantization, dtype, device, random=self.from_scratch)
-        families.check_head(base.config)
+        if for_training:
+            families.check_head(base.config)
         self._check_vocabulary(base)
-        self.net = base if self.trains_all else self._adapted(base)
+        plain = whole or (self.adapter is None and not for_training)
+        self.net = base if plain else self._adapted(base)
         if self.gradient_checkpointing:
             # transformers renamed it within version 5.
             enable = (

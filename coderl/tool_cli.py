@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 
 
 class _Parser(ArgumentParser):
-    """Gives a bool as a flag, ``--json``, where jsonargparse would want ``--json true``."""
+    """Gives a bool as a flag and a pair as two words, where jsonargparse would want ``true`` and a list."""
 
     def add_argument(self, *args: Any, **options: Any) -> Any:
         if options.get("type") is bool:
             del options["type"]
             options["action"] = "store_true"
+        elif getattr(options.get("action"), "_typehint", None) == (tuple[str, str] | None):
+            options = {"help": options["help"], "default": None, "nargs": 2, "metavar": ("A", "B")}
         return super().add_argument(*args, **options)
 
 

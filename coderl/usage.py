@@ -17,7 +17,7 @@ _REQUIRED = re.compile(r"the following arguments are required: (?P<names>.+)")
 _IMPORT = re.compile(r"Expected a dot import path string: (?P<name>.+)")
 _TELLING = (_OPTION, _REQUIRED, _IMPORT)
 _EXPECTED = re.compile(r"Expected an? <class '(?:\w+\.)*(?P<name>\w+)'>")
-_CHOICES = re.compile(r"Expected a typing\.Literal\[(?P<choices>.+?)\]\. Got value: .*")
+_CHOICES = re.compile(r"Expected a typing\.Literal\[(?P<choices>.+?)\](?:\. Got value: .*)?$")
 _GIVEN = re.compile(r"(?:Given value|Got value): (?P<value>.+)")
 _NOISE = re.compile(
     r"Does not validate|Subtypes:|Errors:|Given value|Expected a path but|Expected a <class 'NoneType'>"

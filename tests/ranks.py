@@ -19,10 +19,14 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from coderl.algorithms import SFT
+from coderl.algorithms import GRPO, SFT
 from coderl.algorithms.ppo import AdaptiveKL
 from coderl.algorithms.step import Rollout
-from coderl.data import Curriculum
+from coderl.data import CodeDataModule, Curriculum, ProblemSource
+from coderl.evaluation import EvaluationSettings
+from coderl.rollout import GenerateEngine
+from coderl.sandbox import Sandbox
+from coderl.types import Problem
 from tests import test_resume, tiny
 from tests.fixed import Fixed, FixedGRPO, FixedPPO, stirred
 from tests.test_resume_ppo import refilled
@@ -157,6 +161,33 @@ def sampled(llama: Path, folder: Path) -> dict[str, Any]:
     return {"whole": whole, "pieces": [*first, *rest], "drawn": drawn}
 
 
+class Five(ProblemSource):
+    """Five problems to validate on, which two ranks cannot share evenly."""
+
+    name = "tiny"
+
+    def load(self, split: str) -> list[Problem]:
+        return tiny.problems(5)
+
+
+def validated(llama: Path, **ranks: Any) -> dict[str, Any]:
+    """What validation logs, and the programs that it ran."""
+    settings = EvaluationSettings(n=2, ks=(1, 2), temperature=1.0)
+    sandbox = Sandbox(workers=1, allow_weak_isolation=True)
+    engine = GenerateEngine(batch_size=2)
+    module = GRPO(stirred(llama), sandbox=sandbox, engine=engine, max_new_tokens=9, evaluation=settings)
+    seen, measure = [], module.evaluate_task
+
+    def noted(*args: Any) -> Any:
+        seen.append(measure(*args))
+        return seen[-1]
+
+    module.evaluate_task = noted  # type: ignore[method-assign, assignment]
+    trainer = tiny.trainer(**ranks)
+    (figures,) = trainer.validate(module, datamodule=CodeDataModule(Five(), batch_size=1))
+    return {"figures": figures, "programs": seen[0]["tiny"].generations, "ids": seen[0]["tiny"].ids}
+
+
 def both(folder: Path) -> None:
     """Run this file as two processes.
 
@@ -194,6 +225,7 @@ def main(folder: Path) -> None:
     halves = torch.load(folder / "halves.pt", weights_only=False)
     left: dict[str, Any] = {case[0]: outcome(llama, case, halves[case[0]], **TWO) for case in CASES}
     left["sft"] = tuned(llama, 2, **TWO)
+    left["validated"] = validated(llama, **TWO)
     left["sampled"] = sampled(llama, folder)
     torch.save(left, folder / f"rank-{os.environ['LOCAL_RANK']}.pt")
     torch.distributed.destroy_process_group()

@@ -22,7 +22,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from coderl.adapters import LoRA
 from coderl.algorithms import GRPO, PolicyGradient
-from coderl.algorithms.step import EvaluationSettings
 from coderl.callbacks import (
     Checkpoint,
     CompletionTable,
@@ -33,7 +32,7 @@ from coderl.callbacks import (
 )
 from coderl.data import CodeDataModule, ProblemSource
 from coderl.errors import UsageError
-from coderl.evaluation import Evaluation
+from coderl.evaluation import Evaluation, EvaluationSettings
 from coderl.policy import Policy
 from coderl.rollout import RolloutEngine, Sampling
 from coderl.sandbox import Sandbox
@@ -252,7 +251,7 @@ class Tiny(ProblemSource):
     name = "tiny"
 
     def load(self, split: str) -> list[Problem]:
-        return tiny.problems(4 if split == "train" else 3) if split != "validation" else []
+        return {"train": tiny.problems(4), "validation": [], "test": tiny.problems(7)[4:]}[split]
 
 
 def rl(llama: Path, engine: RolloutEngine | None = None, timeout: float = 10.0) -> GRPO:
@@ -377,12 +376,12 @@ def doomed(**options: Any) -> PostFit:
     made = PostFit(**options)
     measure = made._measure
 
-    def die(trainer: Trainer, module: PolicyGradient, when: str) -> Evaluation:
+    def die(trainer: Trainer, module: PolicyGradient, when: str, *rest: Any) -> Evaluation:
         if when == "after":
             raise Killed
-        return measure(trainer, module, when)
+        return measure(trainer, module, when, *rest)
 
-    made._measure = die  # type: ignore[method-assign]
+    made._measure = die  # type: ignore[method-assign, assignment]
     return made
 
 

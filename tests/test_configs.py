@@ -22,7 +22,7 @@ CHAT = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_p
 
 def below(name: str) -> list[str]:
     """The configs that one is laid over."""
-    if name.startswith("models/"):
+    if name.startswith("models/") or name == "validated.yaml":
         return ["grpo.yaml"]
     return [name.replace("-tuned", "")] if name.endswith("-tuned.yaml") else []
 

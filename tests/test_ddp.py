@@ -78,6 +78,14 @@ def test_sft_on_two_ranks_is_sft_on_one(left: Left) -> None:
     assert one["sft"]["loss"] == two["sft"]["loss"] == pytest.approx(alone["loss"], rel=1e-4)
 
 
+def test_two_ranks_validate_as_one_process(left: Left) -> None:
+    llama, _, one, two = left
+    alone = ranks.validated(llama)
+    assert one["validated"] == two["validated"] == alone
+    different = {program for row in alone["programs"] for program in row}
+    assert len(different) > 5  # an exchange would show
+
+
 def test_each_rank_samples_from_a_stream_of_its_own(left: Left) -> None:
     one, two = (side["sampled"]["whole"] for side in left[2:])
     for a, b in zip(one, two, strict=True):

@@ -14,8 +14,8 @@ import pytest
 from coderl.errors import UserError
 from coderl.evaluation import (
     Evaluation,
-    evaluate,
     logged_scores,
+    reference,
     results_name,
     run_fairly,
     save_results,
@@ -126,10 +126,8 @@ def test_no_candidates_count_as_not_solved() -> None:
 def test_wrong_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="mbpp/1: 1 samples, 2 were asked for"):
         scored("passed passed", "passed")
-    with pytest.raises(ValueError, match="1 lists of samples for 2 problems"):
-        evaluate(problems(2), lambda _, n: [["x"] * n], Fake())
     with pytest.raises(UserError, match="nothing to evaluate"):
-        evaluate([], lambda _, n: [], Fake())
+        score([], [], Fake(), n=1)
 
 
 # --- fairness
@@ -158,31 +156,12 @@ def test_one_run_is_enough_where_nothing_went_wrong() -> None:
     assert len(fake.runs) == 1
 
 
-# --- from samples to programs
-
-
-def test_answers_are_cut_and_put_after_the_prompt_in_task_order() -> None:
-    fake = Fake()
-    asked = problems(2)
-    texts = [["a = 1\nassert x", "b"], ["c\nclass X:", "d"]]
-    result = evaluate(asked, lambda _, n: texts, fake, n=2, ks=(1,), settings={"temperature": 0.2})
-    expected = [
-        [p.prompt + t for t in row] for p, row in zip(asked, [["a = 1", "b"], ["c", "d"]], strict=True)
-    ]
-    assert result.generations == expected
-    assert [job.code for job in fake.runs[0]] == [code for row in expected for code in row]
-    assert all(job.tests == TESTS for job in fake.runs[0])
-    assert result.settings["form"] == "completion"
-    assert result.settings["temperature"] == 0.2
-    chat = evaluate(asked, lambda _, n: [["e\n```"], ["f"]], fake, n=1, ks=(1,), form="chat", task="mine")
-    assert (chat.generations, chat.task, chat.settings["form"]) == ([["e"], ["f"]], "mine", "chat")
-
-
 # --- what is written
 
 
 def test_results_are_saved_in_the_layout_of_the_harness(tmp_path: Path) -> None:
     result = replace(scored("passed failed", "failed failed"), generations=[["x\ud800"], ["é"]])
+    asked = problems(2)
     path = tmp_path / "run" / "evaluation_results_m_grpo_20241201_143022.json"
     written = save_results({"MBPP": result}, path, {"model": "m"})
     body = json.loads(path.read_text(encoding="utf-8"))
@@ -190,8 +169,10 @@ def test_results_are_saved_in_the_layout_of_the_harness(tmp_path: Path) -> None:
     assert body["mbpp"]["n"] == 2
     assert "generations" not in body["mbpp"]
     assert body["config"] == {"model": "m"}
-    assert written == [path, tmp_path / "run" / "generations_m_grpo_20241201_143022_mbpp.json"]
+    names = [f"{kind}_m_grpo_20241201_143022_mbpp.json" for kind in ("generations", "references")]
+    assert written == [path, *(tmp_path / "run" / name for name in names)]
     assert json.loads(written[1].read_text()) == [["x\ud800"], ["é"]]
+    assert json.loads(written[2].read_text()) == [reference(problem) for problem in asked]
 
 
 def test_file_name_is_the_missions() -> None:
@@ -221,10 +202,12 @@ def test_console_summary_is_the_missions() -> None:
         "   pass@10: 0.647",
         "   (95% interval of pass@1 0.380 to 0.467, 1 problems, n 2, temperature 0.2, top_p 0.95, "
         "0 time-outs, 0 infrastructure errors)",
+        "   tests passed 75.0%, accuracy 100.0%, success rate 100.0%, passed 1, failed 1",
         "",
         "📊 HUMANEVAL Results:",
         "   pass@1: 0.387",
         "   (164 problems, n 2, temperature 0.2, top_p 0.95, 0 time-outs, 0 infrastructure errors)",
+        "   tests passed 75.0%, accuracy 100.0%, success rate 100.0%, passed 1, failed 1",
         "",
         "📁 Complete evaluation results saved to: results.json",
         "📊 Evaluation results logged to WandB: ['final_eval/mbpp_pass@1', 'final_eval/mbpp_pass@5']",
@@ -235,10 +218,51 @@ def test_console_summary_is_the_missions() -> None:
 
 
 def test_real_programs_are_judged() -> None:
-    answers = ["def f():\n    return 1", "def f():\n    return 2", "def f(:", "\nassert f() == 1"]
+    programs = ["def f():\n    return 1", "def f():\n    return 2", "def f(:", "assert f() == 1"]
     with Sandbox(workers=1, allow_weak_isolation=True) as sandbox:
-        result = evaluate(problems(1), lambda _, n: [answers], sandbox, n=4, ks=(1, 4))
+        result = score(problems(1), [programs], sandbox, n=4, ks=(1, 4))
     assert result.pass_at_k == {1: 0.25, 4: 1.0}
     assert result.outcomes["passed"] == 1
     assert result.outcomes["syntax_error"] == 1
     assert result.test_pass_rate == pytest.approx(3 / 8)
+    assert result.settings["grading"] == {"inline": 4}
+
+
+CHEAT = """class Anything:
+    def __eq__(self, other): return other == 1
+    def __gt__(self, other): return True
+def f(): return Anything()"""
+
+
+def test_samples_that_two_gradings_judge_otherwise_are_named() -> None:
+    """An object that equals the answer, and not the canaries' baits, passes inline alone."""
+    with Sandbox(workers=1, allow_weak_isolation=True) as sandbox:
+        programs = [["def f():\n    return 1", CHEAT]]
+        auto = score(problems(1), programs, sandbox, n=2, ks=(1,), grading="auto")
+        inline = score(problems(1), programs, sandbox, n=2, ks=(1,))
+    assert inline.disagreements == []
+    assert (inline.pass_at_k[1], auto.pass_at_k[1]) == (1.0, 0.5)
+    (found,) = auto.disagreements
+    assert (found["id"], found["sample"], found["inline"], found["grading"]) == (
+        "mbpp/0",
+        1,
+        "passed",
+        "sealed",
+    )
+    assert "mbpp/0#1 passed inline, sealed failed" in summary_text({"mbpp": auto}, "x.json")
+
+
+def test_each_program_has_its_tasks_time(tmp_path: Path) -> None:
+    slow = "import time\ndef f():\n    time.sleep(1)\n    return 1"
+    with Sandbox(workers=1, timeout=10, allow_weak_isolation=True) as sandbox:
+        kept, cut = (score(problems(1), [[slow]], sandbox, n=1, ks=(1,), timeout=t) for t in (9.0, 0.5))
+    assert (kept.pass_at_k[1], cut.pass_at_k[1]) == (1.0, 0.0)
+    assert (cut.outcomes, cut.timeouts_rerun, cut.settings["timeout"]) == ({"timeout": 1}, 1, 0.5)
+
+
+def test_training_problems_are_told_loudly() -> None:
+    result = replace(scored("passed failed", "failed failed"), contaminated=["mbpp/0", "mbpp/1"])
+    assert "NOT HELD OUT: 2 of 2 problems were in the training data (mbpp/0, mbpp/1)" in summary_text(
+        {"mbpp": result}, "x.json"
+    )
+    assert "NOT HELD OUT" not in summary_text({"mbpp": scored("passed failed")}, "x.json")

@@ -34,7 +34,7 @@ LAYERS = {
     3: ["export", "rollout"],
     4: ["algorithms", "evaluation"],
     5: ["callbacks"],
-    6: ["__main__", "cli", "doctor", "execute", "report", "tool_cli", "trainer_cli"],
+    6: ["__main__", "cli", "doctor", "evaluate", "execute", "report", "tool_cli", "trainer_cli"],
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 

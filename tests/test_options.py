@@ -17,6 +17,7 @@ from coderl.algorithms.grpo import LEGAL_SCALES
 from coderl.algorithms.ppo import AdaptiveKL
 from coderl.cli import main
 from coderl.data import CodeDataModule, Curriculum
+from coderl.evaluation import EvaluationSettings
 from coderl.objectives import LossType
 from coderl.packaged import config_names, configs_folder
 from coderl.policy import Policy
@@ -79,8 +80,12 @@ def test_every_option_of_an_algorithm_stands_there_with_its_default(algorithm: t
 def test_the_options_of_an_option_stand_there_too() -> None:
     nested = {key: value for key, value in stated("PPO").items() if key.count(".") == 2}
     assert nested == defaults(AdaptiveKL, "model.adaptive_kl")
-    default = inspect.signature(CodeDataModule).parameters["curriculum"].default
-    assert stated("Data") == {"data.curriculum": default} | defaults(Curriculum, "data.curriculum")
+    arguments = inspect.signature(CodeDataModule).parameters
+    own = {f"data.{name}": arguments[name].default for name in ("curriculum", "allow_contamination")}
+    assert stated("Data") == own | defaults(Curriculum, "data.curriculum")
+    settings = defaults(EvaluationSettings, "model.evaluation")
+    settings["model.evaluation.ks"] = list(settings["model.evaluation.ks"])
+    assert stated("Evaluation") == settings
 
 
 @pytest.mark.parametrize("name", CHOICES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -19,6 +20,7 @@ COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.spl
 ROW = next(text for kind, text in BLOCKS if kind == "json")
 PYTHON = [text for kind, text in BLOCKS if kind == "python"]
 PROGRAM = json.dumps({"id": 1, "code": "def f(x): return x", "tests": ["assert f(1) == 1"]})
+SCORED = {"pass@1": 0.5, "n": 2, "problems": 1, "settings": {}, "ids": ["mbpp/11"], "counted": [2]}
 LESS = "--trainer.max_steps 1 --data.limit_test 1 --data.batch_size 1"
 SMALL = f"{LESS} --model.group_size 2 --model.evaluation.n 2"
 
@@ -38,11 +40,16 @@ def test_coderl_takes_the_command(
 ) -> None:
     """Commands on the embedded model run, on less; those on large models are parsed."""
     monkeypatch.chdir(tmp_path)
-    for name in ("problems.jsonl", "held_out.jsonl"):
-        (tmp_path / name).write_text(ROW)
+    (tmp_path / "problems.jsonl").write_text(ROW)
+    (tmp_path / "held_out.jsonl").write_text(ROW.replace("double", "halve"))
     (tmp_path / "programs.jsonl").write_text(PROGRAM)
-    tool = command.split()[1] in ("execute", "doctor")
-    small = SMALL if "quickstart" in command else "" if tool else "--print_config"
+    (tmp_path / "generations.json").write_text('[["def f(): pass", "def g(): pass"]]')
+    for name, correct in (("before", 0), ("after", 1)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"mbpp": SCORED | {"correct": [correct]}}))
+    large = "codellama" in command or (command.split()[1] == "fit" and "quickstart" not in command)
+    small = SMALL if "fit -c quickstart" in command else "--print_config" if large else ""
+    if "load_generations" in command and "CODERL_DATA_DIR" not in os.environ:
+        pytest.skip("scores MBPP: CODERL_DATA_DIR names no folder that holds mbpp.jsonl")
     assert main(shlex.split(command)[1:] + shlex.split(small)) == 0, capfd.readouterr().err
 
 

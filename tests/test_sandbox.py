@@ -30,7 +30,7 @@ def inline() -> Iterator[Sandbox]:
         yield pool
 
 
-def one(sandbox: Sandbox, code: str, *tests: str, **fields: str) -> Execution:
+def one(sandbox: Sandbox, code: str, *tests: str, **fields: Any) -> Execution:
     return sandbox.run([Program(code, tests, **fields)])[0]
 
 

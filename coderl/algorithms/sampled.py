@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from coderl.algorithms import ranks
 from coderl.algorithms.base import PolicyModule
-from coderl.algorithms.step import EvaluationSettings
 from coderl.errors import UsageError
-from coderl.evaluation import Evaluation, evaluate
+from coderl.evaluation import Evaluation, EvaluationSettings, Task, evaluate
 from coderl.policy import Policy
 from coderl.rollout import GenerateEngine, RolloutEngine, Sampling
 from coderl.sandbox import Sandbox
@@ -51,6 +47,7 @@ class SampledPolicy(PolicyModule):
         self.sandbox = sandbox if sandbox is not None else Sandbox()
         self.engine = engine if engine is not None else GenerateEngine()
         self.evaluation = evaluation
+        self._held_out: list[Problem] = []
 
     def setup(self, stage: str) -> None:
         """Start the sandbox first: where its isolation is refused, that is said before weights load."""
@@ -61,43 +58,78 @@ class SampledPolicy(PolicyModule):
         """Hand the loaded policy to the engine; does nothing the second time."""
         self.engine.bind(self.policy)
 
-    def evaluate(self, problems: Sequence[Problem], progress: str | None = None) -> Evaluation:
-        """Held-out pass@k of the present weights. Draws from a random stream of its own."""
+    def evaluate(
+        self, problems: Sequence[Problem], progress: str | None = None, contaminated: Sequence[str] = ()
+    ) -> Evaluation:
+        """Held-out pass@k of the present weights on problems that need not be a benchmark's.
+
+        Args:
+            problems: What is asked; at least one. The scores are named after the first one's source.
+            progress: Label of a progress bar; None shows none.
+            contaminated: Ids of problems that the policy was trained on.
+        """
+        name = problems[0].id.partition("/")[0].lower() if problems else "problems"
+        task = Task(name, tuple(problems), self.sandbox.timeout)
+        return self.evaluate_task(task, progress, contaminated)[name]
+
+    def evaluate_task(
+        self, task: Task, progress: str | None = None, contaminated: Sequence[str] = ()
+    ) -> dict[str, Evaluation]:
+        """Held-out pass@k of the present weights, as ``evaluation`` says.
+
+        Collective: every process calls it and gets the scores. The training's random stream stays as it was.
+
+        Args:
+            task: What is asked.
+            progress: Label of a progress bar; None shows none.
+            contaminated: Ids of problems that the policy was trained on.
+
+        Returns:
+            By the task's name (see :func:`coderl.evaluation.evaluate`).
+        """
         self.bind()
-        settings = self.evaluation
-        sampling = Sampling(
-            settings.temperature, settings.top_p, settings.max_new_tokens or self.sampling.max_new_tokens
-        )
-
-        def sample(batch: Sequence[Problem], n: int) -> list[list[str]]:
-            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-                torch.manual_seed(settings.seed)
-                completions = self.engine.generate(batch, n, sampling, progress=progress)
-            return [[c.text for c in completions[i * n : (i + 1) * n]] for i in range(len(batch))]
-
+        alone = self._trainer is None or self.trainer.world_size == 1
         return evaluate(
-            problems,
-            sample,
+            task,
+            self.engine,
             self.sandbox,
-            n=settings.n,
-            ks=sorted({1, *settings.ks}),  # pass@1 is what summaries speak of
+            self.evaluation,
+            self.evaluation.sampling(self.sampling.max_new_tokens),
             form=self.policy.prompt_form,
-            settings=asdict(sampling) | {"seed": settings.seed},
+            contaminated=contaminated,
+            progress=progress,
+            rank=0 if alone else self.trainer.global_rank,
+            gathered=None if alone else self.gathered,
         )
 
     def validation_step(self, batch: list[Problem], batch_idx: int) -> None:
-        """pass@k on the validation split, as ``evaluation`` says."""
-        self._log_scores("val", batch)
+        """Take the batch's problems; they are sampled together when the epoch ends."""
+        self._held_out += batch
 
     def test_step(self, batch: list[Problem], batch_idx: int) -> None:
-        """pass@k on the test split, as ``evaluation`` says."""
-        self._log_scores("test", batch)
+        """Take the batch's problems; they are sampled together when the epoch ends."""
+        self._held_out += batch
 
-    def _log_scores(self, split: str, batch: list[Problem]) -> None:
-        scores = self.evaluate(batch).scores()
-        known = {f"{split}/{name}": value for name, value in scores.items() if value is not None}
-        known = ranks.mean_of_each(self.gathered(known))
-        self.log_dict(known, batch_size=len(batch), prog_bar=True)
+    def on_validation_epoch_end(self) -> None:
+        """pass@k on the validation split, as ``evaluation`` says."""
+        if self.trainer.sanity_checking:  # there is nothing to check in two batches that a fit would not show
+            self._held_out = []
+            return
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """pass@k on the test split, as ``evaluation`` says."""
+        self._log_scores("test")
+
+    def _log_scores(self, split: str) -> None:
+        # A distributed sampler deals the problems out in turn, and some twice so that all ranks get as many.
+        dealt = self.gathered(self._held_out)
+        held_out = {p.id: p for turn in zip_longest(*dealt) for p in turn if p is not None}
+        self._held_out = []
+        evaluation = self.evaluate(list(held_out.values()), progress=f"pass@k {split}")
+        rates = {name: getattr(evaluation, name) for name in ("accuracy", "success_rate", "test_pass_rate")}
+        known = {name: value for name, value in (evaluation.scores() | rates).items() if value is not None}
+        self.log_dict({f"{split}/{name}": value for name, value in known.items()}, prog_bar=True)
 
     def teardown(self, stage: str) -> None:
         """Leave no process behind."""

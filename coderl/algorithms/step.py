@@ -23,27 +23,6 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class EvaluationSettings:
-    """How held-out pass@k is measured (the mission's values).
-
-    Args:
-        n: Samples per problem.
-        ks: The k of pass@k. A k over n is reported as missing.
-        temperature: Of sampling; 0 is greedy.
-        top_p: Nucleus sampling, allowed here since nothing is trained on it.
-        max_new_tokens: Longest completion, in tokens; null takes the training's.
-        seed: Of the samples, so that before and after are drawn alike.
-    """
-
-    n: int = 15
-    ks: tuple[int, ...] = (1, 5, 10)
-    temperature: float = 0.2
-    top_p: float = 0.95
-    max_new_tokens: int | None = None
-    seed: int = 0
-
-
-@dataclass
 class Rollout:
     """What one batch of problems gave: samples in problem order, ``rewards`` ``[P, G]``, NaN if unknown."""
 

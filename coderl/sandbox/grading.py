@@ -91,8 +91,13 @@ def prepare(program: Program, mode: Mode) -> Job:
         sent = encode({"role": "candidate", "code": program.code}, TRUSTED)
         return Job(plan, sent, tests=encode(tests, TRUSTED))
     token = secrets.token_bytes(16)
-    beside = {"role": "inline", "code": program.code, "setup": program.setup, "token": token}
-    beside |= {"tests": list(plan.tests), "canaries": list(plan.canaries)}
+    beside: dict[str, object] = {
+        "role": "inline",
+        "code": program.code,
+        "setup": program.setup,
+        "token": token,
+    }
+    beside |= {"tests": list(plan.tests), "canaries": list(plan.canaries), "harness": program.harness}
     return Job(plan, encode(beside, TRUSTED), token)
 
 

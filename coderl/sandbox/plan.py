@@ -16,7 +16,7 @@ import sys
 import textwrap
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from coderl.errors import UserError
 from coderl.sandbox.seal import Unsealable, redefined, seal
@@ -40,6 +40,10 @@ class Program:
         helpers: Source that defines what the tests use beside the candidate, such as HumanEval's prompt. In
             rpc grading it runs where the tests do, and the candidate cannot redefine it there. Text that is
             not Python is ignored.
+        timeout: Seconds of wall time for all tests. None: the sandbox's.
+        grading: How the verdict is reached. None: as the sandbox does it.
+        harness: Whether inline grading gives it the streams and builtins that it has in
+            bigcode-evaluation-harness, where that can decide whether it passes.
     """
 
     code: str
@@ -48,6 +52,9 @@ class Program:
     test: str = ""
     entry_point: str = ""
     helpers: str = ""
+    timeout: float | None = None
+    grading: Literal["auto", "sealed", "rpc", "inline"] | None = None
+    harness: bool = False
 
 
 @dataclass(frozen=True, slots=True)

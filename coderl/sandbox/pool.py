@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from coderl.types import Outcome, Tier
 
 MOST_WORKERS = 16
+"""Lanes, where nobody says how many."""
+MOST_ASKED = 1024
+"""Lanes that may be asked for: more are a slip of the finger, and take minutes to start."""
 AHEAD = 512
 """Programs in flight for each lane: what the others can get through while one waits out its time."""
 
@@ -170,7 +173,7 @@ class Sandbox:
 
     def _prepared(self, program: Program) -> Job:
         unfit = self._inline.get(_tests_of(program), "")
-        job = prepare(program, "inline" if unfit else self.grading)
+        job = prepare(program, "inline" if unfit else program.grading or self.grading)
         if reason := unfit or getattr(job.plan, "reason", ""):
             with self._lock:
                 self.inline_reasons[reason] += 1
@@ -179,23 +182,24 @@ class Sandbox:
     def _one(self, racks: Racks, program: Program, job: Job) -> Execution:
         """One verdict. What says nothing about the program is tried once more, in other lanes if need be."""
         try:
-            result = self._attempt(racks, job)
+            result = self._attempt(racks, program, job)
             if result.outcome == "infra_error":
-                result = self._attempt(racks, job, again=True)
+                result = self._attempt(racks, program, job, again=True)
             return result
         except UnfitForRpc as unfit:
-            if self.grading != "auto":
+            if (program.grading or self.grading) != "auto":
                 raise UserError(f"these tests cannot be graded rpc: {unfit}: use grading: auto") from None
             self._inline[_tests_of(program)] = f"rpc: {unfit}"
             return self._one(racks, program, self._prepared(program))
 
-    def _attempt(self, racks: Racks, job: Job, again: bool = False) -> Execution:
+    def _attempt(self, racks: Racks, program: Program, job: Job, again: bool = False) -> Execution:
         payloads = [job.payload, *filter(None, [job.tests])]
         taken: list[tuple[Rack, Lane]] = []
         try:
             for rack in (racks.candidates, racks.tests)[: len(payloads)]:
                 taken.append((rack, rack.take()))
-            runs = run_together([lane for _, lane in taken], payloads, self.timeout, self.memory_mb << 20)
+            timeout = self.timeout if program.timeout is None else program.timeout
+            runs = run_together([lane for _, lane in taken], payloads, timeout, self.memory_mb << 20)
         except (LaneLost, OSError) as error:
             for rack, lane in taken:
                 rack.lose(lane)
@@ -258,8 +262,10 @@ def _watch(futures: list[Future[Execution]], progress: bool | Callable[[int, int
 def _check(workers: int | None, timeout: float, grading: str, memory_mb: int) -> None:
     if grading not in ("auto", "sealed", "rpc", "inline"):
         raise UsageError(f"unknown grading {grading!r}: use auto, sealed, rpc or inline")
-    if workers is not None and workers < 1:
-        raise UsageError(f"sandbox workers is {workers}: use 1 or more, or leave it out for one a core")
+    if workers is not None and not 1 <= workers <= MOST_ASKED:
+        raise UsageError(
+            f"sandbox workers is {workers}: use 1 to {MOST_ASKED}, or leave it out for one a core"
+        )
     if not 0 < timeout < 1e6:
         raise UsageError(f"sandbox timeout is {timeout}: use a number of seconds above 0")
     if memory_mb < 16:

@@ -14,7 +14,6 @@ README's figure is made with ``--figure tests/benchmarks/learning.png``.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import shlex
@@ -133,8 +132,6 @@ def figures(curves: Sequence[Curve], failed: dict[str, str], chosen: argparse.Na
 
 def main(words: Sequence[str]) -> int:
     chosen = arguments(words)
-    if importlib.util.find_spec("matplotlib") is None:
-        sys.exit("the figure needs matplotlib: pip install 'coderl[notebook]'")
     signal.signal(signal.SIGTERM, stopped)
     failed: dict[str, str] = {}
     runs = planned(chosen)

@@ -1,0 +1,18 @@
+"""What a run trains on, for whatever it leaves behind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from coderl.data import CodeDataModule
+
+if TYPE_CHECKING:
+    from lightning import Trainer
+
+    from coderl.data.contamination import Trained
+
+
+def trained_on(trainer: Trainer) -> Trained | None:
+    """The run's training problems; None where its data module is none of coderl's and does not tell."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    return data.trained() if isinstance(data, CodeDataModule) else None

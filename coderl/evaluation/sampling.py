@@ -1,0 +1,208 @@
+"""Answers for an evaluation: drawn in groups that are settled beforehand, kept on disk, resumed bit for bit.
+
+A group is sampled whole, from a random stream that follows from the seed and its place alone. So an
+evaluation that was killed goes on with the group it stood in, and ends as one that was not.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import random
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from tqdm.auto import tqdm
+
+from coderl.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from coderl.rollout import RolloutEngine, Sampling
+    from coderl.types import Problem
+
+Answers = dict[int, list[str]]
+"""From the number of a problem to the texts of its samples."""
+
+
+def groups(problems: Sequence[Problem], n: int, size: int) -> list[list[int]]:
+    """Numbers of the problems that are sampled together.
+
+    Alike lengths go together, so that little is padding and a batch ends at about one time; the longest come
+    first, so that what does not fit in memory shows at once and the time that is left is not underrated.
+
+    Args:
+        problems: What is asked.
+        n: Samples per problem.
+        size: Sequences in a group, about; at least one problem.
+    """
+    order = sorted(range(len(problems)), key=lambda i: (-len(problems[i].prompt), i))
+    step = max(1, size // n)
+    return [order[start : start + step] for start in range(0, len(order), step)]
+
+
+def draw(
+    problems: Sequence[Problem],
+    n: int,
+    sampling: Sampling,
+    engine: RolloutEngine,
+    *,
+    seed: int = 0,
+    store: Store | None = None,
+    progress: str | None = None,
+    rank: int = 0,
+    gathered: Callable[[Answers], list[Answers]] | None = None,
+) -> list[list[str]]:
+    """Sample ``n`` answers to each problem. The caller's own random stream is left as it was.
+
+    Args:
+        problems: What is asked.
+        n: Samples per problem.
+        sampling: How they are drawn.
+        engine: What draws them; a policy is bound to it.
+        seed: Settles every draw.
+        store: Where groups are kept; those it holds are not drawn again.
+        progress: Label of a progress bar with the time that is left; None shows none.
+        rank: Number of this process, where several share the work.
+        gathered: Gives the answers of every process. None: this one is alone.
+
+    Returns:
+        Per problem, in order, ``n`` texts.
+    """
+    parts = groups(problems, n, store.size if store else engine.batch_size)
+    found: Answers = store.read(problems, n) if store else {}
+    ranks = 1 if gathered is None else torch.distributed.get_world_size()
+    bar = tqdm(
+        total=len(problems) * n,
+        initial=len(found) * n,
+        desc=progress,
+        unit="sample",
+        leave=False,
+        disable=progress is None or rank > 0,
+    )
+    with bar, _own_stream():
+        for number, members in enumerate(parts):
+            if number % ranks != rank or all(i in found for i in members):
+                continue
+            torch.manual_seed(random.Random(f"evaluation {seed} {number}").getrandbits(63))
+            drawn = engine.generate([problems[i] for i in members], n, sampling)
+            texts = [completion.text for completion in drawn]
+            new = {i: texts[place * n : (place + 1) * n] for place, i in enumerate(members)}
+            found |= new
+            if store:
+                store.add({problems[i].id: row for i, row in new.items()})
+            bar.update(len(members) * n * ranks)
+    for others in gathered(found) if gathered else []:
+        found |= others
+    return [found[i] for i in range(len(problems))]
+
+
+@contextmanager
+def _own_stream() -> Iterator[None]:
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        yield
+
+
+class Store:
+    """The answers of an evaluation under way, in a file: a line that says what it is, then a line a group.
+
+    One process at a time writes it. A line that a kill has cut short is dropped.
+
+    Args:
+        path: The file; it is made where there is none.
+        asked: Everything that the answers follow from. A file that says otherwise is not gone on with.
+        size: Sequences in a group. A file that exists keeps its own.
+
+    Raises:
+        UserError: Another process writes the file, it holds something else, or it cannot be written.
+    """
+
+    def __init__(self, path: Path, asked: Mapping[str, Any], size: int) -> None:
+        self.path, self.size = path, size
+        self.rows: dict[str, list[str]] = {}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b", buffering=0)  # what a full disk refused is not tried again
+        except OSError as error:
+            raise UserError(f"{path} could not be written: {error.strerror or error}") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take_up(json.loads(json.dumps(asked)))
+        except BlockingIOError:
+            self._file.close()
+            raise UserError(
+                f"{path} is being written: the same evaluation runs already; wait for it"
+            ) from None
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _take_up(self, asked: dict[str, Any]) -> None:
+        """Read what is there, or begin."""
+        self._file.seek(0)
+        lines = self._file.read().split(b"\n")[:-1]
+        whole = sum(len(line) + 1 for line in lines)
+        self._file.truncate(whole)
+        if not lines:
+            self._write({"asked": asked, "size": self.size})
+            return
+        try:
+            head, *rest = map(json.loads, lines)
+            self.size, was = int(head["size"]), dict(head["asked"])
+            for row in rest:
+                self.rows |= {name: list(map(_text, texts)) for name, texts in row.items()}
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{self.path} is damaged: remove it to begin again") from error
+        if was != asked:
+            odd = sorted(k for k in was.keys() | asked.keys() if was.get(k) != asked.get(k))
+            raise UserError(f"{self.path} holds answers with other settings ({', '.join(odd)}): remove it")
+
+    def read(self, problems: Sequence[Problem], n: int) -> Answers:
+        """The answers that are there already."""
+        known = {i: self.rows[p.id] for i, p in enumerate(problems) if p.id in self.rows}
+        if any(len(row) != n for row in known.values()):
+            raise UserError(f"{self.path} is damaged: remove it to begin again")
+        return known
+
+    def add(self, rows: Mapping[str, list[str]]) -> None:
+        """Keep the answers of a group, by problem id; they are on disk when this returns."""
+        self.rows |= rows
+        self._write(dict(rows))
+
+    def _write(self, value: dict[str, Any]) -> None:
+        try:
+            rest = memoryview(json.dumps(value).encode("ascii") + b"\n")
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise UserError(
+                f"{self.path} could not be written: {error.strerror or error}; what it holds is kept: run "
+                "the same command again to go on"
+            ) from error
+
+    def remove(self) -> None:
+        """Forget everything: the results are saved."""
+        self.path.unlink(missing_ok=True)
+        self.close()
+
+    def close(self) -> None:
+        """Let others write."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} is no text")
+    return value
