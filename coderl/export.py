@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from functools import reduce
 from operator import or_
@@ -13,6 +14,10 @@ from coderl.errors import UserError
 
 if TYPE_CHECKING:
     from coderl.policy import Policy
+
+
+POLICY_FILE = "policy.json"
+"""What lies beside an adapter and says how the base was held, and asked, when it was trained."""
 
 
 def save_adapter(policy: Policy, folder: Path, trained: Trained | None = None) -> Path:
@@ -35,6 +40,8 @@ def save_adapter(policy: Policy, folder: Path, trained: Trained | None = None) -
     with _replacing(folder) as partial:
         _save_trained(policy, trained, partial)
         policy.net.save_pretrained(partial, selected_adapters=["default"])
+        noted = {"quantization": policy.quantization, "prompt_form": policy.prompt_form}
+        (partial / POLICY_FILE).write_text(json.dumps(noted) + "\n", encoding="utf-8")
         policy.tokenizer.save_pretrained(partial)
     return folder
 

@@ -45,7 +45,8 @@ def merged_folder(run: str | Path) -> Path:
 def require_fresh(folder: Path) -> None:
     """Refuse a run folder that something was written to.
 
-    A start that failed leaves ``logs/version_n/config.yaml``; the next one writes beside it.
+    A start that failed leaves ``logs/version_n/config.yaml``; the next one writes beside it. One that was
+    killed while it measured the policy as it was leaves answers, with which the next one goes on.
 
     Args:
         folder: Where the run would write.
@@ -59,7 +60,7 @@ def require_fresh(folder: Path) -> None:
         raise UserError(
             f"the run folder {folder} is a file; name a folder with --trainer.default_root_dir DIR"
         )
-    parts = ("logs", "logs/version_*", "logs/version_*/config.yaml")
+    parts = ("logs", "logs/version_*", "logs/version_*/config.yaml", ".*_before_*.jsonl")
     failed_starts = {path for part in parts for path in folder.glob(part)}
     if set(folder.rglob("*")) - failed_starts:
         checkpoint = latest_checkpoint(folder)

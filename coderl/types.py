@@ -60,7 +60,7 @@ class Completion:
         prompt: Token ids that it continues.
         ids: Sampled token ids, the end-of-sequence token included where one was sampled.
         logprobs: Log-probability of each id under the sampling distribution, nats; same length as ``ids``.
-        text: The decoded answer, special tokens and everything from the first stop string on left out.
+        text: The decoded answer, up to the first stop string or end-of-sequence token.
         finished: True where sampling met an end-of-sequence token or a stop string, False where cut off.
     """
 

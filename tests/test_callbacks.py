@@ -376,7 +376,7 @@ def doomed(**options: Any) -> PostFit:
     made = PostFit(**options)
     measure = made._measure
 
-    def die(trainer: Trainer, module: PolicyGradient, when: str, *rest: Any) -> Evaluation:
+    def die(trainer: Trainer, module: PolicyGradient, when: str, *rest: Any) -> dict[str, Evaluation]:
         if when == "after":
             raise Killed
         return measure(trainer, module, when, *rest)

@@ -262,16 +262,26 @@ def test_an_adapter_and_its_merged_model_answer_alike(model: Path, trained: Path
     assert base != answers["run"]
 
 
-def test_an_adapter_is_on_4_bits_unless_told_otherwise(
+def test_an_adapters_base_is_held_as_it_was_trained(
     trained: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     task, _ = evaluated(trained)
-    assert task["settings"]["quantization"] == "nf4"
+    assert task["settings"]["quantization"] == "none"
+    noted = trained / "adapter" / "policy.json"
+    text = noted.read_text()
+    for other in (text.replace("none", "nf4"), None):  # peft's own adapters have no such note
+        if other is None:
+            noted.unlink()
+        else:
+            noted.write_text(other)
+        task, _ = evaluated(trained)
+        assert task["settings"]["quantization"] == "nf4"
+    noted.write_text(text)
     assert (
         "NOT HELD OUT: 2 of 5 problems were in the training data (five/1, five/2)" in capsys.readouterr().out
     )
     task, _ = evaluated(model, "--quantization", "nf4", output="base")
-    assert (task["settings"]["quantization"], task["contaminated"]) == ("nf4", [])
+    assert (task["settings"]["quantization"], task["contaminated"]) == ("nf4", None)
     assert "NOT HELD OUT" not in capsys.readouterr().out
 
 

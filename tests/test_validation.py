@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from coderl.adapters import LoRA
-from coderl.algorithms import GRPO
+from coderl.algorithms import GRPO, SFT
 from coderl.callbacks import BestCheckpoint, PostFit
-from coderl.data import CodeDataModule, ProblemSource
+from coderl.data import CodeDataModule, JSONLProblems, ProblemSource
+from coderl.data.contamination import Trained
 from coderl.errors import UsageError, UserError
 from coderl.evaluation import EvaluationSettings
+from coderl.export import save_adapter
 from coderl.policy import Policy
-from coderl.rollout import RolloutEngine, Sampling
+from coderl.rollout import GenerateEngine, RolloutEngine, Sampling
 from coderl.sandbox import Sandbox
 from coderl.types import Completion, Problem
 from tests import tiny
@@ -75,7 +78,7 @@ def rl(llama: Path, engine: RolloutEngine, **options: Any) -> GRPO:
     )
 
 
-def fit(module: GRPO, folder: Path, *callbacks: Callback, **options: Any) -> Any:
+def fit(module: GRPO | SFT, folder: Path, *callbacks: Callback, **options: Any) -> Any:
     settings: dict[str, Any] = {"max_epochs": 3, "limit_val_batches": 1.0} | options
     trainer = tiny.trainer(
         default_root_dir=folder,
@@ -188,3 +191,132 @@ def test_a_benchmark_that_is_trained_on_is_refused(llama: Path, tmp_path: Path) 
     )
     with pytest.raises(UserError, match="training problems are in the benchmark copy"):
         trainer.fit(rl(llama, Pupil()), datamodule=CodeDataModule(Copied()))
+
+
+def test_what_is_measured_at_the_end_are_the_best_weights(llama: Path, tmp_path: Path) -> None:
+    """Also where rollouts decode from a copy. All validate alike, so that the first ones count as best."""
+    module = rl(llama, GenerateEngine(merged_copy=True))
+    module.evaluation = EvaluationSettings(n=1, ks=(1,), temperature=0.0)
+    module.learning_rate = 0.3
+    kept: list[list[list[str]]] = []
+
+    class Programs(Callback):
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            if not trainer.sanity_checking:
+                kept.append(pl_module.evaluate(tiny.problems(2)).generations)
+
+    fit(module, tmp_path, Programs(), BestCheckpoint(), PostFit(merge=False))
+    assert kept[0] != kept[-1]
+    (path,) = (tmp_path).glob("generations_*_tiny.json")
+    assert json.loads(path.read_text()) == kept[0]
+
+
+def test_validating_what_was_trained_on_is_said(
+    llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = tiny.policy(llama)
+    folder = save_adapter(policy, tmp_path / "adapter", Trained.of(tiny.problems(3)[1:]))
+    module = rl(llama, Pupil())
+    module.policy = Policy(str(llama), quantization="none", adapter=str(folder))
+    tiny.trainer(default_root_dir=tmp_path).validate(module, datamodule=CodeDataModule(Tiny()))
+    assert "val: NOT HELD OUT: 2 of 3 problems were in the training data" in caplog.text
+
+
+def test_weights_that_are_loaded_are_the_ones_sampled_from(llama: Path, tmp_path: Path) -> None:
+    """Lightning's own ways of loading, after the engine has made its copy."""
+    module = rl(llama, GenerateEngine(merged_copy=True))
+    module.evaluation = EvaluationSettings(n=1, ks=(1,), temperature=0.0)
+    module.learning_rate = 0.3
+    trainer = fit(module, tmp_path, BestCheckpoint())
+    last = module.evaluate(tiny.problems(2)).generations
+    best = trainer.checkpoint_callback.best_model_path
+    trainer.test(module, datamodule=CodeDataModule(Tiny()), ckpt_path=best, weights_only=True, verbose=False)
+    loaded = module.evaluate(tiny.problems(2)).generations
+    assert loaded != last
+    saved = torch.load(best, weights_only=True)["state_dict"]
+    fresh = rl(llama, GenerateEngine(merged_copy=False))
+    fresh.evaluation = module.evaluation
+    fresh.policy.load(torch.device("cpu"))
+    fresh.load_state_dict(saved, strict=False)
+    assert loaded == fresh.evaluate(tiny.problems(2)).generations
+
+
+def test_a_split_has_a_benchmarks_name_only_if_it_is_that_benchmark(llama: Path, tmp_path: Path) -> None:
+    """Two of the benchmark's problems under its name would pass for the whole."""
+    bench = rows(tmp_path / "Bench.jsonl", 3)
+
+    def measured(folder: str, limit: int | None) -> dict[str, list[str]]:
+        module = rl(llama, Pupil())
+        callback = PostFit(tasks=(str(bench),), merge=False)
+        data = CodeDataModule(JSONLProblems(str(bench), test=str(bench)), allow_contamination=True)
+        data.limits["test"] = limit
+        module.sandbox.timeout = 3.0
+        trainer = tiny.trainer(
+            default_root_dir=tmp_path / folder, max_steps=1, limit_val_batches=0, callbacks=[callback]
+        )
+        trainer.fit(module, datamodule=data)
+        (path,) = (tmp_path / folder).glob("evaluation_results_*.json")
+        body = json.loads(path.read_text())
+        return {name: task["ids"] for name, task in body.items() if name != "config"}
+
+    every = [f"Bench/{i}" for i in range(3)]
+    assert measured("whole", None) == {"bench": every}
+    assert measured("part", 2) == {"bench_test": every[:2], "bench": every}
+
+
+def test_benchmarks_that_nobody_would_measure_are_refused(llama: Path, tmp_path: Path) -> None:
+    bench = rows(tmp_path / "bench.jsonl", 1)
+    tuned = SFT(Policy(str(llama), quantization="none", lora=LoRA(r=4)))
+    twice = PostFit(tasks=(str(bench), str(rows(tmp_path / "Bench.jsonl", 2))))
+    cases: list[tuple[Any, PostFit, str]] = [
+        (tuned, PostFit(tasks=(str(bench),)), "SFT samples nothing"),
+        (rl(llama, Pupil()), PostFit(evaluate=False, tasks=(str(bench),)), "evaluate is false"),
+        (rl(llama, Pupil()), twice, "two of the tasks have one name"),
+    ]
+    for module, callback, why in cases:
+        with pytest.raises(UsageError, match=why):
+            fit(module, tmp_path / "run", callback)
+
+
+def test_sft_is_told_what_it_validates(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="SFT validates val/loss, not val/pass@1"):
+        fit(SFT(Policy(str(llama), quantization="none", lora=LoRA(r=4))), tmp_path, BestCheckpoint())
+
+
+def test_a_run_folder_that_was_moved_still_has_its_best(llama: Path, tmp_path: Path) -> None:
+    module = rl(llama, Pupil())
+    last = ModelCheckpoint(tmp_path / "run" / "checkpoints", filename="last", save_on_train_epoch_end=True)
+    fit(module, tmp_path / "run", BestCheckpoint(), last, max_epochs=2)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    callback, again = BestCheckpoint(), rl(llama, Pupil())
+    folder = tmp_path / "moved" / "checkpoints"
+    last = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True)
+    trainer = tiny.trainer(
+        default_root_dir=folder.parent, max_epochs=3, callbacks=[callback, last], enable_checkpointing=True
+    )
+    data = CodeDataModule(Tiny(), batch_size=4)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The dirpath has changed")  # so says the other checkpoint
+        trainer.fit(again, datamodule=data, ckpt_path=folder / "last.ckpt", weights_only=True)
+    assert callback.best_model_path == str(tmp_path / "moved" / "checkpoints" / "best.ckpt")
+    assert callback.best_model_score == 0.75
+
+
+def test_a_fit_killed_while_it_measures_goes_on_with_what_it_drew(llama: Path, tmp_path: Path) -> None:
+    class Dies(Pupil):
+        batch_size = 4
+
+        def generate(self, problems: Sequence[Problem], n: int, sampling: Sampling, **_: Any) -> Any:
+            if len(self.asked) == 1:
+                raise KeyboardInterrupt
+            return super().generate(problems, n, sampling)
+
+    dies = Dies()
+    with pytest.raises(SystemExit):
+        fit(rl(llama, dies), tmp_path, PostFit(merge=False), limit_val_batches=0)
+    (kept,) = tmp_path.glob(".tiny_before_*.jsonl")
+    again = Pupil()
+    again.batch_size = 4
+    fit(rl(llama, again), tmp_path, PostFit(merge=False), limit_val_batches=0, max_epochs=1)
+    assert dies.asked[0] not in again.asked[:1]
+    assert not kept.exists()

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+from functools import reduce
 from itertools import zip_longest
+from operator import or_
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch.trainer.states import TrainerFn
+
 from coderl.algorithms.base import PolicyModule
+from coderl.algorithms.training_data import trained_on
+from coderl.data.contamination import before
 from coderl.errors import UsageError
-from coderl.evaluation import Evaluation, EvaluationSettings, Task, evaluate
+from coderl.evaluation import Evaluation, EvaluationSettings, Store, Task, evaluate
 from coderl.policy import Policy
 from coderl.rollout import GenerateEngine, RolloutEngine, Sampling
 from coderl.sandbox import Sandbox
 from coderl.types import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+
+log = logging.getLogger(__name__)
 
 
 class SampledPolicy(PolicyModule):
@@ -23,7 +32,7 @@ class SampledPolicy(PolicyModule):
     Args:
         policy: The model to train.
         sandbox: Where programs run. Null is one with default limits.
-        engine: What samples. Null is transformers' ``generate``.
+        engine: What samples. Null is ``GenerateEngine`` with its defaults.
         temperature: Of sampling, and of every log-probability that is compared with it.
         max_new_tokens: Longest completion, in tokens.
         evaluation: How held-out pass@k is measured by validate, test and the post-fit evaluation.
@@ -48,6 +57,7 @@ class SampledPolicy(PolicyModule):
         self.engine = engine if engine is not None else GenerateEngine()
         self.evaluation = evaluation
         self._held_out: list[Problem] = []
+        self._bound = False
 
     def setup(self, stage: str) -> None:
         """Start the sandbox first: where its isolation is refused, that is said before weights load."""
@@ -57,23 +67,38 @@ class SampledPolicy(PolicyModule):
     def bind(self) -> None:
         """Hand the loaded policy to the engine; does nothing the second time."""
         self.engine.bind(self.policy)
+        self._bound = True
+
+    def load_state_dict(self, *args: Any, **options: Any) -> Any:
+        """As torch does it; an engine that samples from a copy of the weights gets the new ones."""
+        result = super().load_state_dict(*args, **options)
+        if self._bound:
+            self.engine.sync()
+        return result
 
     def evaluate(
-        self, problems: Sequence[Problem], progress: str | None = None, contaminated: Sequence[str] = ()
+        self,
+        problems: Sequence[Problem],
+        progress: str | None = None,
+        contaminated: Sequence[str] | None = None,
     ) -> Evaluation:
         """Held-out pass@k of the present weights on problems that need not be a benchmark's.
 
         Args:
             problems: What is asked; at least one. The scores are named after the first one's source.
             progress: Label of a progress bar; None shows none.
-            contaminated: Ids of problems that the policy was trained on.
+            contaminated: Ids of problems that the policy was trained on. None: nobody knows.
         """
         name = problems[0].id.partition("/")[0].lower() if problems else "problems"
         task = Task(name, tuple(problems), self.sandbox.timeout)
         return self.evaluate_task(task, progress, contaminated)[name]
 
     def evaluate_task(
-        self, task: Task, progress: str | None = None, contaminated: Sequence[str] = ()
+        self,
+        task: Task,
+        progress: str | None = None,
+        contaminated: Sequence[str] | None = None,
+        store: Store | None = None,
     ) -> dict[str, Evaluation]:
         """Held-out pass@k of the present weights, as ``evaluation`` says.
 
@@ -82,7 +107,8 @@ class SampledPolicy(PolicyModule):
         Args:
             task: What is asked.
             progress: Label of a progress bar; None shows none.
-            contaminated: Ids of problems that the policy was trained on.
+            contaminated: Ids of problems that the policy was trained on. None: nobody knows.
+            store: Keeps the answers under way, where one process is alone.
 
         Returns:
             By the task's name (see :func:`coderl.evaluation.evaluate`).
@@ -97,6 +123,7 @@ class SampledPolicy(PolicyModule):
             self.evaluation.sampling(self.sampling.max_new_tokens),
             form=self.policy.prompt_form,
             contaminated=contaminated,
+            store=store if alone else None,
             progress=progress,
             rank=0 if alone else self.trainer.global_rank,
             gathered=None if alone else self.gathered,
@@ -126,10 +153,25 @@ class SampledPolicy(PolicyModule):
         dealt = self.gathered(self._held_out)
         held_out = {p.id: p for turn in zip_longest(*dealt) for p in turn if p is not None}
         self._held_out = []
-        evaluation = self.evaluate(list(held_out.values()), progress=f"pass@k {split}")
+        contaminated = self._trained_on(held_out.values())
+        if contaminated:
+            log.warning(
+                "%s: NOT HELD OUT: %d of %d problems were in the training data",
+                split,
+                len(contaminated),
+                len(held_out),
+            )
+        evaluation = self.evaluate(list(held_out.values()), f"pass@k {split}", contaminated)
         rates = {name: getattr(evaluation, name) for name in ("accuracy", "success_rate", "test_pass_rate")}
         known = {name: value for name, value in (evaluation.scores() | rates).items() if value is not None}
         self.log_dict({f"{split}/{name}": value for name, value in known.items()}, prog_bar=True)
+
+    def _trained_on(self, problems: Iterable[Problem]) -> list[str] | None:
+        """Those that the policy was trained on, in this run or before; None if nobody knows."""
+        fitted = self.trainer.state.fn == TrainerFn.FITTING or self.trainer.ckpt_path is not None
+        here = trained_on(self.trainer) if fitted else None
+        known = [trained for trained in (before(self.policy), here) if trained is not None]
+        return reduce(or_, known).among(problems) if known else None
 
     def teardown(self, stage: str) -> None:
         """Leave no process behind."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from coderl.algorithms.sampled import SampledPolicy
 from coderl.data import CodeDataModule
 from coderl.errors import UsageError
 
@@ -53,7 +54,7 @@ class BestCheckpoint(ModelCheckpoint):
         """Write where the other checkpoints are. Refuses a fit that validates nothing.
 
         Raises:
-            UsageError: Validation is switched off.
+            UsageError: Validation is switched off, or measures something else.
             UserError: There are no problems to validate on.
         """
         if self.dirpath is None:
@@ -62,7 +63,24 @@ class BestCheckpoint(ModelCheckpoint):
             raise UsageError(
                 "BestCheckpoint: nothing is validated while trainer.limit_val_batches is 0: set it to 1.0"
             )
+        if stage == "fit" and not isinstance(pl_module, SampledPolicy) and self.monitor != "val/loss":
+            raise UsageError(
+                f"BestCheckpoint: {type(pl_module).__name__} validates val/loss, not {self.monitor}: set "
+                "monitor: val/loss and mode: min (and the same in EarlyStopping)"
+            )
         data = trainer.datamodule  # type: ignore[attr-defined]
         if stage == "fit" and isinstance(data, CodeDataModule):
             data.problems("validation")
         super().setup(trainer, pl_module, stage)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on, also in a run folder that was moved: the best weights are looked for where it is now."""
+        assert self.dirpath is not None
+
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath), Path(path).name)) if path else path
+
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        moved = {name: here(state_dict[name]) for name in paths}
+        kept = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict(state_dict | moved | {"best_k_models": kept, "dirpath": self.dirpath})

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
 from coderl.algorithms import PolicyModule
-from coderl.callbacks.training_data import trained_on
+from coderl.algorithms.training_data import trained_on
 from coderl.export import save_merged
 from coderl.runs import merged_folder
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -15,13 +19,16 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from coderl.algorithms import PolicyGradient, PolicyModule
+from coderl.algorithms.training_data import trained_on
 from coderl.callbacks.checkpoint import BestCheckpoint
 from coderl.callbacks.order import run_last
-from coderl.callbacks.training_data import trained_on
 from coderl.data import CodeDataModule
 from coderl.data.contamination import before as trained_before
+from coderl.errors import UsageError
 from coderl.evaluation import (
+    TASKS,
     Evaluation,
+    Store,
     Task,
     load_task,
     logged_scores,
@@ -35,7 +42,7 @@ from coderl.runs import merged_folder, short_name
 if TYPE_CHECKING:
     from lightning import LightningModule, Trainer
 
-    from coderl.data.contamination import Trained
+log = logging.getLogger(__name__)
 
 
 class PostFit(Callback):
@@ -72,12 +79,29 @@ class PostFit(Callback):
         """Start the clock, and read the benchmarks: what is wrong with them is told before the fit."""
         self.started, self._resumed_at, self._reached = time.monotonic(), 0, {}
         if isinstance(pl_module, PolicyModule):
-            trained_before(pl_module.policy)
-        if stage == "fit" and self.evaluate:
-            self._loaded = [load_task(name) for name in self.tasks]
-            data = trainer.datamodule  # type: ignore[attr-defined]
-            for task in self._loaded if isinstance(data, CodeDataModule) else []:
-                data.guard(task.problems, f"the benchmark {task.name}")
+            trained_before(pl_module.policy)  # a damaged list is told now
+        if stage == "fit" and self.tasks:
+            self._load_tasks(trainer, pl_module)
+
+    def _load_tasks(self, trainer: Trainer, module: LightningModule) -> None:
+        """Read the benchmarks.
+
+        Raises:
+            UsageError: Nothing would be measured on them, or two have one name.
+            UserError: One cannot be read, or is trained on.
+        """
+        if not (self.evaluate and isinstance(module, PolicyGradient)):
+            why = f"{type(module).__name__} samples nothing" if self.evaluate else "evaluate is false"
+            raise UsageError(
+                f"PostFit: tasks are not measured, {why}: leave them out, and use coderl evaluate"
+            )
+        self._loaded = [load_task(name) for name in self.tasks]
+        names = [task.name for task in self._loaded]
+        if len(set(names)) < len(names):
+            raise UsageError(f"PostFit: two of the tasks have one name ({', '.join(names)}): rename a file")
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        for task in self._loaded if isinstance(data, CodeDataModule) else []:
+            data.guard(task.problems, f"the benchmark {task.name}")
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -104,7 +128,9 @@ class PostFit(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the policy as it is; a resumed run has that figure in its checkpoint."""
         if self.evaluate and self.before is None and isinstance(pl_module, PolicyGradient):
-            self.before = _figures(self._measure(trainer, pl_module, "before"))
+            pl_module.bind()
+            split = self._split(trainer, pl_module)
+            self.before = _figures(self._measure(trainer, pl_module, "before", split)[split.name])
             _say(f"held-out pass@1 before training: {_percent(self.before['pass@1'])}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -138,23 +164,54 @@ class PostFit(Callback):
         self._conclude(pl_module, _summary_path(trainer), steps, paths, found)
 
     def _measure_all(self, trainer: Trainer, module: PolicyGradient) -> dict[str, Evaluation]:
-        """The split's scores first, then the benchmarks' that are others."""
-        known = [k for k in (trained_on(trainer), trained_before(module.policy)) if k is not None]
-        trained = reduce(or_, known) if known else None
-        first = self._measure(trainer, module, "after", trained)
-        found = {first.task: first}
+        """The split's scores first, then the benchmarks' that ask anything else."""
+        split = self._split(trainer, module)
+        found = self._measure(trainer, module, "after", split)
         for task in self._loaded:
-            if task.name not in found:
-                contaminated = trained.among(task.problems) if trained else ()
-                found |= module.evaluate_task(task, f"pass@k {task.name}", contaminated)
+            if task != split:
+                found |= self._measure(trainer, module, "after", task)
         return found
 
+    def _split(self, trainer: Trainer, module: PolicyGradient) -> Task:
+        """The split as a task, under a benchmark's name only if it is that benchmark."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        problems = tuple(data.problems(self.split))
+        source = data.source.name if isinstance(data, CodeDataModule) else ""
+        name = source if source in TASKS else problems[0].id.partition("/")[0].lower()
+        task = Task(name, problems, module.sandbox.timeout)
+        known = next((known for known in self._loaded if known.name == name), task)
+        return task if known == task else replace(task, name=f"{name}_{self.split}")
+
     def _measure(
-        self, trainer: Trainer, module: PolicyGradient, when: str, trained: Trained | None = None
-    ) -> Evaluation:
-        problems = trainer.datamodule.problems(self.split)  # type: ignore[attr-defined]
-        contaminated = trained.among(problems) if trained else ()
-        return module.evaluate(problems, f"pass@k {when}", contaminated)
+        self, trainer: Trainer, module: PolicyGradient, when: str, task: Task
+    ) -> dict[str, Evaluation]:
+        here = trained_on(trainer) if when == "after" else None
+        known = [trained for trained in (trained_before(module.policy), here) if trained is not None]
+        contaminated = reduce(or_, known).among(task.problems) if known else None
+        with self._store(trainer, module, when, task) as store:
+            found = module.evaluate_task(task, f"pass@k {task.name} {when}", contaminated, store)
+            if store is not None:
+                store.remove()
+        return found
+
+    def _store(
+        self, trainer: Trainer, module: PolicyGradient, when: str, task: Task
+    ) -> AbstractContextManager[Store | None]:
+        """Keeps the answers, so that a resumed fit need not draw them again; none where ranks share the work.
+
+        They follow from the weights, which the run and its step settle, and from how they are drawn.
+        """
+        if trainer.world_size > 1:
+            return nullcontext()
+        asked = asdict(module.evaluation) | {
+            "step": trainer.global_step or self._resumed_at,
+            "longest": module.sampling.max_new_tokens,
+            "copied": getattr(module.engine, "copied", None),
+            "prompts": [problem.prompt for problem in task.problems],
+        }
+        key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
+        folder = Path(trainer.default_root_dir)
+        return Store(folder / f".{task.name}_{when}_{key}.jsonl", {"key": key}, module.engine.batch_size)
 
     @rank_zero_only
     def _save(self, trainer: Trainer, module: PolicyGradient, found: dict[str, Evaluation]) -> Path:
@@ -230,9 +287,12 @@ def _limits_reached(trainer: Trainer, checkpoint: dict[str, Any]) -> dict[str, i
 
 
 def _take_best(trainer: Trainer, module: PolicyModule) -> None:
-    """Give the policy the weights that validated best, where they were kept and are not the last."""
+    """Give the policy the weights that validated best, where they were kept."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if not isinstance(callback, BestCheckpoint) or not callback.best_model_path:
+            continue
+        if not Path(callback.best_model_path).is_file():
+            log.warning("%s is gone: the fit ends with the last weights", callback.best_model_path)
             continue
         checkpoint = torch.load(callback.best_model_path, map_location="cpu", weights_only=True)
         module.load_state_dict(checkpoint["state_dict"], strict=False)

@@ -12,7 +12,7 @@ from tempfile import TemporaryFile
 from typing import Literal
 
 from coderl.errors import UsageError, UserError
-from coderl.evaluate.model import find_model
+from coderl.evaluate.model import find_model, quantization_of
 from coderl.evaluate.run import ModelRun, find_device
 from coderl.evaluation import (
     Evaluation,
@@ -25,7 +25,7 @@ from coderl.evaluation import (
     score_task,
     summary_text,
 )
-from coderl.evaluation.tasks import TIMEOUT
+from coderl.evaluation.tasks import TASKS, TIMEOUT
 from coderl.models import ComputeDtype, Quantization
 from coderl.policy import Policy
 from coderl.runs import free_path
@@ -69,7 +69,8 @@ def evaluate(
             humanevalplus-unstripped, mbppplus; or paths of .jsonl files of your own.
         adapter: Folder of an adapter on --model, where it does not name its base itself. It is not merged.
         gguf_file: Name of a GGUF file in the folder --model.
-        quantization: nf4 holds the base in 4 bits, none does not; by default nf4 under an adapter, else none.
+        quantization: nf4 holds the base in 4 bits, none does not; by default as an adapter was trained, and
+            none without one.
         compute_dtype: Of the weights; auto is bfloat16 on a GPU that has it, else float16; float32 on a CPU.
         device: Where the model runs, such as cuda:1; auto is the first GPU, else the CPU.
         chat: Ask through the model's chat template, the answer opened at a fenced block. Such scores do not
@@ -113,6 +114,8 @@ def evaluate(
     with sandbox:
         sandbox.start()  # where isolation is refused, that is said before anything loads
         loaded = _tasks(tasks, limit, timeout)
+        if temperature == 0 and n_samples > 1:
+            print("temperature 0: all samples are alike, --n_samples 1 --k 1 says as much", file=sys.stderr)
         if load_generations_path is not None:
             evaluations = score_file(Path(load_generations_path), loaded, sandbox, settings)
             stem = Path(load_generations_path).stem.removeprefix("generations_")
@@ -123,7 +126,7 @@ def evaluate(
         policy = Policy(
             named.base,
             gguf_file=gguf_file,
-            quantization=quantization or ("nf4" if named.adapter else "none"),
+            quantization=quantization or quantization_of(named.adapter),
             compute_dtype=compute_dtype,
             adapter=named.adapter,
             prompt_form="chat" if chat else "completion",
@@ -170,7 +173,9 @@ def _require_writable(folder: Path) -> None:
 
 def _tasks(names: str, limit: int | None, timeout: float | None) -> list[Task]:
     """The tasks named, each once."""
-    loaded = [load_task(name, limit) for name in dict.fromkeys(map(str.strip, names.split(","))) if name]
+    given = (name.strip() for name in names.split(","))
+    once = dict.fromkeys(name.lower() if name.lower() in TASKS else name for name in given)
+    loaded = [load_task(name, limit) for name in once if name]
     if not loaded:
         raise UsageError("no task: give --tasks a name, such as mbpp")
     results = ["config", *(name for t in loaded for name in (t.name, f"{t.name}_base")[: 2 if t.base else 1])]

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from coderl.errors import UsageError, UserError
+from coderl.export import POLICY_FILE
+from coderl.models import Quantization
 from coderl.runs import short_name
 
 _RUN = re.compile(r"(?P<model>.+)-[^-]+-(?P<method>[^-]+)-qlora(-merged)?")
@@ -78,6 +80,17 @@ def find_model(model: str, adapter: str | None = None, gguf_file: str | None = N
         label = short_name((gguf_file or base) if own is None else str(place))
         method = "base" if own is None else "adapter"
     return Named(base, None if own is None else str(own), label, method)
+
+
+def quantization_of(adapter: str | None) -> Quantization:
+    """How the base is held: as the adapter was trained (NF4 where nobody noted it), plain without one."""
+    if adapter is None:
+        return "none"
+    try:
+        noted = json.loads(Path(adapter, POLICY_FILE).read_text(encoding="utf-8"))["quantization"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return "nf4"
+    return "none" if noted == "none" else "nf4"
 
 
 def _base_of(adapter: Path) -> str:

@@ -109,15 +109,16 @@ class ModelRun:
                 "n": self.settings.n,
                 "seed": self.settings.seed,
                 "form": self.policy.prompt_form,
-                "batch_size": self.batch_size,
                 "versions": [str(torch.__version__), transformers.__version__],
             }
         )
         store = Store(output / f".{self.named.label}_{task.name}_{_digest(asked)[:12]}.jsonl", asked, size)
+        if self.batch_size not in (None, store.size) and len(store.rows) < len(task.problems):
+            store.restart(size)  # groups of another size have other random streams
         kept = f"; {len(store.rows)} problems are answered already" if store.rows else ""
         print(
             f"{task.name}: {len(task.problems)} problems, {self.settings.n} samples each, {store.size} "
-            f"sequences at a time{kept}",
+            f"sequences at a time, quantization {self.policy.quantization}{kept}",
             file=sys.stderr,
         )
         self._warn_of_long_prompts(task)
@@ -143,7 +144,7 @@ class ModelRun:
                 self.sampling,
                 form=self.policy.prompt_form,
                 noted=self.noted | {"batch_size": store.size},
-                contaminated=self.trained.among(task.problems) if self.trained else (),
+                contaminated=self.trained.among(task.problems) if self.trained else None,
                 store=store,
                 progress=task.name,
             )

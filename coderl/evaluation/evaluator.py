@@ -80,7 +80,7 @@ def evaluate(
     *,
     form: PromptForm = "completion",
     noted: Mapping[str, Any] | None = None,
-    contaminated: Sequence[str] = (),
+    contaminated: Sequence[str] | None = None,
     store: Store | None = None,
     progress: str | None = None,
     rank: int = 0,
@@ -99,7 +99,7 @@ def evaluate(
         sampling: How completions are drawn.
         form: How the policy asks; it decides how programs are made of answers.
         noted: What else should stand beside the scores.
-        contaminated: Ids of problems that the policy was trained on.
+        contaminated: Ids of problems that the policy was trained on. None: nobody knows.
         store: Keeps the answers under way, so that a killed evaluation can go on.
         progress: Label of a progress bar; None shows none.
         rank: Number of this process.
@@ -139,7 +139,7 @@ def score_task(
     settings: EvaluationSettings,
     *,
     noted: Mapping[str, Any] | None = None,
-    contaminated: Sequence[str] = (),
+    contaminated: Sequence[str] | None = None,
     started: float | None = None,
 ) -> dict[str, Evaluation]:
     """Score whole programs by a task's tests, and by its original ones where it has both.
@@ -150,7 +150,7 @@ def score_task(
         sandbox: Runs them.
         settings: How they are judged.
         noted: What should stand beside the scores.
-        contaminated: Ids of problems that the policy was trained on.
+        contaminated: Ids of problems that the policy was trained on. None: nobody knows.
         started: Monotonic time, in seconds, from which the wall time counts. None: now.
 
     Returns:
@@ -172,7 +172,7 @@ def score_task(
             grading=settings.grading,
             timeout=task.timeout,
             settings=noted,
-            contaminated=[key for key in contaminated if key in problems],
+            contaminated=None if contaminated is None else [key for key in contaminated if key in problems],
             started=started,
         )
         for name, problems in parts.items()

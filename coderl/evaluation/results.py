@@ -33,7 +33,7 @@ class Evaluation:
         infra_errors: Samples that could not be judged even when retried. They are left out, not called wrong.
         seconds: Wall time of sampling and running.
         settings: Sampling, prompt form, isolation and processor: what must stand beside the scores.
-        contaminated: Ids of the problems that the model is known to have been trained on.
+        contaminated: Ids of the problems that the model was trained on; None where nobody knows what it was.
         disagreements: Samples that pass in one grading and fail in the other, where both were asked for.
         ids: The problems, in order.
         correct: Per problem, samples that pass.
@@ -56,7 +56,7 @@ class Evaluation:
     infra_errors: int
     seconds: float
     settings: dict[str, Any]
-    contaminated: list[str]
+    contaminated: list[str] | None
     disagreements: list[dict[str, Any]]
     ids: list[str]
     correct: list[int]
@@ -102,8 +102,8 @@ def save_results(
     settings = dict(config) if config is not None else {name: e.settings for name, e in tasks.items()}
     body = {name: e.to_json() for name, e in tasks.items()} | {"config": settings}
     stem = path.stem.removeprefix("evaluation_results_")
-    # Samples may hold lone surrogates, which UTF-8 cannot: JSON's escapes stay on but for the scores.
-    texts = {path: json.dumps(body, indent=2, ensure_ascii=False)}
+    # Samples, and even ids, may hold lone surrogates, which UTF-8 cannot: JSON's escapes stay on.
+    texts = {path: json.dumps(body, indent=2)}
     for name, e in tasks.items():
         texts[path.with_name(f"generations_{stem}_{name}.json")] = json.dumps(e.generations)
         texts[path.with_name(f"references_{stem}_{name}.json")] = json.dumps(e.references)
@@ -157,11 +157,13 @@ def _shown(metric: str, value: float | None, evaluation: Evaluation) -> str:
 def _notes(evaluation: Evaluation) -> list[str]:
     """What the scores rest on, and whatever makes them worth less."""
     notes = [_footing(evaluation), _details(evaluation)]
-    if trained := len(evaluation.contaminated):
+    if trained := evaluation.contaminated:
         notes.append(
-            f"⚠️  NOT HELD OUT: {trained} of {evaluation.problems} problems were in the training data "
-            f"({_some(evaluation.contaminated)})"
+            f"⚠️  NOT HELD OUT: {len(trained)} of {evaluation.problems} problems were in the training data "
+            f"({_some(trained)})"
         )
+    if short := sum(0 < count < evaluation.n for count in evaluation.counted):
+        notes.append(f"{short} problems lack verdicts, and count for the k alone that they have samples for")
     if found := evaluation.disagreements:
         named = [
             f"{d['id']}#{d['sample']} {d['inline']} inline, {d['grading']} {d['outcome']}" for d in found

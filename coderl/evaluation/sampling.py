@@ -124,6 +124,7 @@ class Store:
 
     def __init__(self, path: Path, asked: Mapping[str, Any], size: int) -> None:
         self.path, self.size = path, size
+        self._asked = json.loads(json.dumps(asked))
         self.rows: dict[str, list[str]] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +133,7 @@ class Store:
             raise UserError(f"{path} could not be written: {error.strerror or error}") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._take_up(json.loads(json.dumps(asked)))
+            self._take_up(self._asked)
         except BlockingIOError:
             self._file.close()
             raise UserError(
@@ -161,6 +162,12 @@ class Store:
         if was != asked:
             odd = sorted(k for k in was.keys() | asked.keys() if was.get(k) != asked.get(k))
             raise UserError(f"{self.path} holds answers with other settings ({', '.join(odd)}): remove it")
+
+    def restart(self, size: int) -> None:
+        """Forget all answers and begin again, with groups of another size."""
+        self.rows, self.size = {}, size
+        self._file.truncate(0)
+        self._write({"asked": self._asked, "size": size})
 
     def read(self, problems: Sequence[Problem], n: int) -> Answers:
         """The answers that are there already."""

@@ -49,7 +49,7 @@ def score(
     grading: Judging = "inline",
     timeout: float | None = None,
     settings: Mapping[str, Any] | None = None,
-    contaminated: Sequence[str] = (),
+    contaminated: Sequence[str] | None = None,
     started: float | None = None,
 ) -> Evaluation:
     """Score whole programs, such as the harness's saved generations.
@@ -65,7 +65,7 @@ def score(
             that the two judge otherwise are named.
         timeout: Seconds for a program with all its tests. None: the sandbox's.
         settings: What should stand beside the scores.
-        contaminated: Ids of problems that the model was trained on.
+        contaminated: Ids of problems that the model was trained on. None: nobody knows.
         started: Monotonic time, in seconds, from which the wall time counts. None: now.
     """
     started = time.monotonic() if started is None else started
@@ -95,7 +95,7 @@ def score(
         infra_errors=sum(e.outcome == "infra_error" for e in executions),
         seconds=time.monotonic() - started,
         settings={**(settings or {}), **_circumstances(executions, timeout), "judging": grading},
-        contaminated=list(contaminated),
+        contaminated=None if contaminated is None else list(contaminated),
         disagreements=other,
         ids=[problem.id for problem in problems],
         correct=[c for _, c in counts],

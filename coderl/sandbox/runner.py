@@ -8,7 +8,6 @@ holds the tests and no candidate, and its records can be believed.
 from __future__ import annotations
 
 import ast
-import builtins
 import importlib
 import io
 import marshal
@@ -48,7 +47,7 @@ def serve(descriptor: int, link: int) -> None:
         against(Client(link), payload, send)
         return
     if payload.get("harness"):
-        look_like_the_harness()
+        look_like_the_harness(payload["code"])
     namespace: dict[str, Any] = {}
     outcome, message = define(payload["code"], payload.get("setup", ""), namespace)
     if outcome:
@@ -78,10 +77,33 @@ class _Swallow(io.StringIO):
         return False
 
 
-def look_like_the_harness() -> None:
-    """What bigcode-evaluation-harness gives a program to see, where that can decide whether it passes."""
+_TAKEN_AWAY = {
+    "builtins": "exit quit help",
+    "os": "kill system putenv remove removedirs rmdir fchdir setuid fork forkpty killpg rename renames "
+    "truncate replace unlink fchmod fchown chmod chown chroot lchflags lchmod lchown getcwd chdir",
+    "shutil": "rmtree move chown",
+    "subprocess": "Popen",
+}
+_NO_MODULES = ("ipdb", "joblib", "resource", "psutil", "tkinter")
+
+
+def look_like_the_harness(code: str) -> None:
+    """What bigcode-evaluation-harness gives a program to see, where that can decide whether it passes.
+
+    Its ``reliability_guard`` puts None in the place of what it names. Here that guards nothing (the jail
+    does), but a program that calls ``os.getcwd`` fails there.
+    """
     sys.stdin, sys.stdout, sys.stderr = _Swallow(), _Swallow(), _Swallow()
-    builtins.exit = builtins.quit = None  # type: ignore[assignment]
+    if "tempfile" in code:  # the harness has made a folder by now, and knows where they go
+        importlib.import_module("tempfile").gettempdir()
+    for name, attributes in _TAKEN_AWAY.items():
+        # Importing them takes longer than most runs; few programs would notice. (tempfile is shutil's user.)
+        if name in sys.modules or any(word in code for word in ("shutil", "subprocess", "tempfile")):
+            module = importlib.import_module(name)
+            for attribute in attributes.split():
+                setattr(module, attribute, None)
+    for name in _NO_MODULES:
+        sys.modules[name] = None  # type: ignore[assignment]
 
 
 def describe(error: BaseException) -> str:

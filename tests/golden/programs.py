@@ -9,6 +9,14 @@ DOWN = "def down(n):\n    return n and down(n - 1)\n"
 
 AGREED = {
     # What the harness gives to be read, written to and called, which is not what Python gives.
+    "getcwd": "import os\nos.getcwd()\n" + ADD,
+    "environ": "import os\nos.environ['A'] = '1'\n" + ADD,
+    "resource": "import resource\n" + ADD,
+    "a folder of its own": "import tempfile\nwith tempfile.TemporaryDirectory():\n    pass\n" + ADD,
+    "no kill": "import os\nassert os.kill is None\n" + ADD,
+    "no Popen": "import subprocess\nassert subprocess.Popen is None\n" + ADD,
+    "no rmtree": "import shutil\nassert shutil.rmtree is None\n" + ADD,
+    "no help": "assert help is None\n" + ADD,
     "exit, caught": "try:\n    exit()\nexcept Exception:\n    pass\n" + ADD,
     "stdin read": "import sys\nsys.stdin.read()\n" + ADD,
     "stdin lines": "import sys\nfor line in sys.stdin:\n    pass\n" + ADD,
@@ -154,14 +162,6 @@ APART = {
         {
             "equal": "class A:\n    def __eq__(self, other):\n        return True\n"
             "def add(a, b):\n    return A()\n"
-        },
-    ),
-    "the harness takes functions out of os and modules out of the library; here the jail bounds them": (
-        False,
-        {
-            "getcwd": "import os\nos.getcwd()\n" + ADD,
-            "environ": "import os\nos.environ['A'] = '1'\n" + ADD,
-            "resource": "import resource\n" + ADD,
         },
     ),
     "packages other than numpy are out of sight: they may hold the answers": (
