@@ -269,12 +269,12 @@ def test_an_adapters_base_is_held_as_it_was_trained(
     assert task["settings"]["quantization"] == "none"
     noted = trained / "adapter" / "policy.json"
     text = noted.read_text()
-    for other in (text.replace("none", "nf4"), None):  # peft's own adapters have no such note
+    for output, other in (("noted", text.replace("none", "nf4")), ("bare", None)):  # peft notes nothing
         if other is None:
             noted.unlink()
         else:
             noted.write_text(other)
-        task, _ = evaluated(trained)
+        task, _ = evaluated(trained, output=output)
         assert task["settings"]["quantization"] == "nf4"
     noted.write_text(text)
     assert (

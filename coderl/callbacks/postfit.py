@@ -128,7 +128,6 @@ class PostFit(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the policy as it is; a resumed run has that figure in its checkpoint."""
         if self.evaluate and self.before is None and isinstance(pl_module, PolicyGradient):
-            pl_module.bind()
             split = self._split(trainer, pl_module)
             self.before = _figures(self._measure(trainer, pl_module, "before", split)[split.name])
             _say(f"held-out pass@1 before training: {_percent(self.before['pass@1'])}")
@@ -185,6 +184,7 @@ class PostFit(Callback):
     def _measure(
         self, trainer: Trainer, module: PolicyGradient, when: str, task: Task
     ) -> dict[str, Evaluation]:
+        module.bind()
         here = trained_on(trainer) if when == "after" else None
         known = [trained for trained in (trained_before(module.policy), here) if trained is not None]
         contaminated = reduce(or_, known).among(task.problems) if known else None
@@ -199,17 +199,22 @@ class PostFit(Callback):
     ) -> AbstractContextManager[Store | None]:
         """Keeps the answers, so that a resumed fit need not draw them again; none where ranks share the work.
 
-        They follow from the weights, which the run and its step settle, and from how they are drawn.
+        They follow from the weights and from how they are drawn, and so does the file's name.
         """
         if trainer.world_size > 1:
             return nullcontext()
+        policy = module.policy
         asked = asdict(module.evaluation) | {
-            "step": trainer.global_step or self._resumed_at,
+            "base": [policy.source, policy.quantization, str(policy.base.dtype), str(policy.device)],
             "longest": module.sampling.max_new_tokens,
             "copied": getattr(module.engine, "copied", None),
-            "prompts": [problem.prompt for problem in task.problems],
+            "prompts": [policy.encode(problem) for problem in task.problems],
         }
-        key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
+        digest = hashlib.sha256(json.dumps(asked).encode())
+        for name, weight in policy.trainable().items():
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        key = digest.hexdigest()[:12]
         folder = Path(trainer.default_root_dir)
         return Store(folder / f".{task.name}_{when}_{key}.jsonl", {"key": key}, module.engine.batch_size)
 

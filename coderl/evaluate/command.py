@@ -102,6 +102,8 @@ def evaluate(
     if compare is not None:
         compare_files(Path(compare[0]), Path(compare[1]), Path(output))
         return
+    if model is None and (adapter or gguf_file or quantization or chat):
+        raise UsageError("--adapter, --gguf_file, --quantization and --chat are about a --model: give one")
     _require_counts(
         n_samples=n_samples, max_length_generation=max_length_generation, limit=limit, batch_size=batch_size
     )

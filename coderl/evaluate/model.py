@@ -11,7 +11,7 @@ from typing import Any
 from coderl.errors import UsageError, UserError
 from coderl.export import POLICY_FILE
 from coderl.models import Quantization
-from coderl.runs import short_name
+from coderl.runs import merged_folder, short_name
 
 _RUN = re.compile(r"(?P<model>.+)-[^-]+-(?P<method>[^-]+)-qlora(-merged)?")
 
@@ -68,6 +68,9 @@ def find_model(model: str, adapter: str | None = None, gguf_file: str | None = N
         base = model
     else:
         base = model if own is None else _base_of(own)
+    merged = merged_folder(folder)
+    if own is None and (merged / "config.json").is_file() and not (folder / "config.json").is_file():
+        raise UserError(f"{model} holds no adapter: its model is in {merged}, give that")
     # A run's folder is named for what is in it, its adapter is not.
     place = folder if own is None else own.parent if own.name == "adapter" else own
     # So is the folder that models of single epochs are in.

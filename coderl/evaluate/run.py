@@ -103,6 +103,7 @@ class ModelRun:
             | asdict(self.sampling)
             | {
                 "files": self.named.files(),
+                "commit": getattr(self.policy.base.config, "_commit_hash", None),
                 "gguf_file": self.policy.gguf_file,
                 "task": task.name,
                 "prompts": _digest([p.prompt for p in task.problems]),
