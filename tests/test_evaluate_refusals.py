@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from coderl.cli import main
 from tests import tiny
+from tests.test_evaluate import error_of
 
 ROW = {"text": "Add.", "test_list": ["assert f(1) == 1"]}
 
@@ -26,17 +27,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Path(f"{name}.jsonl").write_text((json.dumps(ROW) + "\n") * count)
     Path("w.gguf").touch()
     Path("broken/adapter_config.json").write_text("[]")
-
-
-def error_of(capsys: pytest.CaptureFixture[str], *args: str, code: int = 1) -> str:
-    """Run, demand the exit code and that the last line on stderr says what is wrong, and give that line."""
-    capsys.readouterr()
-    assert main(["evaluate", *args]) == code
-    out, err = capsys.readouterr()
-    assert out == ""
-    line = str(err.splitlines()[-1])
-    assert line.startswith("coderl: error: ") and err.count("coderl: error: ") == 1
-    return line
 
 
 @pytest.mark.parametrize(
