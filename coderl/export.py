@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from functools import reduce
-from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coderl.data.contamination import Trained, before
+from coderl.data.contamination import Trained, before, united
 from coderl.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
 
 
 POLICY_FILE = "policy.json"
-"""What lies beside an adapter and says how the base was held, and asked, when it was trained."""
+"""What lies beside an adapter and says how the base was held when it was trained."""
 
 
 def save_adapter(policy: Policy, folder: Path, trained: Trained | None = None) -> Path:
@@ -40,7 +38,7 @@ def save_adapter(policy: Policy, folder: Path, trained: Trained | None = None) -
     with _replacing(folder) as partial:
         _save_trained(policy, trained, partial)
         policy.net.save_pretrained(partial, selected_adapters=["default"])
-        noted = {"quantization": policy.quantization, "prompt_form": policy.prompt_form}
+        noted = {"quantization": policy.quantization}
         (partial / POLICY_FILE).write_text(json.dumps(noted) + "\n", encoding="utf-8")
         policy.tokenizer.save_pretrained(partial)
     return folder
@@ -71,9 +69,8 @@ def save_merged(policy: Policy, folder: Path, trained: Trained | None = None) ->
 
 
 def _save_trained(policy: Policy, trained: Trained | None, folder: Path) -> None:
-    known = [found for found in (before(policy), trained) if found is not None]
-    if known:
-        reduce(or_, known).save(folder)
+    if known := united(before(policy), trained):
+        known.save(folder)
 
 
 class _replacing:

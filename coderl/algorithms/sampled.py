@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-from functools import reduce
 from itertools import zip_longest
-from operator import or_
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.trainer.states import TrainerFn
 
 from coderl.algorithms.base import PolicyModule
 from coderl.algorithms.training_data import trained_on
-from coderl.data.contamination import before
+from coderl.data.contamination import before, united
 from coderl.errors import UsageError
 from coderl.evaluation import Evaluation, EvaluationSettings, Store, Task, evaluate
 from coderl.policy import Policy
@@ -170,8 +168,8 @@ class SampledPolicy(PolicyModule):
         """Those that the policy was trained on, in this run or before; None if nobody knows."""
         fitted = self.trainer.state.fn == TrainerFn.FITTING or self.trainer.ckpt_path is not None
         here = trained_on(self.trainer) if fitted else None
-        known = [trained for trained in (before(self.policy), here) if trained is not None]
-        return reduce(or_, known).among(problems) if known else None
+        known = united(before(self.policy), here)
+        return None if known is None else known.among(problems)
 
     def teardown(self, stage: str) -> None:
         """Leave no process behind."""

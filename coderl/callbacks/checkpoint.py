@@ -59,19 +59,23 @@ class BestCheckpoint(ModelCheckpoint):
         """
         if self.dirpath is None:
             self.dirpath = str(Path(trainer.default_root_dir, "checkpoints"))
-        if stage == "fit" and trainer.limit_val_batches == 0:
+        if stage == "fit":
+            self._require_validation(trainer, pl_module)
+        super().setup(trainer, pl_module, stage)
+
+    def _require_validation(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.limit_val_batches == 0:
             raise UsageError(
                 "BestCheckpoint: nothing is validated while trainer.limit_val_batches is 0: set it to 1.0"
             )
-        if stage == "fit" and not isinstance(pl_module, SampledPolicy) and self.monitor != "val/loss":
+        if not isinstance(module, SampledPolicy) and self.monitor != "val/loss":
             raise UsageError(
-                f"BestCheckpoint: {type(pl_module).__name__} validates val/loss, not {self.monitor}: set "
+                f"BestCheckpoint: {type(module).__name__} validates val/loss, not {self.monitor}: set "
                 "monitor: val/loss and mode: min (and the same in EarlyStopping)"
             )
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if stage == "fit" and isinstance(data, CodeDataModule):
-            data.problems("validation")
-        super().setup(trainer, pl_module, stage)
+        if isinstance(data, CodeDataModule):
+            data.problems("validation")  # says what is wrong where there are none
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on, also in a run folder that was moved: the best weights are looked for where it is now."""

@@ -8,8 +8,6 @@ import logging
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
-from functools import reduce
-from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +22,7 @@ from coderl.callbacks.checkpoint import BestCheckpoint
 from coderl.callbacks.order import run_last
 from coderl.data import CodeDataModule
 from coderl.data.contamination import before as trained_before
+from coderl.data.contamination import united
 from coderl.errors import UsageError
 from coderl.evaluation import (
     TASKS,
@@ -186,8 +185,8 @@ class PostFit(Callback):
     ) -> dict[str, Evaluation]:
         module.bind()
         here = trained_on(trainer) if when == "after" else None
-        known = [trained for trained in (trained_before(module.policy), here) if trained is not None]
-        contaminated = reduce(or_, known).among(task.problems) if known else None
+        known = united(trained_before(module.policy), here)
+        contaminated = None if known is None else known.among(task.problems)
         with self._store(trainer, module, when, task) as store:
             found = module.evaluate_task(task, f"pass@k {task.name} {when}", contaminated, store)
             if store is not None:

@@ -214,6 +214,12 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
+def united(*parts: Trained | None) -> Trained | None:
+    """All that is known of a training in several parts; None where nothing is known of any."""
+    known = [part for part in parts if part is not None]
+    return reduce(or_, known) if known else None
+
+
 def before(policy: Policy) -> Trained | None:
     """What a policy was trained on before it is trained here, by the local folders that it starts from.
 
@@ -225,5 +231,4 @@ def before(policy: Policy) -> Trained | None:
     """
     base = policy.model if policy.model != EMBEDDED and not policy.from_scratch else None
     folders = [Path(place).expanduser() for place in (policy.adapter, base) if place]
-    found = [known for folder in folders if (known := Trained.load(folder)) is not None]
-    return reduce(or_, found) if found else None
+    return united(*map(Trained.load, folders))

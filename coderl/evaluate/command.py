@@ -225,7 +225,7 @@ def score_file(
     if len(sizes) != 1:
         found = f"between {sizes[0]} and {sizes[-1]}" if sizes else "no"
         raise UserError(f"{path} has {found} programs for a problem: each is to have as many as the others")
-    settings.n = sizes[0]
+    settings = replace(settings, n=sizes[0])
     print(f"{task.name}: running {count * sizes[0]} programs", file=sys.stderr)
     return score_task(task, programs, sandbox, settings, noted={"generations": str(path)})
 

@@ -337,8 +337,7 @@ def save(comparisons: Sequence[Comparison], folder: Path) -> list[Path]:
     """Write everything as ``comparison_{A}_vs_{B}.json`` and draw it as a PNG of that name.
 
     Raises:
-        UserError: The folder cannot be written to, or there is no matplotlib to draw with; the JSON is
-            written then.
+        UserError: The folder cannot be written to.
     """
     files = [folder / f"{stem(comparisons)}.{ending}" for ending in ("json", "png")]
     body = {"a": comparisons[0].name_a, "b": comparisons[0].name_b}
