@@ -52,9 +52,14 @@ class LoRA:
 
 
 def fresh(base: PreTrainedModel, lora: LoRA, name: str) -> Any:
-    """A peft model with a new adapter, which changes nothing yet. ``name`` is the model's, for errors."""
+    """A peft model with a new adapter, which changes nothing yet. ``name`` is the model's, for errors.
+
+    Raises:
+        UserError: If one of the target modules is not there: peft would leave it out without a word.
+    """
     from peft import LoraConfig, get_peft_model
 
+    _check_targets(base, lora, name)
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
@@ -66,6 +71,27 @@ def fresh(base: PreTrainedModel, lora: LoRA, name: str) -> Any:
         return get_peft_model(base, config)
     except ValueError as error:
         raise UserError(f"lora.target_modules do not fit {name}: {str(error).splitlines()[0]}") from error
+
+
+def _check_targets(base: PreTrainedModel, lora: LoRA, name: str) -> None:
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    paths = {f".{path}" for path, _ in base.named_modules()}
+    odd = [target for target in lora.target_modules if not any(p.endswith(f".{target}") for p in paths)]
+    if not odd:
+        return
+    head = base.get_output_embeddings()
+    layers = {
+        path.rpartition(".")[2]: None  # in the model's order
+        for path, module in base.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
+    raise UserError(
+        f"lora.target_modules {', '.join(odd)} match no layer of {name}, whose blocks have "
+        f"{', '.join(layers) or 'no linear layers'}: set policy.lora.target_modules to those, or --preset to "
+        "the model's family"
+    )
 
 
 def stored(base: PreTrainedModel, folder: str) -> Any:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 TOOLS = {
     "evaluate": "pass@k of a model: `coderl evaluate --model embedded --tasks mbpp,humaneval`",
+    "report": "a page on what a run won: `coderl report RUN`, or several side by side",
+    "merge": "adapter and base as one model: `coderl merge --adapter_model_id RUN --output_dir OUT`",
+    "push": "an adapter or a merged model to the hub: `coderl push RUN/adapter`",
     "execute": "run programs in the sandbox: `coderl execute IN.jsonl --output OUT.jsonl`",
     "doctor": "check this machine: isolation, GPU, bitsandbytes, hub, disk",
 }

@@ -25,6 +25,13 @@ def auto_class(config: PreTrainedConfig) -> Any:
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
+def encodes(source: str) -> bool:
+    """Whether the model in a folder or on the hub is an encoder-decoder model."""
+    from transformers import AutoConfig
+
+    return bool(AutoConfig.from_pretrained(source).is_encoder_decoder)
+
+
 def decoder_start(model: PreTrainedModel) -> int | None:
     """The token an encoder-decoder model's answer starts from; None for a decoder-only model.
 

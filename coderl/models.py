@@ -6,17 +6,19 @@ import hashlib
 import logging
 import os
 import shutil
+from copy import copy
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import Tensor, nn
 
-from coderl.errors import UserError
+from coderl.errors import UsageError, UserError
 from coderl.families import auto_class
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Quantization = Literal["nf4", "none"]
 ComputeDtype = Literal["auto", "float32", "float16", "bfloat16"]
@@ -34,6 +36,50 @@ def compute_dtype(name: ComputeDtype, device: torch.device) -> torch.dtype:
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def stored_dtype(source: str) -> torch.dtype:
+    """The precision of a checkpoint's weights, by its config.json; float32 where that does not say.
+
+    Args:
+        source: What :func:`resolve` returned.
+
+    Raises:
+        UserError: If there is no config.json, or it cannot be read.
+    """
+    dtype = _config(source).dtype
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def _config(source: str) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source)  # type: ignore[no-any-return]
+    except Exception as error:
+        raise UserError(f"the model {source} could not be loaded: {_first_line(error)}") from error
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is the first GPU, else the CPU.
+
+    Raises:
+        UsageError: It is no device's name.
+        UserError: There is no GPU.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"no device {name!r}: give auto, cpu, cuda or cuda:1") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name} is not supported: give auto, cpu, cuda or cuda:1")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: there is no GPU that torch can use; coderl doctor says why")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, counted from cuda:0")
+    return device
 
 
 def resolve(model: str, gguf_file: str | None = None) -> str:
@@ -124,14 +170,17 @@ def _convert(folder: Path, gguf_file: str, target: Path) -> None:
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """The tokenizer, with a pad token: a model that has none pads with its end-of-sequence token.
+    """The tokenizer, as its tokenizer.json has it, and with a pad token.
 
-    That is safe here because masks come from generation lengths, never from token ids.
+    A model that has no pad token pads with its end-of-sequence token. That is safe here because masks come
+    from generation lengths, never from token ids.
     """
     from transformers import AutoTokenizer
 
+    # It asks for another tokenizer_class where it is about to do what is done below for every class.
+    logging.getLogger("transformers.models.auto.tokenization_auto").setLevel(logging.ERROR)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+        tokenizer = _as_stored(AutoTokenizer.from_pretrained(source), source)
     except Exception as error:
         raise UserError(f"no tokenizer could be loaded from {source}: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
@@ -139,6 +188,77 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _as_stored(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer itself, or what tokenizer.json says where its class says something else.
+
+    Some classes of transformers 5 take vocabulary and merges from that file and make up the rest (its issues
+    45488 and 46489). So StarCoder2 would not split digits, CodeLlama would gain tokens for infilling that its
+    embedding has no rows for, and DeepSeek-Coder would lose its spaces (up to 5.10).
+    """
+    from transformers import TokenizersBackend
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+    from transformers.utils.hub import cached_file
+
+    if (
+        not isinstance(tokenizer, TokenizersBackend)
+        or cached_file(source, "tokenizer.json", _raise_exceptions_for_missing_entries=False) is None
+    ):
+        return tokenizer
+    made_up = type(tokenizer) is not TokenizersBackend
+    stored: Any = TokenizersBackend.from_pretrained(source) if made_up else tokenizer
+    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):  # that the class alone gives
+        if getattr(stored, name) is None and (token := getattr(tokenizer, name)) in stored.get_vocab():
+            setattr(stored, name, token)
+    if get_tokenizer_config(source).get("add_bos_token", _begins(tokenizer)) and not _begins(stored):
+        _set_bos(stored)
+    # The class is known by name, which other programs go by.
+    return tokenizer if made_up and _alike(stored, tokenizer) else stored
+
+
+def _begins(tokenizer: Any) -> bool:
+    """Whether the tokenizer begins a text with its bos token."""
+    return bool(tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id])
+
+
+def _set_bos(tokenizer: Any) -> None:
+    """Let the tokenizer begin a text with its bos token, and end it as it did.
+
+    Transformers 5 drops the flag ``add_bos_token`` where there is a tokenizer.json. Older ones went by it, so
+    that file need not say it; DeepSeek-Coder's is reported not to (swift-transformers' issue 161).
+    """
+    if tokenizer.bos_token_id is None:
+        return
+    ends = tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]
+    # Each of the two makes the post-processor anew, from both; of ByteLevel's only offsets depend on it.
+    tokenizer.add_eos_token = ends
+    tokenizer.add_bos_token = True
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two tokenizers that have the same vocabulary and merges do the same to every text."""
+    same = _pipeline(one) == _pipeline(other) and len(one) == len(other)
+    return same and bool(one("a")["input_ids"] == other("a")["input_ids"])  # the special tokens around it
+
+
+def _pipeline(tokenizer: Any) -> list[Any]:
+    """What a tokenizer does with a text before and after its vocabulary."""
+    backend = tokenizer.backend_tokenizer
+    parts = (backend.normalizer, backend.pre_tokenizer, backend.decoder)
+    return [None if part is None else part.__getstate__() for part in parts]
+
+
+def embedding_rows(source: str) -> int:
+    """Rows of a model's embedding by its config.json, which :func:`load_base` holds the weights to.
+
+    Args:
+        source: What :func:`resolve` returned.
+
+    Raises:
+        UserError: If there is no config.json, or it cannot be read.
+    """
+    return int(_config(source).get_text_config(decoder=True).vocab_size)
 
 
 def load_base(
@@ -193,6 +313,19 @@ def load_base(
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model  # type: ignore[no-any-return]
+
+
+def dense(layer: nn.Module, key: str) -> Tensor:
+    """A layer's tensor; float32 where it is in 4 bits, so that what an adapter adds is not rounded away."""
+    value = getattr(layer, key)
+    assert isinstance(value, Tensor)
+    if (state := getattr(value, "quant_state", None)) is None:
+        return value
+    from bitsandbytes.functional import dequantize_4bit
+
+    state = copy(state)
+    state.dtype = torch.float32
+    return dequantize_4bit(value.data, state)
 
 
 def _first_line(error: Exception) -> str:

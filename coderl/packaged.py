@@ -34,7 +34,7 @@ def find_config(value: str) -> str:
     Raises:
         UsageError: If there is no such file and no shipped config of that name.
     """
-    if Path(value).is_file() or any(mark in value for mark in ("\n", "{", ": ", "://")):
+    if any(mark in value for mark in ("\n", "{", ": ", "://")) or Path(value).is_file():
         return value
     names = config_names()
     for name in (value, f"{value}.yaml"):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from coderl import adapters, families, models, prompts
+from coderl import adapters, families, models, prompts, tokens
 from coderl.adapters import LoRA
 from coderl.errors import UsageError, UserError
 from coderl.scoring import EntropyMode, Scores, ValueHead, Values, token_scores, values_of
@@ -110,12 +112,12 @@ class Policy(nn.Module):
         """
         if self.net is not None:
             return
+        self._unknown  # noqa: B018 -- refuses a tokenizer that does not fit before weights are read
         whole = for_training and self.trains_all
         dtype = torch.float32 if whole else models.compute_dtype(self.compute_dtype, device)
         base = models.load_base(self.source, self.quantization, dtype, device, random=self.from_scratch)
         if for_training:
             families.check_head(base.config)
-        self._check_vocabulary(base)
         plain = whole or (self.adapter is None and not for_training)
         self.net = base if plain else self._adapted(base)
         if self.gradient_checkpointing:
@@ -127,15 +129,6 @@ class Policy(nn.Module):
             enable({"use_reentrant": False})
             self.base.enable_input_require_grads()
         self.train(self.training)
-
-    def _check_vocabulary(self, base: PreTrainedModel) -> None:
-        weight = base.get_input_embeddings().weight
-        assert isinstance(weight, Tensor)
-        size = weight.shape[0]
-        if len(self.tokenizer) > size:
-            raise UserError(
-                f"{self.model}: its tokenizer has {len(self.tokenizer)} tokens, its embedding {size} rows"
-            )
 
     def _adapted(self, base: PreTrainedModel) -> Any:
         if self.adapter is not None:
@@ -202,14 +195,57 @@ class Policy(nn.Module):
     # -- text ------------------------------------------------------------------------------------------------
 
     def encode(self, problem: Problem) -> list[int]:
-        """Token ids of the problem's prompt in this policy's prompt form."""
+        """Token ids of the problem's prompt in this policy's prompt form.
+
+        Raises:
+            UserError: If a special token that the model has no row for is written out in it.
+        """
+        ids = list(self.tokenizer(self._asked(problem), add_special_tokens=self._adds_special)["input_ids"])
+        return self._known(ids, f"the prompt of {problem.id}")
+
+    def encode_answer(self, problem: Problem, answer: str) -> list[int]:
+        """Token ids of an answer to the problem as the model would write it, its end included.
+
+        Raises:
+            UserError: See :meth:`encode`.
+        """
+        end = int(self.tokenizer.eos_token_id)
+        if self._encodes:  # an answer is a text of its own then, with all that belongs to one
+            ids = list(self.tokenizer(answer)["input_ids"])
+            ids = ids[:-1] if ids[-1:] == [end] else ids
+        else:
+            ids = tokens.following(self.tokenizer, self._asked(problem), answer, self._adds_special)
+        return [*self._known(ids, f"the answer to {problem.id}"), end]
+
+    def _known(self, ids: list[int], where: str) -> list[int]:
+        if odd := self._unknown.intersection(ids):
+            token = self.tokenizer.convert_ids_to_tokens(min(odd))
+            raise UserError(
+                f"{self.model} does not know the token {token} in {where}: change that text, or leave the "
+                "problem out"
+            )
+        return ids
+
+    @cached_property
+    def _unknown(self) -> set[int]:
+        return tokens.unknown(self.tokenizer, models.embedding_rows(self.source), self.model)
+
+    def _asked(self, problem: Problem) -> str:
         if self.prompt_form == "completion":
-            return list(self.tokenizer(problem.prompt)["input_ids"])
+            return problem.prompt
         text = self.tokenizer.apply_chat_template(
             prompts.chat_messages(problem), tokenize=False, add_generation_prompt=True
         )
         assert isinstance(text, str)
-        return list(self.tokenizer(text + prompts.CHAT_OPENING, add_special_tokens=False)["input_ids"])
+        return text + prompts.CHAT_OPENING
+
+    @cached_property
+    def _encodes(self) -> bool:
+        return families.encodes(self.source)
+
+    @property
+    def _adds_special(self) -> bool:
+        return self.prompt_form == "completion"  # a chat template writes them itself
 
     def eos_ids(self) -> set[int]:
         """Every token that ends a sequence: the tokenizer's, and all of the model's generation config."""
@@ -306,15 +342,22 @@ class Policy(nn.Module):
 
     # -- plain weights ---------------------------------------------------------------------------------------
 
-    def plain_twin(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
-        """A model of the base's architecture without adapters or quantization; its weights are not set."""
+    def plain_twin(
+        self, dtype: torch.dtype | None = None, device: torch.device | None = None
+    ) -> PreTrainedModel:
+        """A model of the base's architecture without adapters or quantization; its weights are not set.
+
+        Args:
+            dtype: Of its weights; by default the base's.
+            device: Where it is made; by default where the policy is.
+        """
         config = type(self.base.config).from_dict(
             {k: v for k, v in self.base.config.to_dict().items() if k != "quantization_config"}
         )
         dtype = dtype or self.base.dtype
         with torch.device("meta"):  # random weights would be made only to be overwritten
             twin = families.auto_class(config).from_config(config, dtype=dtype)
-        twin = twin.to_empty(device=self.device)
+        twin = twin.to_empty(device=device or self.device)
         # Tied as the base is: a checkpoint may hold its own weights for a head that its config ties.
         twin.all_tied_weights_keys = dict(self.base.all_tied_weights_keys)
         twin.tie_weights(recompute_mapping=False)
@@ -322,35 +365,34 @@ class Policy(nn.Module):
         return twin.eval().requires_grad_(False)  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def merge_into(self, twin: PreTrainedModel) -> None:
-        """Write base + adapter into a plain twin. The base's own bytes are only read.
+    def merge_into(self, twin: PreTrainedModel, progress: str | None = None) -> None:
+        """Write base + adapter into a plain twin, on whichever device. The base's own bytes are only read.
 
-        Merging and unmerging in place would requantize NF4 each time and let bfloat16 drift.
+        Merging and unmerging in place would requantize NF4 each time and let bfloat16 drift. A sum is rounded
+        once, to the twin's precision.
+
+        Args:
+            twin: See :meth:`plain_twin`.
+            progress: Label of a progress bar, in modules; none where None.
         """
         base = self.base
-        for name, module in twin.named_modules():
+        modules = list(twin.named_modules())
+        for name, module in tqdm(
+            modules, desc=progress, unit="module", leave=False, disable=progress is None
+        ):
             own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
             if not own:
                 continue
             source: Any = base.get_submodule(name)
             layer = source.get_base_layer() if hasattr(source, "get_base_layer") else source
             for key, value in own.items():
-                value.copy_(_dense(layer, key))
-            if layer is not source:
-                own["weight"].add_(source.get_delta_weight(adapters.POLICY).to(own["weight"].dtype))
+                dense = models.dense(layer, key)
+                if key == "weight" and layer is not source:
+                    dense = dense.float() + source.get_delta_weight(adapters.POLICY).float()
+                value.copy_(dense)
 
-    def merged(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
-        """Base + adapter as a new plain model."""
-        twin = self.plain_twin(dtype)
-        self.merge_into(twin)
+    def merged(self, dtype: torch.dtype | None = None, progress: str | None = None) -> PreTrainedModel:
+        """Base + adapter as a new plain model in the CPU's memory: the GPU's may hold the optimizer too."""
+        twin = self.plain_twin(dtype, torch.device("cpu"))
+        self.merge_into(twin, progress)
         return twin
-
-
-def _dense(layer: nn.Module, key: str) -> Tensor:
-    if key == "weight":
-        from peft.utils.integrations import dequantize_module_weight
-
-        return dequantize_module_weight(layer)
-    value = getattr(layer, key)
-    assert isinstance(value, Tensor)
-    return value

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
+import shutil
 from pathlib import Path
 
 from coderl.errors import UserError
 
 ROOT = Path("checkpoints")
 """The folder that run folders lie in, relative to where the command was called."""
+
+DEBUG = ROOT / "debug"
+"""The run folder of ``debug.yaml``: the one that the next run in it takes the place of."""
 
 
 def short_name(model: str) -> str:
@@ -36,6 +41,15 @@ def run_name(model: str, dataset: str, method: str) -> str:
     return f"{short_name(model)}-{dataset.lower()}-{method.lower()}-qlora"
 
 
+def is_run_name(name: str) -> bool:
+    """Whether ``name`` has the form of :func:`run_name`'s.
+
+    >>> is_run_name("codellama-7b-python-mbpp-grpo-qlora"), is_run_name("mine")
+    (True, False)
+    """
+    return re.fullmatch(r"[a-z0-9.][a-z0-9.-]*-\S+-\S+-qlora", name) is not None
+
+
 def merged_folder(run: str | Path) -> Path:
     """Where the merged model of the run in folder ``run`` goes: beside it, with ``-merged``."""
     run = Path(run)
@@ -43,10 +57,12 @@ def merged_folder(run: str | Path) -> Path:
 
 
 def require_fresh(folder: Path) -> None:
-    """Refuse a run folder that something was written to.
+    """Refuse a run folder that something was written to; :data:`DEBUG` is emptied.
 
-    A start that failed leaves ``logs/version_n/config.yaml``; the next one writes beside it. One that was
-    killed while it measured the policy as it was leaves answers, with which the next one goes on.
+    A start that failed leaves ``logs/version_n/config.yaml``, ``console.log`` and what W&B and TensorBoard
+    write before the first step; the next one writes beside it, or below. One that was killed while it
+    measured the policy as it was leaves answers, with which the next one goes on; one that was killed between
+    that and its first step leaves results, beside which the next one writes its own.
 
     Args:
         folder: Where the run would write.
@@ -54,14 +70,20 @@ def require_fresh(folder: Path) -> None:
     Raises:
         UserError: If the folder is a file, or holds anything more than that.
     """
+    if folder == DEBUG and (folder / "console.log").is_file():
+        shutil.rmtree(folder)
+        shutil.rmtree(merged_folder(folder), ignore_errors=True)
     if not folder.exists():
         return
     if not folder.is_dir():
         raise UserError(
             f"the run folder {folder} is a file; name a folder with --trainer.default_root_dir DIR"
         )
-    parts = ("logs", "logs/version_*", "logs/version_*/config.yaml", ".*_before_*.jsonl")
+    results = [f"{kind}_*_before_*.json" for kind in ("evaluation_results", "generations", "references")]
+    parts = ("logs", "logs/version_*", "logs/version_*/config.yaml", ".*_before_*.jsonl", *results)
+    parts += ("config.yaml", "console.log", "wandb", "tensorboard")
     failed_starts = {path for part in parts for path in folder.glob(part)}
+    failed_starts |= {path for name in ("wandb", "tensorboard") for path in folder.glob(f"{name}/**/*")}
     if set(folder.rglob("*")) - failed_starts:
         checkpoint = latest_checkpoint(folder)
         resume = f", or go on with --ckpt_path {checkpoint}" if checkpoint else ""
@@ -69,6 +91,16 @@ def require_fresh(folder: Path) -> None:
             f"the run folder {folder} is not empty and nothing in it is overwritten; "
             f"remove it, name another with --trainer.default_root_dir DIR{resume}"
         )
+
+
+def launched() -> tuple[str, int] | None:
+    """The launcher that started this process as one of several, and how many; None where there was none."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return "torchrun", int(os.environ["WORLD_SIZE"])
+    # Unlike SLURM_NTASKS this is of the srun, not of the job.
+    if tasks := os.environ.get("SLURM_STEP_NUM_TASKS"):
+        return "srun", int(tasks)
+    return None
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 class _Parser(ArgumentParser):
-    """Gives a bool as a flag and a pair as two words, where jsonargparse would want ``true`` and a list."""
+    """Gives a bool as a flag, a pair as two words and a list as the words there are.
+
+    jsonargparse would want ``true`` and lists in brackets.
+    """
 
     def add_argument(self, *args: Any, **options: Any) -> Any:
         if options.get("type") is bool:
@@ -25,6 +28,8 @@ class _Parser(ArgumentParser):
             options["action"] = "store_true"
         elif getattr(options.get("action"), "_typehint", None) == (tuple[str, str] | None):
             options = {"help": options["help"], "default": None, "nargs": 2, "metavar": ("A", "B")}
+        elif getattr(options.get("action"), "_typehint", None) == list[str] and args[0][0] != "-":
+            options = {"help": options["help"], "nargs": "+"}
         return super().add_argument(*args, **options)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import threading
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,9 +22,11 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from coderl import runs
+from coderl import loggers, presets, runs
+from coderl.console import ConsoleLog
 from coderl.errors import UsageError, UserError
 from coderl.packaged import find_config
+from coderl.settings import changes, last_of_each, overlaid
 from coderl.usage import explain
 
 SEED = 42
@@ -42,11 +46,14 @@ class ConfigFile(ActionConfigFile):
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Load ``values`` into ``cfg``, looking bare names up among the packaged configs."""
         path = find_config(values)
+        before = list(cfg.get("trainer.callbacks") or [])
         try:
-            super().__call__(parser, cfg, path, option_string)  # type: ignore[no-untyped-call]
+            super().__call__(parser, cfg, presets.without_match(path), option_string)  # type: ignore[no-untyped-call]
         except (TypeError, argparse.ArgumentError) as error:
-            place = values if path == values and Path(path).is_file() else "--config"
+            place = values if path != values or os.path.isfile(path) else "--config"
             raise UsageError(f"{place}: {explain(str(error), [])}") from error
+        if isinstance(now := cfg.get("trainer.callbacks"), list):
+            cfg["trainer.callbacks"] = overlaid(before, now)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -125,6 +132,13 @@ class CoderlCLI(LightningCLI):
         from coderl.callbacks import Checkpoint
 
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.add_argument(
+            "--preset",
+            type=str,
+            default=presets.AUTO,
+            help="Settings for a family of models, over the shipped config that names the model and under "
+            "all else: auto (by the model's name or type), none, a name from configs/models, or a path.",
+        )
         parser.set_defaults(
             {
                 "checkpoint.save_last": True,
@@ -135,9 +149,21 @@ class CoderlCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse into ``self.config``, with one line for what is wrong."""
+        """Parse into ``self.config``, over the preset that suits the model."""
+        self._arguments = args if isinstance(args, list) else None
+        self._said: list[str] = []
+        self.config = presets.parse(partial(self._parsed, parser), args, self._say)
+
+    def _say(self, text: str) -> None:
+        """Say it now, and again in the run's log of the console."""
+        self._said.append(f"coderl: {text}")
+        if not getattr(rank_zero_only, "rank", 0):
+            print(self._said[-1], file=sys.stderr)
+
+    def _parsed(self, parser: LightningArgumentParser, args: ArgsType) -> Namespace:
+        """The configuration, with one line for what is wrong."""
         try:
-            self.config = parser.parse_args(args) if isinstance(args, list) else parser.parse_object(args)
+            return parser.parse_args(args) if isinstance(args, list) else parser.parse_object(args)
         except argparse.ArgumentError as error:
             raise UsageError(explain(str(error), self._known_keys())) from error
 
@@ -152,12 +178,20 @@ class CoderlCLI(LightningCLI):
         if self.subcommand == "validate" and trainer.limit_val_batches == 0:
             trainer.limit_val_batches = None  # a config that spares its fits the validation
         fresh = self.subcommand == "fit" and config.ckpt_path is None and not trainer.fast_dev_run
-        # The other ranks start once rank 0 has written there.
-        if fresh and not getattr(rank_zero_only, "rank", 0):
-            runs.require_fresh(Path(trainer.default_root_dir))
+        # Processes that Lightning starts come once rank 0 has written there; a launcher's come together.
+        folder, first = Path(trainer.default_root_dir), not getattr(rank_zero_only, "rank", 0)
+        if fresh and (first or (runs.launched() and folder != runs.DEBUG)):
+            runs.require_fresh(folder)
+        self._asked = trainer.logger, config.checkpoint.dirpath
         if config.checkpoint.dirpath is None:
             config.checkpoint.dirpath = str(Path(trainer.default_root_dir, "checkpoints"))
-        trainer.logger = _with_csv(trainer.logger, trainer.default_root_dir)
+        trainer.logger = loggers.settled(
+            trainer.logger,
+            Path(trainer.default_root_dir),
+            runs.run_name(*_identity(config)),
+            trainer,
+            resumed=self.subcommand == "fit" and config.ckpt_path is not None,
+        )
         trainer.callbacks = _with_progress_bar(trainer.callbacks, trainer.enable_progress_bar)
 
     def _known_keys(self) -> list[str]:
@@ -173,16 +207,41 @@ class CoderlCLI(LightningCLI):
         path = config.get("ckpt_path")
         if path is None or path in _LIGHTNING_NAMES or "://" in str(path) or Path(path).is_dir():
             return
-        for key, was, now in _changes(_hyper_parameters(Path(path)), self._model_arguments()):
+        for key, was, now in changes(_hyper_parameters(Path(path)), self._model_arguments()):
             print(f"coderl: {key} is {now}; the checkpoint was trained with {was}", file=sys.stderr)
 
     def _model_arguments(self) -> dict[str, Any]:
         """The model's arguments, as plain values."""
-        dump = yaml.safe_load(self.parser.dump(self.config, skip_validation=True))
-        arguments: dict[str, Any] = dump[self.config.subcommand]["model"].get("init_args", {})
+        arguments: dict[str, Any] = self._plain()["model"].get("init_args", {})
         return arguments
 
+    def _plain(self) -> dict[str, Any]:
+        """The command's configuration, as plain values."""
+        dump = yaml.safe_load(self.parser.dump(self.config, skip_validation=True))
+        plain: dict[str, Any] = dump[self.config.subcommand]
+        return plain
+
     def _run_subcommand(self, subcommand: str) -> None:
+        """Run it, with a log of the console and the loggers open."""
+        folder = Path(self.trainer.default_root_dir)
+        # What is saved can be laid over another run folder.
+        config = self.config[subcommand]
+        config.trainer.logger, config.checkpoint.dirpath = self._asked
+        config.preset = presets.NONE  # it is whole
+        if getattr(rank_zero_only, "rank", 0) or config.trainer.fast_dev_run:
+            self._run_to_its_end(subcommand)
+            return
+        axis = "rollout_step" if hasattr(self.model, "rollout") else "global_step"
+        with ConsoleLog(folder, self._arguments, self._said):
+            try:
+                with loggers.opened(self.trainer.loggers, folder, self._plain, axis):
+                    self._run_to_its_end(subcommand)
+            except (MisconfigurationException, ValueError) as error:
+                if (mendable := _mendable(error)) is None:
+                    raise
+                raise mendable from None
+
+    def _run_to_its_end(self, subcommand: str) -> None:
         """Run it; where it is interrupted, say how to go on."""
         try:
             super()._run_subcommand(subcommand)
@@ -192,29 +251,19 @@ class CoderlCLI(LightningCLI):
             folder = Path(self.trainer.default_root_dir)
             checkpoint = runs.latest_checkpoint(folder)
             resume = checkpoint and f"go on with: {runs.resume_command(folder, checkpoint)}"
-            raise KeyboardInterrupt(resume or "no checkpoint was written yet") from stop
+            said = () if getattr(rank_zero_only, "rank", 0) else (resume or "no checkpoint was written yet",)
+            raise KeyboardInterrupt(*said) from stop
 
 
-def _with_csv(logger: Any, folder: str) -> Any:
-    """The loggers asked for, after one that writes ``logs/version_n/metrics.csv`` in the run folder."""
-    if logger is False:
-        return False
-    others = [] if logger in (None, True) else logger if isinstance(logger, list) else [logger]
-    if any(other.class_path.endswith("CSVLogger") for other in others):
-        return others
-    arguments = Namespace(save_dir=folder, name="logs", version=None, prefix="", flush_logs_every_n_steps=1)
-    return [Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=arguments), *others]
-
-
-def _with_progress_bar(callbacks: Any, enabled: bool | None) -> Any:
+def _with_progress_bar(callbacks: Any, enabled: bool | None) -> list[Any]:
     """The callbacks asked for, and a bar that gets along with the bars of rollouts and evaluations.
 
     Lightning takes rich's where rich is installed; that one catches what other bars print, and in a notebook
     recurses without end.
     """
-    given = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+    given = last_of_each(callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else [])
     if enabled is False or any("ProgressBar" in callback.class_path for callback in given):
-        return callbacks
+        return given
     arguments = Namespace(refresh_rate=1, process_position=0, leave=False)
     return [*given, Namespace(class_path="lightning.pytorch.callbacks.TQDMProgressBar", init_args=arguments)]
 
@@ -267,17 +316,3 @@ def _hyper_parameters(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged or no checkpoint; name another with --ckpt_path") from error
     found = checkpoint.get("hyper_parameters", {}) if isinstance(checkpoint, dict) else {}
     return {key: value for key, value in found.items() if not key.startswith("_")}
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict) or not values:
-        return {prefix: values}
-    return {
-        k: v for key, item in values.items() for k, v in _flat(item, f"{prefix}.{key}".strip(".")).items()
-    }
-
-
-def _changes(was: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """``(key, was, now)`` of the settings that differ, among those that both have."""
-    before, after = _flat(was), _flat(now)
-    return [(key, before[key], after[key]) for key in before if key in after and before[key] != after[key]]

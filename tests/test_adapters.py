@@ -1,15 +1,17 @@
-"""Saved adapters that do not fit are refused in one line, and never used in part."""
+"""Adapters that do not fit are refused in one line, and never used in part."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from coderl.adapters import LoRA
 from coderl.errors import UserError
 from coderl.export import save_adapter
 from coderl.policy import Policy
@@ -77,3 +79,42 @@ def test_a_folder_without_one_is_refused(llama: Path, saved: Path) -> None:
     shutil.move(saved / "adapter_config.json", saved / "config.json")
     assert json.loads((saved / "config.json").read_text())
     assert "no adapter_config.json" in refused(llama, saved)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize(
+    ("family", "config", "targets", "odd", "layers"),
+    [
+        (
+            "starcoder2",
+            {},
+            LoRA().target_modules,
+            "gate_proj, up_proj, down_proj",
+            tiny.LINEARS["starcoder2"],
+        ),
+        (
+            "t5",
+            {"feed_forward_proj": "gated-gelu"},
+            tiny.LINEARS["t5"],
+            "wi",
+            ("q", "k", "v", "o", "wi_0", "wi_1", "wo"),
+        ),
+    ],
+)
+def test_target_modules_of_another_family_are_refused_though_some_fit(
+    tmp_path: Path,
+    family: str,
+    config: dict[str, Any],
+    targets: tuple[str, ...],
+    odd: str,
+    layers: tuple[str, ...],
+    quantization: str,
+) -> None:
+    """A fresh adapter would leave layers out in silence otherwise."""
+    folder = tiny.checkpoint(tmp_path, family, **config)
+    with pytest.raises(UserError) as caught:
+        tiny.policy(folder, family, quantization=quantization, lora=LoRA(r=4, target_modules=targets))
+    (line,) = str(caught.value).splitlines()
+    assert f"target_modules {odd} match no layer of {folder}, whose blocks have {', '.join(layers)}: " in line
+    assert "policy.lora.target_modules" in line and "--preset" in line
+    tiny.policy(folder, family, quantization=quantization, lora=LoRA(r=4, target_modules=layers))

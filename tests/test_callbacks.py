@@ -31,10 +31,12 @@ from coderl.callbacks import (
     SaveOnInterrupt,
 )
 from coderl.data import CodeDataModule, ProblemSource
-from coderl.errors import UsageError
+from coderl.errors import UsageError, UserError
 from coderl.evaluation import Evaluation, EvaluationSettings
+from coderl.evaluation.comparison import compare
 from coderl.policy import Policy
 from coderl.rollout import RolloutEngine, Sampling
+from coderl.runs import require_fresh, short_name
 from coderl.sandbox import Sandbox
 from coderl.types import Completion, Problem
 from tests import tiny
@@ -156,6 +158,29 @@ def test_the_second_interrupt_leaves_at_once(tmp_path: Path, handler: Any) -> No
     assert module.done == [0, 1]
     assert not (tmp_path / "checkpoints").exists()
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+class Pressing(CSVLogger):
+    """Ctrl-C is pressed while it writes the second step's metrics: between two steps."""
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        super().log_metrics(metrics, step)
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("steps", [6, 2])
+def test_an_interrupt_between_steps_saves_the_next_or_leaves_at_the_end(
+    tmp_path: Path, handler: Any, steps: int
+) -> None:
+    logger = Pressing(tmp_path, "logs")
+    options = {"logger": logger, "log_every_n_steps": 1, "enable_checkpointing": True}
+    module = Scripted(rewards(*range(steps)))
+    with pytest.raises(SystemExit):
+        play(tmp_path, module, SaveOnInterrupt(), last_of(tmp_path / "checkpoints"), **options)
+    assert module.done == [0, 1, 2][:steps]
+    saved = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] == min(steps, 3)
 
 
 class Witness(Callback):
@@ -341,7 +366,7 @@ def test_the_summary_says_what_the_fit_was_worth(
     assert 0 < found["seconds"] < 300
     assert "rose from 0.0% to 75.0% (+75.0 points) on 3 problems, 4 samples each, temperature 0.5" in said
     assert "Next: coderl evaluate" in said and all(path in said for path in found["paths"].values())
-    assert set(found["paths"]) == {"adapter", "merged", "metrics", "evaluation"}
+    assert set(found["paths"]) == {"adapter", "merged", "metrics", "before", "evaluation"}
     assert all(Path(path).exists() for path in found["paths"].values())
     assert "final_eval/tiny_pass@1" in Path(found["paths"]["metrics"]).read_text()
     saved = json.loads(Path(found["paths"]["evaluation"]).read_text())["tiny"]
@@ -365,6 +390,56 @@ def test_a_resumed_run_keeps_what_it_measured_at_its_start(llama: Path, tmp_path
     second = summary(folder)
     assert second["before"] == first["before"] and second["steps"] == 2
     assert second["before"]["pass@1"] == 0.0 < second["after"]["pass@1"]
+    assert second["paths"]["before"] == first["paths"]["before"]
+
+
+def test_results_before_and_after_are_files_that_compare(llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    fit(rl(llama, Pupil(before="wrong")), folder, PostFit(merge=False), steps=1)
+    found = summary(folder)
+    before, after = (Path(found["paths"][key]) for key in ("before", "evaluation"))
+    assert before.name.startswith(f"evaluation_results_{short_name(str(llama))}_before_")
+    (comparison,) = compare(before, after)
+    for rate, interval, when in (
+        (comparison.rate_a, comparison.scores[1].interval_a, "before"),
+        (comparison.rate_b, comparison.scores[1].interval_b, "after"),
+    ):
+        assert rate == pytest.approx(found[when]["pass@1"])
+        assert interval == pytest.approx(found[when]["interval"])
+    assert len(comparison.won) == 3 and not any("differs" in line for line in comparison.warnings)
+    programs = json.loads(next(folder.glob("generations_*_before_*_tiny.json")).read_text())
+    assert all("return None" in program for samples in programs for program in samples)
+    assert list(folder.glob("references_*_before_*_tiny.json"))
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # Lightning's, of its own checkpoints
+def test_a_resumed_run_that_was_moved_finds_its_results_from_before(llama: Path, tmp_path: Path) -> None:
+    fit(rl(llama), tmp_path / "run", PostFit(merge=False), steps=1)
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    fit(rl(llama), moved, PostFit(merge=False), steps=2, resume=moved / "step=1.ckpt")
+    before = Path(summary(moved)["paths"]["before"])
+    assert before.parent == moved and before.is_file()
+    before.unlink()
+    fit(rl(llama), moved, PostFit(merge=False), steps=3, resume=moved / "step=2.ckpt")
+    assert "before" not in summary(moved)["paths"] and summary(moved)["before"]
+
+
+def test_a_run_killed_before_its_first_step_can_be_started_again(llama: Path, tmp_path: Path) -> None:
+    class Dies(Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            raise Killed
+
+    folder = tmp_path / "run"
+    with pytest.raises(Killed):
+        fit(rl(llama), folder, PostFit(merge=False), Dies(), steps=1)
+    assert list(folder.glob("evaluation_results_*_before_*.json"))
+    for log in folder.glob("logs/version_*/hparams.yaml"):
+        log.unlink()  # CoderlCLI writes config.yaml instead
+    require_fresh(folder)
+    fit(rl(llama), folder, PostFit(merge=False), steps=1)
+    assert Path(summary(folder)["paths"]["before"]).is_file()
+    with pytest.raises(UserError, match="is not empty"):
+        require_fresh(folder)
 
 
 class Killed(Exception):
@@ -424,7 +499,7 @@ def test_a_fit_killed_after_its_last_step_is_concluded_on_resuming(
     assert f"to train on, resume with a higher {flags}\n" in said
     assert found["steps"] == (3 if limits["steps"] == 3 else 2)
     assert found["before"]["pass@1"] == 0.0 and found["after"]["pass@1"] == pytest.approx(0.75)
-    assert set(found["paths"]) == {"adapter", "merged", "metrics", "evaluation"}
+    assert set(found["paths"]) == {"adapter", "merged", "metrics", "before", "evaluation"}
     assert all(Path(path).exists() for path in found["paths"].values())
     assert (folder / "adapter/adapter_model.safetensors").read_bytes() == trained
     assert "final_eval/tiny_pass@1" in Path(found["paths"]["metrics"]).read_text()

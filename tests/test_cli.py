@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from coderl import __version__
+from coderl.callbacks import CompletionTable
 from coderl.cli import COMMANDS, TOOLS, main, run
 from coderl.errors import UsageError, UserError
 from coderl.trainer_cli import CoderlCLI
@@ -130,6 +131,17 @@ def test_a_dict_is_a_call_too(config: str) -> None:
     cli = run({"subcommand": "fit", "fit": FAKES})
     assert cli is not None
     assert cli.trainer.global_step == 2
+
+
+def test_of_coderls_callbacks_the_last_of_a_kind_counts(config: str) -> None:
+    entries = "{class_path: CompletionTable, init_args: {rows: %d}}, {class_path: ModelSummary}"
+    Path("under.yaml").write_text(f"trainer.callbacks: [{entries % 4}]")
+    Path("over.yaml").write_text(f"trainer.callbacks+: [{entries % 2}]")
+    cli = fit("-c", "under.yaml", "-c", "over.yaml")
+    kinds = [type(callback).__name__ for callback in cli.trainer.callbacks]  # type: ignore[attr-defined]
+    assert (kinds.count("CompletionTable"), kinds.count("ModelSummary")) == (1, 2)
+    [table] = [c for c in cli.trainer.callbacks if isinstance(c, CompletionTable)]  # type: ignore[attr-defined]
+    assert table.rows == 2
 
 
 def test_resuming_flags_win_over_the_checkpoints_hyper_parameters(

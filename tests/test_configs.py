@@ -17,12 +17,13 @@ from tests import tiny
 
 FEW = "--trainer.max_steps 1 --trainer.accelerator cpu --trainer.logger true --data.batch_size 2"
 SHORT = "--model.max_new_tokens 8 --model.group_size 2 --model.evaluation.n 2 --data.limit_test 1"
+OVERLAYS = ("auto-eval.yaml", "debug.yaml", "no-early-stopping.yaml", "no-wandb.yaml", "validated.yaml")
 CHAT = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}\n{% endif %}"
 
 
 def below(name: str) -> list[str]:
     """The configs that one is laid over."""
-    if name.startswith("models/") or name == "validated.yaml":
+    if name.startswith("models/") or name in OVERLAYS:
         return ["grpo.yaml"]
     return [name.replace("-tuned", "")] if name.endswith("-tuned.yaml") else []
 

@@ -20,6 +20,7 @@ LAYERS = {
     1: [
         "adapters",
         "advantages",
+        "console",
         "families",
         "metrics",
         "objectives",
@@ -28,13 +29,26 @@ LAYERS = {
         "runs",
         "sandbox",
         "scoring",
+        "settings",
+        "tokens",
         "usage",
     ],
-    2: ["batching", "data", "embedded", "models", "policy", "rewards"],
-    3: ["export", "rollout"],
-    4: ["algorithms", "evaluation"],
+    2: ["batching", "data", "embedded", "loggers", "models", "policy", "presets", "rewards"],
+    3: ["card", "export", "hub", "rollout", "verify"],
+    4: ["algorithms", "evaluation", "finding"],
     5: ["callbacks"],
-    6: ["__main__", "cli", "doctor", "evaluate", "execute", "report", "tool_cli", "trainer_cli"],
+    6: [
+        "__main__",
+        "cli",
+        "doctor",
+        "evaluate",
+        "execute",
+        "merge",
+        "push",
+        "report",
+        "tool_cli",
+        "trainer_cli",
+    ],
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 

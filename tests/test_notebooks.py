@@ -43,6 +43,18 @@ def test_quickstart(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoints" / "notebook" / "summary.json").is_file()
 
 
+def test_reading_a_run(tmp_path: Path) -> None:
+    """It trains where there is no run yet, and reads the one that is there."""
+    smaller = {"STEPS = 40": "STEPS = 2", "HELD_OUT = 110": "HELD_OUT = 5"}
+    text, pictures = outputs(executed("reading_a_run.ipynb", smaller, tmp_path))
+    assert "Held-out pass@1" in text and "of a problem's programs differ" in text and "# step 1, best" in text
+    assert pictures == 5
+    summary = tmp_path / "checkpoints/reading/summary.json"
+    ended = summary.read_bytes()
+    executed("reading_a_run.ipynb", smaller, tmp_path)
+    assert summary.read_bytes() == ended and summary.with_name("report.html").is_file()
+
+
 def test_custom_reward(tmp_path: Path) -> None:
     """The classes are short, both of them act, and the command for the shell takes them too."""
     fit = "fit -c quickstart.yaml "

@@ -15,6 +15,7 @@ from coderl.adapters import LoRA
 from coderl.batching import pad_rows
 from coderl.errors import UsageError, UserError
 from coderl.export import save_adapter, save_merged
+from coderl.models import load_tokenizer
 from coderl.policy import Policy
 from coderl.rollout import GenerateEngine
 from tests import tiny
@@ -180,7 +181,7 @@ def test_merged_model_computes_what_the_policy_computes(
     ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
     with torch.no_grad():
         torch.testing.assert_close(merged(ids).logits, policy.net(ids).logits, atol=1e-3, rtol=1e-3)
-    assert len(AutoTokenizer.from_pretrained(tmp_path / "merged")) == len(policy.tokenizer)
+    assert len(load_tokenizer(str(tmp_path / "merged"))) == len(policy.tokenizer)
 
 
 def test_adapter_is_in_pefts_own_format(llama: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -16,13 +17,24 @@ from coderl.cli import main
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+STARTED = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines() if " fit -c " in line]
 COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines() if line.strip()]
 ROW = next(text for kind, text in BLOCKS if kind == "json")
 PYTHON = [text for kind, text in BLOCKS if kind == "python"]
 PROGRAM = json.dumps({"id": 1, "code": "def f(x): return x", "tests": ["assert f(1) == 1"]})
 SCORED = {"pass@1": 0.5, "n": 2, "problems": 1, "settings": {}, "ids": ["mbpp/11"], "counted": [2]}
+RUN = "checkpoints/embedded-embedded-grpo-qlora"
 LESS = "--trainer.max_steps 1 --data.limit_test 1 --data.batch_size 1"
 SMALL = f"{LESS} --model.group_size 2 --model.evaluation.n 2"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with quickstart's run in it, on less."""
+    folder = tmp_path_factory.mktemp("finished")
+    where = ["--trainer.default_root_dir", str(folder / RUN)]
+    assert main(["fit", "-c", "quickstart.yaml", *where, *SMALL.split()]) == 0
+    return folder
 
 
 def test_there_are_commands_of_both_kinds() -> None:
@@ -36,10 +48,16 @@ def test_make_knows_the_target(command: str) -> None:
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("coderl")])
 def test_coderl_takes_the_command(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    command: str,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Commands on the embedded model run, on less; those on large models are parsed."""
     monkeypatch.chdir(tmp_path)
+    if RUN in command:
+        shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     (tmp_path / "problems.jsonl").write_text(ROW)
     (tmp_path / "held_out.jsonl").write_text(ROW.replace("double", "halve"))
     (tmp_path / "programs.jsonl").write_text(PROGRAM)
@@ -51,6 +69,15 @@ def test_coderl_takes_the_command(
     if "load_generations" in command and "CODERL_DATA_DIR" not in os.environ:
         pytest.skip("scores MBPP: CODERL_DATA_DIR names no folder that holds mbpp.jsonl")
     assert main(shlex.split(command)[1:] + shlex.split(small)) == 0, capfd.readouterr().err
+
+
+@pytest.mark.parametrize("line", STARTED)
+def test_what_a_launcher_starts_is_a_command(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = re.sub(r"\$\(.*\)", "", line.partition("coderl ")[2]).replace("$run", "run")
+    assert main([*shlex.split(command), "--print_config"]) == 0, capfd.readouterr().err
 
 
 def test_the_sandbox_in_python_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coderl import runs
 from coderl.errors import UserError
 from coderl.runs import (
     free_path,
@@ -108,3 +109,20 @@ def test_resume_command_names_the_latest_of_several_configs(newest: str, tmp_pat
         os.utime(config, (1, 1 + (version == newest)))
     chosen = tmp_path / "logs" / newest / "config.yaml"
     assert f"--config {chosen} " in resume_command(tmp_path, tmp_path / "last.ckpt")
+
+
+def test_a_debug_run_takes_the_place_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (runs.DEBUG, runs.merged_folder(runs.DEBUG), tmp_path / "elsewhere" / "debug"):
+        folder.mkdir(parents=True)
+        (folder / "weights").touch()
+    with pytest.raises(UserError, match="not empty"):  # whose is it?
+        runs.require_fresh(runs.DEBUG)
+    for folder in (runs.DEBUG, tmp_path / "elsewhere" / "debug"):
+        (folder / "console.log").touch()
+    runs.require_fresh(runs.DEBUG)
+    assert not runs.DEBUG.exists() and not runs.merged_folder(runs.DEBUG).exists()
+    with pytest.raises(UserError, match="not empty"):
+        runs.require_fresh(tmp_path / "elsewhere" / "debug")

@@ -11,6 +11,7 @@ from lightning import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
+from coderl import runs
 from coderl.algorithms import generators, ranks
 from coderl.errors import UsageError, UserError
 
@@ -115,8 +116,16 @@ class PolicyModule(LightningModule):
         """Leave out problems whose prompt is too long; the data module has set itself up before.
 
         Raises:
-            UsageError: If the strategy would divide the policy up, or the trainer change its precision.
+            UsageError: If the strategy would divide the policy up, or the trainer change its precision, or a
+                launcher started other processes than the trainer takes.
         """
+        launched = runs.launched()
+        if launched and launched[1] != self.trainer.world_size:
+            raise UsageError(
+                f"{launched[0]} started {launched[1]} processes and the trainer takes "
+                f"{self.trainer.world_size}, so each would be a run of its own: set trainer.devices to the "
+                "processes on a machine, and trainer.num_nodes to the machines"
+            )
         if self.trainer.precision not in ("32-true", "bf16-mixed"):
             raise UsageError(
                 f"trainer.precision {self.trainer.precision}: what trains stays in float32, and "

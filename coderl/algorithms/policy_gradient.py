@@ -358,6 +358,7 @@ class PolicyGradient(SampledPolicy, ABC):
         metrics = ranks.mean_of_each(self.gathered(metrics))
         metrics["speed/tokens_per_second"] *= self.trainer.world_size
         metrics["rollout_step"] = float(self._rollout_step)
+        metrics["global_step"] = float(self.trainer.global_step)
         metrics["learning_rate"] = self.current_learning_rate
         shown = {name: metrics.pop(name) for name in ("reward/mean", "reward/passed")}
         self.log_dict(metrics, batch_size=len(rollout.rewards))

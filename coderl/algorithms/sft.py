@@ -66,9 +66,7 @@ class SFT(PolicyModule):
     def encode_solution(self, problem: Problem) -> list[int]:
         """The solution as the model should write it, ended."""
         ending = "\n```" if self.policy.prompt_form == "chat" else ""
-        tokenizer = self.policy.tokenizer
-        ids = list(tokenizer(problem.solution + ending, add_special_tokens=False)["input_ids"])
-        return [*ids, int(tokenizer.eos_token_id)]
+        return self.policy.encode_answer(problem, problem.solution + ending)
 
     def experience(self, problems: list[Problem]) -> Experience:
         """Problems and solutions as rows whose weights average over all solution tokens."""
@@ -99,6 +97,7 @@ class SFT(PolicyModule):
             "learning_rate": self.current_learning_rate,
         }
         self.log_dict(values, batch_size=len(batch), prog_bar=True)
+        self.log("global_step", float(self.trainer.global_step), batch_size=len(batch))
 
     def validation_step(self, batch: list[Problem], batch_idx: int) -> None:
         """Mean negative log-likelihood of a held-out solution token, in nats."""

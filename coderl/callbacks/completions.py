@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from coderl.algorithms import PolicyGradient
@@ -47,8 +48,15 @@ class CompletionTable(Callback):
         with (folder / "completions.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(dict(zip(COLUMNS, row, strict=True))) + "\n" for row in table)
         for logger in trainer.loggers:
-            if hasattr(logger, "log_table"):  # W&B has tables, CSV and TensorBoard have not
-                logger.log_table("completions", columns=list(COLUMNS), data=table, step=trainer.global_step)
+            if isinstance(logger, WandbLogger):  # CSV and TensorBoard have no tables
+                self._show(logger, table, step, trainer.global_step)
+
+    def _show(self, logger: WandbLogger, table: list[list[Any]], step: int, global_step: int) -> None:
+        """A row of its own in W&B's history: Lightning writes the step's metrics after this hook."""
+        import wandb
+
+        entry = {"completions": wandb.Table(columns=list(COLUMNS), data=table)}
+        logger.log_metrics({**entry, "rollout_step": step, "global_step": global_step})  # type: ignore[dict-item]
 
     def _table(self, rollout: Rollout, step: int) -> list[list[Any]]:
         rewards = rollout.rewards.flatten().tolist()
@@ -62,7 +70,7 @@ class CompletionTable(Callback):
                 s.problem.id,
                 s.problem.prompt,
                 s.program,
-                s.execution.outcome,
+                str(s.execution.outcome),
                 reward,
                 s.execution.message,
             ]

@@ -24,10 +24,13 @@ class SaveOnInterrupt(Callback):
     Only between two steps are the data's place, the random generators and the weights of one moment: a
     checkpoint from inside a step would not resume the same run. Wherever it is listed, it saves when the
     others have seen the step, and stops when the step's metrics are written.
+
+    Ctrl-C between two steps waits for the next one: of several processes one may be there already, and would
+    wait for the others.
     """
 
     def __init__(self) -> None:
-        self.in_step = self.asked = self.saved = False
+        self.stepping = self.asked = self.saved = False
         self._before: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -39,12 +42,12 @@ class SaveOnInterrupt(Callback):
 
         No earlier: Lightning has noted the handlers by now, and gives them back after an interrupt too.
         """
-        self.in_step = self.asked = self.saved = False
+        self.stepping = self.asked = self.saved = False
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.asked or not self.in_step:
+        if self.asked or not self.stepping:
             raise KeyboardInterrupt
         self.asked = True
         print("\ncoderl: finishing this step, then saving; Ctrl-C again stops at once", file=sys.stderr)
@@ -53,14 +56,13 @@ class SaveOnInterrupt(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """A step begins."""
-        self._leave()
-        self.in_step = True
+        self._leave(self.saved)
+        self.stepping = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """A step has ended: save if that was asked for on any rank."""
-        self.in_step = False
         if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
             path = Path(trainer.default_root_dir, "checkpoints", "last.ckpt")
             trainer.save_checkpoint(path, weights_only=False)
@@ -68,15 +70,17 @@ class SaveOnInterrupt(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nobody who pressed Ctrl-C waits for a validation."""
-        self._leave()
+        self.stepping = False
+        self._leave(self.saved or self.asked)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The step was the fit's last one: the evaluation is left to the resumed run."""
-        self._leave()
+        self.stepping = False
+        self._leave(self.saved or self.asked)
 
-    def _leave(self) -> None:
-        if self.saved:
-            self.saved = False
+    def _leave(self, due: bool) -> None:
+        if due:
+            self.asked = self.saved = False
             raise KeyboardInterrupt
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

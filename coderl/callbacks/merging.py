@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning.pytorch.callbacks import Callback
@@ -9,11 +11,14 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from coderl.algorithms import PolicyModule
 from coderl.algorithms.training_data import trained_on
+from coderl.errors import UserError
 from coderl.export import save_merged
 from coderl.runs import merged_folder
 
 if TYPE_CHECKING:
     from lightning import LightningModule, Trainer
+
+log = logging.getLogger(__name__)
 
 
 class MergedCheckpoints(Callback):
@@ -33,4 +38,8 @@ class MergedCheckpoints(Callback):
         epoch = trainer.current_epoch + 1
         if epoch % self.every_n_epochs == 0:
             folder = merged_folder(trainer.default_root_dir) / f"epoch-{epoch}"
-            save_merged(pl_module.policy, folder, trained_on(trainer))
+            try:
+                run = Path(trainer.default_root_dir)
+                save_merged(pl_module.policy, folder, trained_on(trainer), run=run)
+            except UserError as error:  # no reason to lose the fit
+                log.warning("no merged model of epoch %d: %s", epoch, error)

@@ -8,6 +8,7 @@ import logging
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,18 @@ from lightning.pytorch.utilities import rank_zero_only
 from coderl.algorithms import PolicyGradient, PolicyModule
 from coderl.algorithms.training_data import trained_on
 from coderl.callbacks.checkpoint import BestCheckpoint
+from coderl.callbacks.leaving import check_push, push_models, save_models, write_cards
 from coderl.callbacks.order import run_last
+from coderl.callbacks.summary import (
+    figures,
+    limits_reached,
+    percent,
+    say,
+    summarized_steps,
+    summary_path,
+    versions,
+    words,
+)
 from coderl.data import CodeDataModule
 from coderl.data.contamination import before as trained_before
 from coderl.data.contamination import united
@@ -35,8 +47,7 @@ from coderl.evaluation import (
     save_results,
     summary_text,
 )
-from coderl.export import save_adapter, save_merged
-from coderl.runs import merged_folder, short_name
+from coderl.runs import short_name
 
 if TYPE_CHECKING:
     from lightning import LightningModule, Trainer
@@ -53,9 +64,13 @@ class PostFit(Callback):
         evaluate: Measure pass@k before and after the fit, as ``model.evaluation`` says.
         split: Of which problems.
         tasks: Benchmarks to measure after the fit besides, such as mbpp and humaneval (see
-            ``coderl evaluate --help``).
+            ``coderl evaluate --help``); with ``data.limit_test`` only so many problems of each.
         merge: Save the merged model, in ``{run folder}-merged``.
         next_command: What to suggest at the end.
+        push_to_hub: Push adapter and merged model to the hub when all is done. What fails there is told, and
+            the fit ends well.
+        hub_model_id: The adapter's id there, ``owner/name``; the merged model's has ``-merged`` behind it. By
+            default one's own name and the run's.
     """
 
     def __init__(
@@ -65,11 +80,15 @@ class PostFit(Callback):
         tasks: tuple[str, ...] = (),
         merge: bool = True,
         next_command: str | None = None,
+        push_to_hub: bool = False,
+        hub_model_id: str | None = None,
     ) -> None:
         self.evaluate, self.split, self.merge, self.next_command = evaluate, split, merge, next_command
+        self.push_to_hub, self.hub_model_id = push_to_hub, hub_model_id
         self.tasks = tuple(tasks)
         self._loaded: list[Task] = []
         self.before: dict[str, Any] | None = None
+        self.before_path: Path | None = None
         self.started = time.monotonic()
         self._resumed_at = 0
         self._reached: dict[str, int] = {}
@@ -79,6 +98,8 @@ class PostFit(Callback):
         self.started, self._resumed_at, self._reached = time.monotonic(), 0, {}
         if isinstance(pl_module, PolicyModule):
             trained_before(pl_module.policy)  # a damaged list is told now
+        if stage == "fit":
+            check_push(self.push_to_hub, self.hub_model_id)
         if stage == "fit" and self.tasks:
             self._load_tasks(trainer, pl_module)
 
@@ -94,11 +115,12 @@ class PostFit(Callback):
             raise UsageError(
                 f"PostFit: tasks are not measured, {why}: leave them out, and use coderl evaluate"
             )
-        self._loaded = [load_task(name) for name in self.tasks]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        limit = data.limits["test"] if isinstance(data, CodeDataModule) else None
+        self._loaded = [load_task(name, limit) for name in self.tasks]
         names = [task.name for task in self._loaded]
         if len(set(names)) < len(names):
             raise UsageError(f"PostFit: two of the tasks have one name ({', '.join(names)}): rename a file")
-        data = trainer.datamodule  # type: ignore[attr-defined]
         for task in self._loaded if isinstance(data, CodeDataModule) else []:
             data.guard(task.problems, f"the benchmark {task.name}")
 
@@ -107,7 +129,7 @@ class PostFit(Callback):
     ) -> None:
         """Note where the run is taken up, and whether it was at its end there."""
         self._resumed_at = checkpoint["global_step"]
-        self._reached = _limits_reached(trainer, checkpoint)
+        self._reached = limits_reached(trainer, checkpoint)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Conclude a fit that was killed between its last step and its summary.
@@ -119,8 +141,8 @@ class PostFit(Callback):
             return
         limits = " and ".join(f"{name} {limit}" for name, limit in self._reached.items())
         flags = " ".join(f"--trainer.{name} N" for name in self._reached)
-        _say(f"training was already complete ({limits}); to train on, resume with a higher {flags}")
-        summarized = _summarized_steps(_summary_path(trainer)) >= self._resumed_at
+        say(f"training was already complete ({limits}); to train on, resume with a higher {flags}")
+        summarized = summarized_steps(summary_path(trainer)) >= self._resumed_at
         if not trainer.strategy.broadcast(summarized):
             self._finish(trainer, pl_module, self._resumed_at)
 
@@ -128,8 +150,10 @@ class PostFit(Callback):
         """Measure the policy as it is; a resumed run has that figure in its checkpoint."""
         if self.evaluate and self.before is None and isinstance(pl_module, PolicyGradient):
             split = self._split(trainer, pl_module)
-            self.before = _figures(self._measure(trainer, pl_module, "before", split)[split.name])
-            _say(f"held-out pass@1 before training: {_percent(self.before['pass@1'])}")
+            found = self._measure(trainer, pl_module, "before", split)
+            self.before_path = self._save(trainer, pl_module, found, "before")
+            self.before = figures(found[split.name])
+            say(f"held-out pass@1 before training: {percent(self.before['pass@1'])}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Conclude."""
@@ -144,22 +168,24 @@ class PostFit(Callback):
         paths: dict[str, str] = {}
         trained = trained_on(trainer)
         if trainer.is_global_zero:
-            if pl_module.policy.base is not pl_module.policy.net:
-                paths["adapter"] = str(save_adapter(pl_module.policy, root / "adapter", trained))
-            if self.merge:
-                paths["merged"] = str(save_merged(pl_module.policy, merged_folder(root), trained))
+            paths |= save_models(pl_module.policy, root, trained, self.merge)
         found: dict[str, Evaluation] = {}
         if self.evaluate and isinstance(pl_module, PolicyGradient):
             found = self._measure_all(trainer, pl_module)
-            paths["evaluation"] = str(self._save(trainer, pl_module, found))
+            path = self._save(trainer, pl_module, found, type(pl_module).__name__.lower())
+            paths["evaluation"] = str(path)
+            logged = list(logged_scores(found)) if _logs_to_wandb(trainer) else []
+            say(summary_text(found, path, logged))
             for logger in trainer.loggers:
-                logger.log_metrics(logged_scores(found), step=steps)
+                logger.log_metrics(logged_scores(found) | {"global_step": float(steps)}, step=steps)
         for logger in trainer.loggers:
             logger.save()
+        if before := _still_there(self.before_path, root):
+            paths["before"] = str(before)
         metrics = Path(trainer.log_dir or root) / "metrics.csv"
         if metrics.is_file():
             paths["metrics"] = str(metrics)
-        self._conclude(pl_module, _summary_path(trainer), steps, paths, found)
+        self._conclude(pl_module, summary_path(trainer), steps, paths, found)
 
     def _measure_all(self, trainer: Trainer, module: PolicyGradient) -> dict[str, Evaluation]:
         """The split's scores first, then the benchmarks' that ask anything else."""
@@ -217,14 +243,14 @@ class PostFit(Callback):
         folder = Path(trainer.default_root_dir)
         return Store(folder / f".{task.name}_{when}_{key}.jsonl", {"key": key}, module.engine.batch_size)
 
-    @rank_zero_only
-    def _save(self, trainer: Trainer, module: PolicyGradient, found: dict[str, Evaluation]) -> Path:
-        method = type(module).__name__.lower()
+    def _save(
+        self, trainer: Trainer, module: PolicyGradient, found: dict[str, Evaluation], which: str
+    ) -> Path:
+        """Write results and programs, on the first process; ``which`` stands in the files' names."""
         root = Path(trainer.default_root_dir)
-        path = root / results_name(short_name(module.policy.model), method)
-        save_results(found, path)
-        logged = list(logged_scores(found)) if _logs_to_wandb(trainer) else []
-        print(summary_text(found, path, logged))
+        path = root / results_name(short_name(module.policy.model), which)
+        if trainer.is_global_zero:
+            save_results(found, path)
         return path
 
     @rank_zero_only
@@ -237,57 +263,32 @@ class PostFit(Callback):
         found: dict[str, Evaluation],
     ) -> None:
         seconds = time.monotonic() - self.started
-        figures = {name: _figures(evaluation) for name, evaluation in found.items()}
+        scored = {name: figures(evaluation) for name, evaluation in found.items()}
         summary = {
             "method": type(module).__name__.lower(),
             "model": module.policy.model,
             "steps": steps,
             "seconds": round(seconds, 1),
             "before": self.before,
-            "after": next(iter(figures.values()), None),
-            "tasks": figures,
+            "after": next(iter(scored.values()), None),
+            "tasks": scored,
             "paths": paths,
+            "ended": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "versions": versions(),
         }
         target.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        _say(self._words(summary, target))
-
-    def _words(self, summary: dict[str, Any], target: Path) -> str:
-        before, after = summary["before"], summary["after"]
-        method, steps, seconds = summary["method"].upper(), summary["steps"], summary["seconds"]
-        lines = [f"{method} ended after {steps} steps and {seconds:.0f} seconds."]
-        if before and after and None not in (before["pass@1"], after["pass@1"]):
-            gain = after["pass@1"] - before["pass@1"]
-            was, now = _percent(before["pass@1"]), _percent(after["pass@1"])
-            verb = f"rose from {was} to" if gain > 0 else f"fell from {was} to" if gain < 0 else "stayed at"
-            temperature = after["settings"]["temperature"]
-            lines.append(
-                f"Held-out pass@1 {verb} {now} ({100 * gain:+.1f} points) on {after['problems']} problems, "
-                f"{after['n']} samples each, temperature {temperature}."
-            )
-        lines += [f"  {name:<11} {path}" for name, path in summary["paths"].items()]
-        lines.append(f"  {'summary':<11} {target}")
-        if self.next_command:
-            lines.append(f"Next: {self.next_command}")
-        return "\n".join(lines)
+        write_cards(paths, target.parent)
+        pushed = push_models(paths, self.hub_model_id) if self.push_to_hub else {}
+        say(words(summary | {"paths": paths | pushed}, target, self.next_command))
 
     def state_dict(self) -> dict[str, Any]:
-        """The figures before training."""
-        return {"before": self.before}
+        """The figures before training, and their file."""
+        return {"before": self.before, "before_path": self.before_path and str(self.before_path)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The figures before training, which a resumed run can no longer measure."""
-        self.before = state_dict["before"]
-
-
-def _limits_reached(trainer: Trainer, checkpoint: dict[str, Any]) -> dict[str, int]:
-    """The trainer's limits that the fit in the checkpoint has reached, by name.
-
-    Lightning asks the same once it has restored its loops, after the last hook that could evaluate.
-    """
-    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    done = {"max_steps": checkpoint["global_step"], "max_epochs": epochs}
-    limits = {"max_steps": trainer.max_steps, "max_epochs": trainer.max_epochs}
-    return {k: limit for k, limit in limits.items() if limit is not None and 0 <= limit <= done[k]}
+        self.before, path = state_dict["before"], state_dict.get("before_path")  # older checkpoints have none
+        self.before_path = Path(path) if path else None
 
 
 def _take_best(trainer: Trainer, module: PolicyModule) -> None:
@@ -302,37 +303,14 @@ def _take_best(trainer: Trainer, module: PolicyModule) -> None:
         module.load_state_dict(checkpoint["state_dict"], strict=False)
         score = f"{callback.monitor} {float(callback.best_model_score or 0):.3f}"
         step = checkpoint["global_step"]
-        _say(f"the weights of step {step} validated best ({score}): the fit ends with them")
+        say(f"the weights of step {step} validated best ({score}): the fit ends with them")
+
+
+def _still_there(path: Path | None, folder: Path) -> Path | None:
+    """The file, or the one of its name in the run folder if that was moved since; None if it is gone."""
+    places = (folder / path.name, path) if path else ()
+    return next((place for place in places if place.is_file()), None)
 
 
 def _logs_to_wandb(trainer: Trainer) -> bool:
     return any(isinstance(logger, WandbLogger) for logger in trainer.loggers)
-
-
-def _summary_path(trainer: Trainer) -> Path:
-    return Path(trainer.default_root_dir) / "summary.json"
-
-
-def _summarized_steps(path: Path) -> int:
-    """How far the fit was that the summary there speaks of; -1 where there is none, or a part of one."""
-    try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["steps"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return -1
-
-
-def _figures(evaluation: Evaluation) -> dict[str, Any]:
-    """The scores, and what must stand beside them."""
-    keys = ("interval", "n", "problems", "test_pass_rate", "outcomes", "infra_errors", "contaminated")
-    whole = evaluation.to_json()
-    return evaluation.scores() | {key: whole[key] for key in keys} | {"settings": evaluation.settings}
-
-
-def _percent(score: float | None) -> str:
-    """A score in words: it is None where the machinery failed on every sample."""
-    return "unknown" if score is None else f"{score:.1%}"
-
-
-@rank_zero_only
-def _say(text: str) -> None:
-    print(text, flush=True)

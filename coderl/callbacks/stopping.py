@@ -21,7 +21,8 @@ class RewardStopping(Callback):
     """Ends the fit when the reward has stopped rising, or when the policy has left its reference.
 
     A step's reward is noisy, so means over ``window`` steps are compared. The limit on the divergence acts at
-    once: a policy that ran away does not come back.
+    once: a policy that ran away does not come back. The best mean and the steps since then are logged as
+    ``early_stopping/best`` and ``early_stopping/waited``.
 
     Args:
         monitor: The metric that should rise.
@@ -65,10 +66,18 @@ class RewardStopping(Callback):
         reason = self._kl_reason(float(metrics.get("policy/kl", math.nan))) or self._reason(
             float(metrics[self.monitor])
         )
+        self._log(pl_module)
         # Every rank must leave the loop together.
         if trainer.strategy.reduce_boolean_decision(bool(reason), all=False):
             log.info("stopping early: %s", reason or "another rank's metrics")
             trainer.should_stop = True
+
+    def _log(self, module: LightningModule) -> None:
+        """``early_stopping/waited``; ``early_stopping/best`` once a whole window has a mean."""
+        if self.patience is None:
+            return
+        known = {"best": self.best} if math.isfinite(self.best) else {}
+        module.log_dict({f"early_stopping/{name}": v for name, v in {**known, "waited": self.waited}.items()})
 
     def _kl_reason(self, kl: float) -> str:
         over = self.max_kl is not None and kl > self.max_kl

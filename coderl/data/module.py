@@ -42,7 +42,7 @@ class CodeDataModule(LightningDataModule):
         seed: Seed of the training order.
         limit_train: Use only the first so many training problems. None: all.
         limit_validation: Use only the first so many validation problems. None: all.
-        limit_test: Use only the first so many test problems. None: all.
+        limit_test: Use only the first so many test problems, of benchmarks after the fit too. None: all.
         curriculum: Prefer training problems whose samples pass now and then. None: each once an epoch.
         allow_contamination: Train on problems of the test split, or of a benchmark that is evaluated
             afterwards: results say so.

@@ -12,8 +12,7 @@ from tempfile import TemporaryFile
 from typing import Literal
 
 from coderl.errors import UsageError, UserError
-from coderl.evaluate.model import find_model, quantization_of
-from coderl.evaluate.run import ModelRun, find_device
+from coderl.evaluate.run import ModelRun
 from coderl.evaluation import (
     Evaluation,
     EvaluationSettings,
@@ -26,7 +25,8 @@ from coderl.evaluation import (
     summary_text,
 )
 from coderl.evaluation.tasks import TASKS, TIMEOUT
-from coderl.models import ComputeDtype, Quantization
+from coderl.finding import find_model, quantization_of
+from coderl.models import ComputeDtype, Quantization, find_device
 from coderl.policy import Policy
 from coderl.runs import free_path
 from coderl.sandbox import Sandbox

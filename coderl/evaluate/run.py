@@ -21,8 +21,8 @@ from coderl.rollout import GenerateEngine
 from coderl.rollout.memory import fitting
 
 if TYPE_CHECKING:
-    from coderl.evaluate.model import Named
     from coderl.evaluation import EvaluationSettings, Task
+    from coderl.finding import Named
     from coderl.policy import Policy
     from coderl.sandbox import Sandbox
 
@@ -171,25 +171,3 @@ def _require_positions(policy: Policy, longest: int) -> None:
             raise UsageError(
                 f"{policy.model} knows {known} positions: give --max_length_generation {known} or less"
             )
-
-
-def find_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is the first GPU, else the CPU.
-
-    Raises:
-        UsageError: It is no device's name.
-        UserError: There is no GPU.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"no device {name!r}: give auto, cpu, cuda or cuda:1") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"--device {name} is not supported: give auto, cpu, cuda or cuda:1")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: there is no GPU that torch can use; coderl doctor says why")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, counted from cuda:0")
-    return device

@@ -123,11 +123,16 @@ class GenerateEngine(RolloutEngine):
         """
         assert self._policy is not None and self._pieces is not None
         policy, tokenizer, decoded = self._policy, self._policy.tokenizer, self._pieces.decode
+
+        def without_bos(row: list[int]) -> list[int]:
+            return row[1:] if row[:1] == [tokenizer.bos_token_id] else row
+
         said = ids[:-1] if ids and ids[-1] in policy.eos_ids() else ids
         ends = (*prompts.stop_strings(problem, policy.prompt_form), str(tokenizer.eos_token or ""))
         if policy.base.config.is_encoder_decoder:
-            return prompts.cut(decoded(said), ends)
-        head = asked[1:] if asked[:1] == [tokenizer.bos_token_id] else asked
+            # CodeT5+ learned answers as its tokenizer writes all texts: with the bos token before them.
+            return prompts.cut(decoded(without_bos(said)), ends)
+        head = without_bos(asked)
         text = decoded([*head, *said])
         as_given = policy.prompt_form == "completion" and text.startswith(problem.prompt)
         return prompts.cut(text[len(problem.prompt if as_given else decoded(head)) :], ends)

@@ -1,0 +1,172 @@
+"""What was won, in a sentence and in tables."""
+
+from __future__ import annotations
+
+import math
+import re
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from coderl.evaluation.comparison import Comparison
+    from coderl.report.metrics import Series
+    from coderl.report.run import Run
+
+MOST_SETTINGS, DEEPEST = 5000, 20
+FEW = 5  # steps at either end that a change in training is told from
+
+
+def percent(value: Any) -> str:
+    """A share in percent; a dash where it is not known."""
+    known = isinstance(value, int | float) and math.isfinite(value)
+    return f"{100 * value:.1f} %" if known else "–"
+
+
+def between(ends: Any) -> str:
+    """An interval of shares, in percent; a dash where it is not known."""
+    known = isinstance(ends, list | tuple) and len(ends) == 2
+    return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f} %" if known else "–"
+
+
+def points(share: float) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return f"{100 * share:+z.1f}"
+
+
+def setting(value: Any) -> str:
+    """A setting in words."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {setting(part)}" for name, part in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(setting, value)) or "none"
+    return str(value)
+
+
+def verdict(comparison: Comparison) -> str:
+    """What the interval and the test say together; A is the policy before training, B the one after it."""
+    sides = {"A": "the policy before training", "B": "the trained policy"}
+    words = re.sub(r"\b[AB]\b", lambda found: sides[found[0]], comparison.verdict)
+    return f"{words[:1].upper()}{words[1:]} ({comparison.evidence})."
+
+
+def headline(run: Run) -> str:
+    """What was won, in one or two sentences."""
+    before, after = run.held_out
+    was, now = (scores.get("pass@1") if scores else None for scores in (before, after))
+    if before is None or after is None or was is None or now is None:
+        known = [
+            (when, s)
+            for when, s in (("before", before), ("after", after))
+            if s and s.get("pass@1") is not None
+        ]
+        once = [f"Held-out pass@1 {when} training is {_scored(scores)}." for when, scores in known]
+        return " ".join([_in_training(run), *once])
+    verb = "rose" if now > was else "fell" if now < was else "stayed where it was"
+    from_to = f"from {_scored(before)} to {_scored(after)}" if now != was else f"at {_scored(after)}"
+    told = [f"Held-out pass@1 {verb}, {from_to}, on {after.get('problems', 'the')} problems of {_task(run)}."]
+    if run.comparisons:
+        told.append(paired(run.comparisons[0]))
+    return " ".join(told)
+
+
+def _scored(scores: dict[str, Any]) -> str:
+    return f"{percent(scores['pass@1'])} (95 % interval {between(scores.get('interval'))})"
+
+
+def _task(run: Run) -> str:
+    return next(iter(run.tasks), "the test split")
+
+
+def paired(comparison: Comparison) -> str:
+    """The paired difference and the sign test, in a sentence."""
+    low, high = comparison.interval
+    return (
+        f"Paired, that is {points(comparison.difference)} points (95 % interval {points(low)} to "
+        f"{points(high)}): more samples pass on {len(comparison.won)} problems and fewer on "
+        f"{len(comparison.lost)}, {comparison.tied} are alike ({comparison.evidence})"
+        f"{f'; {comparison.left_out}' if comparison.left_out else ''}."
+    )
+
+
+def _in_training(run: Run) -> str:
+    """What the curves say, where nothing was held out and measured twice."""
+    for name, what, told in (
+        ("reward/passed", "Programs that pass in training", percent),
+        ("reward/mean", "The mean reward", _number),
+        ("loss/sft", "The loss", _nats),
+    ):
+        series = run.metrics.get(name)
+        if series is not None and len(series.told):
+            return _ends(series, what, told, run.step_name)
+    return "Nothing was measured in training."
+
+
+def _ends(series: Series, what: str, told: Any, step: str) -> str:
+    count = min(FEW, max(len(series.told) // 2, 1))
+    first, last = series.mean(first=count), series.mean(last=count)
+    if len(series.told) == 1:
+        return f"{what}: {told(first)} in the one {step} so far."
+    many = f" {count}" * (count > 1)
+    return (
+        f"{what}: {told(first)} in the first{many} of {len(series)} {step}s, {told(last)} in the last{many}."
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.3g}"
+
+
+def _nats(value: float) -> str:
+    return f"{_number(value)} nats per token"
+
+
+def table(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """What each run is and what it won, a row for each: to be printed, or made a data frame of."""
+    rows = [_row(run) for run in runs]
+    known = [name for name in rows[0] if any(row[name] != "–" for row in rows)] if rows else []
+    return [{name: row[name] for name in known} for row in rows]
+
+
+def _row(run: Run) -> dict[str, str]:
+    before, after = run.held_out
+    gain = run.comparisons[0] if run.comparisons else None
+    seconds = run.summary.get("seconds")
+    return {
+        "run": run.name,
+        "method": run.method,
+        "model": run.model,
+        "steps": f"{run.steps}{'' if run.finished else ' so far'}",
+        "seconds": f"{seconds:.0f}{' (last start)' * (len(run.logs) > 1)}" if seconds is not None else "–",
+        "pass@1 before": percent(before and before.get("pass@1")),
+        "pass@1 after": percent(after and after.get("pass@1")),
+        "95 % interval": between(after and after.get("interval")),
+        "gain, points": points(gain.difference) if gain else "–",
+        "95 % interval of the gain": f"{points(gain.interval[0])} to {points(gain.interval[1])}"
+        if gain
+        else "–",
+        "won, lost": f"{len(gain.won)}, {len(gain.lost)}" if gain else "–",
+    }
+
+
+def unlike(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """The settings in which the runs differ, each with its value in every run."""
+    flat = [dict(islice(_flat(run.config), MOST_SETTINGS)) for run in runs]
+    keys = dict.fromkeys(key for settings in flat for key in settings)
+    values = [(key, [settings.get(key, "–") for settings in flat]) for key in keys]
+    return [(key, row) for key, row in values if len(set(row)) > 1 and not _of_place(key)]
+
+
+def _of_place(key: str) -> bool:
+    """Whether a setting says where a run writes, which always differs."""
+    return key.rpartition(".")[2] in ("default_root_dir", "dirpath", "save_dir", "ckpt_path")
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings as dotted names and values. YAML can nest without end: it is followed so far."""
+    if isinstance(value, dict | list) and value and prefix.count(".") < DEEPEST:
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _flat(part, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, "..." if isinstance(value, dict | list) and value else str(value)
