@@ -45,8 +45,17 @@ EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 def help_text() -> str:
     """What ``coderl --help`` prints."""
+    import textwrap
+
     from coderl.packaged import config_names
 
+    configs = textwrap.fill(
+        ", ".join(config_names()) or "(none)",
+        110,
+        initial_indent="  ",
+        subsequent_indent="  ",
+        break_on_hyphens=False,
+    )
     commands = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
     return f"""usage: coderl COMMAND [ARGUMENT ...]
 
@@ -65,8 +74,10 @@ train take --config CONFIG and --KEY VALUE, each as often as you like, and `--mo
 of one class, with units). Later settings win: environment variables such as
 CODERL_FIT__TRAINER__MAX_EPOCHS, then each --config in turn, then flags such as --trainer.max_epochs 2.
 
+Models of known families get their settings from models/*.yaml; `--preset none` turns that off.
+
 configs found by name from any folder:
-  {", ".join(config_names()) or "(none)"}"""
+{configs}"""
 
 
 def run(args: ArgsType = None) -> CoderlCLI | None:

@@ -101,6 +101,8 @@ def _unknown_key(option: str, where: str, owner: str, known: list[str]) -> str:
         )
     if owner:
         hint = _suggest(option, _parameters(owner))
+        if owner.rpartition(".")[2] in ("LightningModule", "LightningDataModule"):
+            hint = "; an overlay goes behind the config that it is laid over"
         return f"{where}: {owner.rpartition('.')[2]} has no argument {option!r}{hint}"
     group = option.partition(".")[0]
     groups = sorted({key.partition(".")[0] for key in known})
