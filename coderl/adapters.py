@@ -55,7 +55,8 @@ def fresh(base: PreTrainedModel, lora: LoRA, name: str) -> Any:
     """A peft model with a new adapter, which changes nothing yet. ``name`` is the model's, for errors.
 
     Raises:
-        UserError: If one of the target modules is not there: peft would leave it out without a word.
+        UserError: If one of the target modules is not there, which peft would leave out without a word, or
+            can never be merged.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -68,9 +69,39 @@ def fresh(base: PreTrainedModel, lora: LoRA, name: str) -> Any:
         task_type="SEQ_2_SEQ_LM" if base.config.is_encoder_decoder else "CAUSAL_LM",
     )
     try:
-        return get_peft_model(base, config)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings")  # refused below
+            net: Any = get_peft_model(base, config)
     except ValueError as error:
         raise UserError(f"lora.target_modules do not fit {name}: {str(error).splitlines()[0]}") from error
+    require_own_weights(net.get_base_model(), name)
+    return net
+
+
+def require_own_weights(base: PreTrainedModel, name: str) -> None:
+    """Refuse an adapter on an embedding or a head that are one: their sum would have to be in one alone.
+
+    Args:
+        base: The model, with or without adapters on it.
+        name: What it is called, for the error.
+
+    Raises:
+        UserError: There is one.
+    """
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    plain = [getattr(end, "base_layer", end) for end in ends]
+    if None in plain or plain[0].weight is not plain[1].weight:
+        return
+    adapted = [
+        path
+        for path, module in base.named_modules()
+        if any(module is end for end in ends) and hasattr(module, "base_layer")
+    ]
+    if adapted:
+        raise UserError(
+            f"lora.target_modules: in {name} {adapted[0]} shares its weights, embedding and head are one, so "
+            "an adapter on it can never be merged: train one on the blocks' layers alone"
+        )
 
 
 def _check_targets(base: PreTrainedModel, lora: LoRA, name: str) -> None:
@@ -102,6 +133,7 @@ def stored(base: PreTrainedModel, folder: str) -> Any:
         raise UserError(f"no adapter_config.json in {folder}: give the folder of a saved adapter")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found missing adapter keys")  # said below, as an error
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings")  # said where it is merged
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing")  # peft 0.21 asks by an old name
         try:
             net = PeftModel.from_pretrained(base, folder, is_trainable=True)

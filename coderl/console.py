@@ -22,7 +22,9 @@ from coderl import __version__
 from coderl.errors import UserError
 
 NAME = "console.log"
-_TOKEN = re.compile(r"\r?\n|\r|\x1b\[A|\x1b\[[0-9;?]*[A-Za-z]|\x1b\].*?(?:\x07|\x1b\\)|[^\r\n\x1b]+|\x1b")
+_TOKEN = re.compile(
+    r"\r?\n|\r|\x1b\[A|\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b\r\n]*(?:\x07|\x1b\\)|[^\r\n\x1b]+|\x1b"
+)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DEEPEST = 32
 """Rows that a bar may still come back to; those above are final."""
@@ -213,11 +215,12 @@ class ConsoleLog:
         own = "write" in vars(stream) if hasattr(stream, "__dict__") else False
 
         def heard(text: str) -> int:
-            with self._lock:
-                if self._file is not None and os.getpid() == self._process:
-                    lines = list(transcript.feed(text))
-                    others = [other for other in self._transcripts if lines and other is not transcript]
-                    self._append(itertools.chain(*(other.done() for other in others), lines))
+            if os.getpid() == self._process:  # a fork may have copied the lock while it was taken
+                with self._lock:
+                    if self._file is not None:
+                        lines = list(transcript.feed(text))
+                        others = [other for other in self._transcripts if lines and other is not transcript]
+                        self._append(itertools.chain(*(other.done() for other in others), lines))
             return write(text)
 
         def restore() -> None:
@@ -228,7 +231,10 @@ class ConsoleLog:
             else:
                 del stream.write
 
-        stream.write = heard  # type: ignore[method-assign]
+        try:
+            stream.write = heard  # type: ignore[method-assign]
+        except AttributeError:
+            return  # somebody's own stream, with __slots__: it is done without
         self._transcripts.append(transcript)
         self._streams.callback(restore)
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
+import glob
 import json
 import logging
+import os
 import shutil
+import tempfile
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,19 +19,32 @@ import psutil
 import torch
 from safetensors import SafetensorError
 
-from coderl import card, models
+from coderl import adapters, card, models
+from coderl.data.contamination import FILE as TRAINED
 from coderl.data.contamination import Trained, before, united
 from coderl.errors import UserError
 from coderl.verify import Probe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from coderl.policy import Policy
 
 
 POLICY_FILE = "policy.json"
 """What lies beside an adapter and says how the base was held when it was trained."""
+
+WRITTEN = (
+    *("README.md", card.MERGED, POLICY_FILE, TRAINED, "adapter_config.json", "adapter_model.safetensors"),
+    *("config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors"),
+    *("model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "chat_template.jinja", "additional_chat_templates/*.jinja", "vocab.json"),
+    *("vocab.txt", "merges.txt", "*.model", "preprocessor_config.json", "processor_config.json"),
+)
+"""What models consist of: the files that transformers, peft and this module write, as patterns."""
+
+SPARE = 20_000_000
+"""Bytes that tokenizer, configuration and card take at most."""
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +94,7 @@ def save_merged(
 
     Args:
         policy: Whose.
-        folder: Where to. An earlier merged model there is replaced, models of epochs in it stay.
+        folder: Where to. An earlier merged model there is replaced; what else lies in it stays.
         trained: What the policy was trained on here. It is written down, with what it had been trained on.
         dtype: Of the weights; see :func:`merged_dtype`.
         run: The run folder, whose settings the card tells.
@@ -92,6 +111,7 @@ def save_merged(
     dtype = dtype or merged_dtype(policy)
     tell = progress or log.debug
     require_replaceable(folder)
+    adapters.require_own_weights(policy.base, policy.model)
     _require_room(policy, folder, dtype)
     with _replacing(folder) as partial:
         _save_trained(policy, trained, partial)
@@ -128,7 +148,11 @@ def require_replaceable(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise UserError(f"{folder} is a file: name a folder for the merged model")
-    others = [p for p in folder.iterdir() if not (p.name.startswith("epoch-") and (p / card.MERGED).exists())]
+    others = [
+        path
+        for path in folder.iterdir()
+        if not (path.name.startswith("epoch-") and (path / card.MERGED).exists()) and not _is_partial(path)
+    ]
     if others and not (folder / card.MERGED).is_file():
         raise UserError(
             f"{folder} is not empty and holds no merged model of coderl's: nothing in it is overwritten; "
@@ -140,13 +164,16 @@ def _require_room(policy: Policy, folder: Path, dtype: torch.dtype) -> None:
     """Say what is lacking before the work, not in the middle of it."""
     size = _parameters(policy) * dtype.itemsize
     parent = next(parent for parent in folder.absolute().parents if parent.exists())
-    wanted = f"the merged model takes {_gigabytes(size)} in {_name(dtype)}, and"
-    if (free := shutil.disk_usage(parent).free) < size:
-        raise UserError(f"{wanted} {parent} has {_gigabytes(free)} left: make room, or name another folder")
+    wanted = f"the merged model takes {_gigabytes(size)} in {_name(dtype)}"
+    if (free := shutil.disk_usage(parent).free) < size + SPARE:
+        raise UserError(
+            f"{wanted}, tokenizer and card up to {_gigabytes(SPARE)}, and {parent} has {_gigabytes(free)} "
+            "left: make room, or name another folder"
+        )
     if (free := psutil.virtual_memory().available) < size:
         raise UserError(
-            f"{wanted} {_gigabytes(free)} of memory are free: end other programs, or run coderl merge with a "
-            "smaller --dtype or where there is more"
+            f"{wanted}, and {_gigabytes(free)} of memory are free: end other programs, or run coderl merge "
+            "with a smaller --dtype or where there is more"
         )
 
 
@@ -173,46 +200,98 @@ def _save_trained(policy: Policy, trained: Trained | None, folder: Path) -> None
         known.save(folder)
 
 
+def _is_partial(path: Path) -> bool:
+    """Whether it is what :class:`_replacing` works in, or left there when it was killed."""
+    return path.name.startswith(".") and path.name.endswith(".partial")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Inside, nobody else who asks for it renames what is in the folder."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network disks lock nothing
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
 class _replacing:
     """A folder to write into that takes the place of ``target`` when all went well.
 
-    Folders in ``target``, such as those of epochs, stay.
+    What is in ``target`` and not part of a model, such as the models of epochs and a user's own files, stays.
+    It works in a folder of its own beside the target, ``.NAME.*.partial``, locked as long as it is alive:
+    ``new`` is what is written, ``old`` what was there. What a kill left of one is put right by the next.
     """
 
     def __init__(self, target: Path) -> None:
         self.target = target
-        self.partial = target.with_name(f".{target.name}.partial")
 
     def __enter__(self) -> Path:
-        shutil.rmtree(self.partial, ignore_errors=True)
+        parent, name = self.target.parent, self.target.name
         try:
-            self.partial.mkdir(parents=True)
+            parent.mkdir(parents=True, exist_ok=True)
+            with _locked(parent):
+                for left in parent.glob(f".{glob.escape(name)}.*.partial"):
+                    self._put_right(left)
+            self.place = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".partial", dir=parent))
+            self.lock = os.open(self.place, os.O_RDONLY)
+            with suppress(OSError):  # some network disks lock nothing, for the next either
+                fcntl.flock(self.lock, fcntl.LOCK_EX)
+            new = self.place / "new"
+            new.mkdir()  # for whom the user's umask lets: mkdtemp's is for nobody else
         except OSError as error:
             raise self._failed(error.strerror or error) from error
-        return self.partial
+        return new
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         try:
-            if kind is None:
-                self._replace()
+            with _locked(self.target.parent):
+                try:
+                    if kind is None:
+                        self._replace()
+                finally:
+                    self._settle(self.place)
         except OSError as late:
             raise self._failed(late.strerror or late) from late
         finally:
-            shutil.rmtree(self.partial, ignore_errors=True)
+            os.close(self.lock)
         if isinstance(error, OSError):
             raise self._failed(error.strerror or error) from error
-        if isinstance(error, SafetensorError):  # what a full disk is to its writer
+        # A full disk, to the writers of safetensors and of tokenizers, which are written in Rust.
+        if isinstance(error, SafetensorError) or (isinstance(error, Exception) and "os error " in str(error)):
             raise self._failed(error) from error
 
     def _replace(self) -> None:
-        old = self.target.with_name(f".{self.target.name}.old")
+        new = self.place / "new"
+        for weights in new.glob("*.safetensors"):
+            weights.chmod(new.stat().st_mode & 0o666)  # their writer lets nobody else read them
         if self.target.exists():
-            self.target.rename(old)
-        self.partial.rename(self.target)
-        for folder in [path for path in old.glob("*") if path.is_dir()]:
-            if not (self.target / folder.name).exists():
-                folder.rename(self.target / folder.name)
-        shutil.rmtree(old, ignore_errors=True)
+            self.target.rename(self.place / "old")
+        new.rename(self.target)
+
+    def _settle(self, place: Path) -> None:
+        """Give back what was there if nothing took its place, else what of it was no part of a model."""
+        old = place / "old"
+        if old.exists() and not self.target.exists():
+            old.rename(self.target)
+        for path in old.glob("*"):
+            part = any(fnmatch(path.name, pattern.partition("/")[0]) for pattern in WRITTEN)
+            if not part and not _is_partial(path) and not (self.target / path.name).exists():
+                path.rename(self.target / path.name)
+        shutil.rmtree(place, ignore_errors=True)
+
+    def _put_right(self, left: Path) -> None:
+        with suppress(OSError):  # it is another user's, or alive
+            if not any(left.iterdir()):
+                return  # its owner is about to lock it
+            lock = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._settle(left)
+            finally:
+                os.close(lock)
 
     def _failed(self, reason: object) -> UserError:
         return UserError(f"{self.target} could not be written: {reason}")

@@ -120,6 +120,6 @@ def _base_of(adapter: Path, flags: tuple[str, str]) -> str:
         raise UserError(f"{adapter}/adapter_config.json names no base model: {error!r}") from error
     if not isinstance(name, str) or not name:
         raise UserError(f"{adapter} names no base model: {mend}")
-    if name.startswith("/") and not Path(name).is_dir():
+    if name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().is_dir():
         raise UserError(f"the base {name} of {adapter} is not there any more: {mend}")
     return name

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import logging
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coderl import card
 from coderl.errors import UsageError, UserError
+from coderl.export import WRITTEN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-HIDDEN = (".*", "*/.*", "epoch-*/*")
-"""What is not pushed: hidden files, which may hold secrets, and the models of single epochs."""
+PUSHED = (*WRITTEN, "*.safetensors", "*.safetensors.index.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
+"""What is pushed: what models consist of, and no other file that happens to lie there, such as secrets."""
+
+log = logging.getLogger(__name__)
 
 _WRITTEN_BY_TRAINING = ("*.ckpt", "checkpoint-*/trainer_state.json", "optimizer.pt", "*/optimizer.pt")
 
@@ -101,7 +107,7 @@ def push(
         folder: Where it lies. Its card's code is given the model's id, nothing else is changed.
         hub_id: ``owner/name``, or a name of one's own. None: the folder's name, or its run's.
         private: Make a new repository private. An old one stays as it is.
-        tell: Takes a line on what lies ahead.
+        tell: Takes a line on what lies ahead, and on what others will lack. None: the latter is logged.
 
     Returns:
         Where it can be seen.
@@ -115,6 +121,9 @@ def push(
 
     require_pushable(folder)
     require_id(card.name_of(folder) if hub_id is None else hub_id)
+    files = _files(folder)
+    for line in _lacking(folder, files):
+        (tell or log.warning)(line)
     api = HfApi()
     try:
         if get_token() is None:
@@ -124,7 +133,7 @@ def push(
         url = api.create_repo(hub_id, private=private or None, exist_ok=True)
         if tell:
             tell(f"pushing {folder} to {url}")
-        _upload(api, folder, url.repo_id)
+        _upload(api, folder, url.repo_id, files)
     except Exception as error:  # the hub's client raises its own, httpx's, and the system's errors
         again = f"coderl push {folder}" + (f" --hub_model_id {hub_id}" if hub_id else "")
         raise UserError(
@@ -134,7 +143,7 @@ def push(
     return str(url)
 
 
-def _upload(api: HfApi, folder: Path, hub_id: str) -> None:
+def _upload(api: HfApi, folder: Path, hub_id: str, files: list[str]) -> None:
     """Send the files, the card with the model's id in its code. If that fails the card is as it was."""
     path = folder / card.FILE
     old = path.read_text(encoding="utf-8") if path.is_file() else None
@@ -142,12 +151,48 @@ def _upload(api: HfApi, folder: Path, hub_id: str) -> None:
         path.write_text(new, encoding="utf-8")
     try:
         api.upload_folder(
-            repo_id=hub_id, folder_path=folder, commit_message="Upload with coderl", ignore_patterns=[*HIDDEN]
+            repo_id=hub_id,
+            folder_path=folder,
+            commit_message="Upload with coderl",
+            allow_patterns=[glob.escape(file) for file in files],
         )
     except BaseException:
         if old is not None:
             path.write_text(old, encoding="utf-8")
         raise
+
+
+def _files(folder: Path) -> list[str]:
+    """What of a folder is pushed.
+
+    Raises:
+        UserError: A file of weights is a link to somewhere else.
+    """
+    inside = folder.resolve()
+    files = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_file() or not any(
+            fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in PUSHED
+        ):
+            continue
+        if path.resolve().is_relative_to(inside):
+            files.append(name)
+        elif name.endswith(".safetensors"):
+            raise UserError(f"{path} is a link to outside of {folder}: put the file itself there")
+    return files
+
+
+def _lacking(folder: Path, files: list[str]) -> Iterator[str]:
+    """Lines on what others will not get, or not be able to use."""
+    if left := sorted({path.name for path in folder.iterdir()} - {name.partition("/")[0] for name in files}):
+        more = f" and {len(left) - 8} more" if len(left) > 8 else ""
+        yield f"not pushed, for they are no part of the model: {', '.join(left[:8])}{more} (in {folder})"
+    if base := local_base(folder):
+        yield (
+            f"{folder}/adapter_config.json names {base} as its base, which others do not have: they have to "
+            "name the base themselves"
+        )
 
 
 def local_base(folder: Path) -> str | None:

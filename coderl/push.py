@@ -24,11 +24,4 @@ def push(folder: str, hub_model_id: str | None = None, private: bool = False) ->
     from coderl import hub  # with torch: --help should not wait for it
 
     place = Path(folder).expanduser()
-    hub.require_pushable(place)
-    if base := hub.local_base(place):
-        print(
-            f"{place}/adapter_config.json names {base} as its base, which others do not have: they have to "
-            "name the base themselves",
-            file=sys.stderr,
-        )
     print(hub.push(place, hub_model_id, private=private, tell=lambda line: print(line, file=sys.stderr)))

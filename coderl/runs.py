@@ -57,7 +57,7 @@ def merged_folder(run: str | Path) -> Path:
 
 
 def require_fresh(folder: Path) -> None:
-    """Refuse a run folder that something was written to; :data:`DEBUG` is emptied.
+    """Refuse a run folder that something was written to; :data:`DEBUG` is emptied, unless it is a link.
 
     A start that failed leaves ``logs/version_n/config.yaml``, ``console.log`` and what W&B and TensorBoard
     write before the first step; the next one writes beside it, or below. One that was killed while it
@@ -70,7 +70,7 @@ def require_fresh(folder: Path) -> None:
     Raises:
         UserError: If the folder is a file, or holds anything more than that.
     """
-    if folder == DEBUG and (folder / "console.log").is_file():
+    if folder == DEBUG and not folder.is_symlink() and (folder / "console.log").is_file():
         shutil.rmtree(folder)
         shutil.rmtree(merged_folder(folder), ignore_errors=True)
     if not folder.exists():

@@ -1,4 +1,8 @@
-"""Whether a merged model computes what base and adapter compute: its logits beside theirs on real prompts."""
+"""Whether a merged model is base and adapter: by its logits on real prompts, and by its weights.
+
+Divergence grows with the square of what an adapter does, so of one that does little the logits cannot tell
+half from the whole; the weights of the layers that it is on can.
+"""
 
 from __future__ import annotations
 
@@ -54,6 +58,13 @@ most 1.2e-11 nats and 2e-5 deviations in float32, 4e-5 and 0.06 in float16, 2.3e
 """
 
 
+SHARE = (0.8, 1.2)
+"""How much of what the adapter adds to a layer may be in the merged layer. Right ones: 0.96 to 1.001."""
+
+PLAIN = 0.1
+"""How far that share may be from 1 by rounding alone. Of layers where it is further nothing is claimed."""
+
+
 @dataclass(frozen=True)
 class Verification:
     """What the comparison found.
@@ -66,6 +77,10 @@ class Verification:
         allowed: What ``kl`` may be.
         allowed_logit: What ``logit`` may be.
         precision: The coarser of the two precisions, such as ``bfloat16``.
+        kept: The precision that the merged model is kept in.
+        adapted: Layers to which the adapter adds something.
+        told: Those of them where that is more than what rounding to ``kept`` does.
+        share: The least and the most that there is of it in one of the ``told``; None where there are none.
     """
 
     tokens: int
@@ -75,11 +90,17 @@ class Verification:
     allowed: float
     allowed_logit: float
     precision: str
+    kept: str
+    adapted: int
+    told: int
+    share: tuple[float, float] | None
 
     @property
     def holds(self) -> bool:
         """Whether it is the same model, up to rounding. What is not finite is not."""
-        return self.kl <= self.allowed and self.logit <= self.allowed_logit
+        least, most = self.share or (1.0, 1.0)
+        added = SHARE[0] <= least and most <= SHARE[1]
+        return self.kl <= self.allowed and self.logit <= self.allowed_logit and added
 
     @property
     def words(self) -> str:
@@ -88,8 +109,21 @@ class Verification:
         return (
             f"on {self.tokens} tokens the logits are {self.kl:.1e} nats a token away in the mean (tolerance "
             f"in {self.precision} {self.allowed:.1e}), and {self.logit:.1e} of their standard deviation at "
-            f"most (tolerance {self.allowed_logit:g}){effect}"
+            f"most (tolerance {self.allowed_logit:g}){effect}{self._weights}"
         )
+
+    @property
+    def _weights(self) -> str:
+        words = ""
+        if self.share:
+            least, most = self.share
+            words = f"; {least:.3f} to {most:.3f} of what the adapter adds is in {self.told} layers' weights"
+        if lost := self.adapted - self.told:
+            words += (
+                f"; in {lost} of {self.adapted} layers what the adapter adds is below the rounding of "
+                f"{self.kept}, so nothing is claimed of it there"
+            )
+        return words
 
     def to_json(self) -> dict[str, Any]:
         """For ``merge.json``."""
@@ -104,6 +138,7 @@ class Probe:
     """
 
     def __init__(self, policy: Policy) -> None:
+        self.policy = policy
         self.precision: torch.dtype = policy.base.dtype
         self.device = policy.device
         self.rows = _rows(policy)
@@ -123,15 +158,15 @@ class Probe:
             UserError: It cannot be read, or is another model.
         """
         kept = models.stored_dtype(str(folder))
-        coarser = max(kept, self.precision, key=lambda dtype: torch.finfo(dtype).eps)
         merged = models.load_base(str(folder), "none", *_place(folder, kept, self.device)).eval()
-        found = self._compare(merged, coarser)
+        found = self._compare(merged, kept)
         if not found.holds:
             raise UserError(f"the merged model is not base and adapter: {found.words}; nothing is kept of it")
         return found
 
-    def _compare(self, merged: Any, coarser: torch.dtype) -> Verification:
+    def _compare(self, merged: Any, kept: torch.dtype) -> Verification:
         """Go through the rows once. A divergence of the tolerance is too much where the adapter does less."""
+        coarser = max(kept, self.precision, key=lambda dtype: torch.finfo(dtype).eps)
         tolerance = TOLERANCES[coarser]
         divergences, furthest = [], 0.0
         for expected, got in zip(self.expected, logits(merged, self.rows), strict=True):
@@ -139,6 +174,8 @@ class Probe:
             apart = got - expected
             apart = (apart - apart.mean(-1, keepdim=True)).abs().amax(-1) / expected.std(-1)
             furthest = max(furthest, float(apart.max())) if bool(apart.isfinite().all()) else float("nan")
+        found = list(shares(self.policy, merged, kept))
+        told = torch.tensor([got for got, rounded in found if not abs(rounded - 1) > PLAIN])  # NaN is told
         half = tolerance.kl if self.effect is None else self.effect / 2
         return Verification(
             sum(len(row) for row in divergences),
@@ -148,7 +185,36 @@ class Probe:
             min(tolerance.kl, max(tolerance.kl / 4, half)),
             tolerance.logit,
             str(coarser).removeprefix("torch."),
+            str(kept).removeprefix("torch."),
+            len(found),
+            len(told),
+            (float(told.min()), float(told.max())) if len(told) else None,
         )
+
+
+@torch.no_grad()
+def shares(policy: Policy, merged: Any, kept: torch.dtype) -> Iterator[tuple[float, float]]:
+    """How much of what the adapter adds is in each layer of a merged model: 1 is all, 0 none, 2 twice.
+
+    Args:
+        policy: Base and adapter.
+        merged: The model, with its weights as they are on disk or in a wider precision.
+        kept: The precision on disk.
+
+    Yields:
+        For each layer to which the adapter adds something the share, ⟨merged - base, added⟩ / ⟨added, added⟩,
+        and what it would be by rounding alone.
+    """
+    for name, module in policy.base.named_modules():
+        if not hasattr(module, "get_delta_weight") or not hasattr(module, "get_base_layer"):
+            continue
+        added = module.get_delta_weight(adapters.POLICY).float()
+        if not (size := float(added.square().sum())):
+            continue
+        base = models.dense(module.get_base_layer(), "weight").float()
+        weight = merged.get_submodule(name).weight.to(base.device, torch.float32)
+        rounded = (base + added).to(kept).float()
+        yield tuple(float(((found - base) * added).sum()) / size for found in (weight, rounded))  # type: ignore[misc]
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from huggingface_hub import ModelCard
 from coderl import card
 from coderl.adapters import LoRA
 from coderl.callbacks import MergedCheckpoints, PostFit
+from coderl.callbacks.leaving import save_models
 from coderl.card.facts import gather, is_hub_id
 from coderl.cli import main
 from coderl.export import save_adapter, save_merged
@@ -108,8 +109,8 @@ def test_a_card_says_what_is_known(tmp_path: Path) -> None:
     for part in (
         f"# {run.name}\n",
         f"[{BASE}](https://huggingface.co/{BASE})",
-        "375 problems in training (374 of MBPP, 1 of `mine`)",
-        "100 optimizer steps, 3600 seconds",
+        "trained from a set of 375 problems (374 of MBPP, 1 of `mine`)",
+        "100 optimizer steps.",  # it was resumed: the seconds are the last part's
         "| learning_rate | 3e-06 |",
         "| LoRA r | 64 |",
         "| rewards | ExecutionReward |",
@@ -130,6 +131,49 @@ def test_scores_on_problems_that_were_trained_on_are_marked_and_not_listed(tmp_p
     found = written(run / "adapter", run)
     assert "**NOT HELD OUT**: 2 of the 500 problems of MBPP were trained on." in found.text
     assert [result.dataset_name for result in found.data.eval_results] == ["HumanEval (500 problems)"]
+
+
+def test_a_fit_in_one_part_says_how_long_it_took(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    shutil.rmtree(run / "logs/version_0")
+    assert "100 optimizer steps, 3600 seconds in all." in written(run / "adapter", run).text
+
+
+def test_settings_that_did_not_act_are_left_out(tmp_path: Path) -> None:
+    lora = {"class_path": "coderl.adapters.LoRA", "init_args": {"r": 64, "alpha": 16, "dropout": 0.1}}
+    run = run_folder(tmp_path / "run", policy={"lora": lora})
+    assert "LoRA dropout" not in written(run / "adapter", run).text
+    (path := run / "logs/version_1/config.yaml").write_text(
+        path.read_text()
+        .replace("quantization: nf4", "quantization: nf4\n        train_dropout: true")
+        .replace("learning_rate: 3.0e-06", "learning_rate: 3.0e-06\n    max_new_tokens: 512")
+    )
+    text = written(run / "adapter", run).text
+    assert "| LoRA dropout | 0.1 |" in text and "| max_new_tokens | 512 |" in text
+    (run / "summary.json").write_text('{"method": "sft"}')
+    assert "max_new_tokens | 512" not in written(run / "adapter", run).text
+
+
+def test_a_merge_with_another_base_is_not_what_the_run_measured(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    for base, same in {BASE: True, "codellama/CodeLlama-7b-hf": False}.items():
+        (tmp_path / "out").mkdir(exist_ok=True)
+        card.note(tmp_path / "out", base, "bfloat16", {"quantization": "nf4"}, {})
+        found = written(tmp_path / "out", run)
+        assert found.data.base_model == base and f"made from [{base}](" in found.text
+        assert ("41.2%" in found.text) is same and bool(found.data.eval_results) is same
+
+
+@pytest.mark.parametrize("name", ['x"; print(1) #', "a\nb: ```", "a\\b", "naïve"])
+def test_odd_names_stay_names(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    written(tmp_path / name)
+    line = next(line for line in code_of(tmp_path / name).splitlines() if line.startswith("name = "))
+    shown: dict[str, str] = {}
+    exec(line, shown)
+    assert shown["name"] == name
+    changed = card.call((tmp_path / name / card.FILE).read_text(), "me/it")
+    assert changed.count("me/it") == 1 and 'name = "me/it"  #' in changed
 
 
 def test_what_nobody_knows_is_left_out(tmp_path: Path) -> None:
@@ -283,6 +327,15 @@ def test_a_fit_ends_with_cards_of_what_it_measured(llama: Path, tmp_path: Path) 
     epoch = tmp_path / "run-merged/epoch-2"  # is there still
     assert (epoch / "model.safetensors").is_file()
     assert "What was measured" not in (epoch / card.FILE).read_text()
+
+
+def test_a_summary_of_earlier_weights_goes_when_new_ones_are_saved(llama: Path, tmp_path: Path) -> None:
+    """A resumed run may be killed between the two."""
+    policy = tiny.policy(llama)
+    tiny.stir(policy)
+    run = run_folder(tmp_path / "run")
+    assert save_models(policy, run, None, merge=False) == {"adapter": str(run / "adapter")}
+    assert not (run / "summary.json").exists()
 
 
 def test_a_merge_by_hand_tells_of_the_run(llama: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,14 @@ def test_no_output_is_too_odd(texts: list[str]) -> None:
 
 def test_what_was_not_ended_is_kept() -> None:
     assert lines("a\n", "half") == ["a", "half"]
+
+
+def test_titles_that_never_end_take_no_time() -> None:
+    text = "\x1b]0;" * 100_000
+    started = time.monotonic()
+    assert lines(text + "\n") == ["]0;" * 100_000]
+    assert time.monotonic() - started < 10
+    assert lines("\x1b]0;title\x07a \x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\\n") == ["a link"]
 
 
 def test_colours_are_left_out() -> None:
@@ -212,6 +221,56 @@ def test_the_last_words_are_in_it(tmp_path: Path, error: BaseException, last: st
         raise error
     assert body(tmp_path)[-1] == last
     assert ("Traceback" in (tmp_path / "console.log").read_text()) == isinstance(error, ZeroDivisionError)
+
+
+class Fixed:
+    """A stream whose methods cannot be replaced."""
+
+    __slots__ = ("text",)
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+
+def test_a_stream_that_cannot_be_listened_to_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixed = Fixed()
+    monkeypatch.setattr(sys, "stdout", fixed)
+    with ConsoleLog(tmp_path):
+        print("not heard")
+        print("heard", file=sys.stderr)
+    assert fixed.text == "not heard\n" and body(tmp_path) == ["heard"]
+
+
+def test_a_forked_process_does_not_wait_for_the_lock(tmp_path: Path) -> None:
+    with ConsoleLog(tmp_path) as console:
+        taken, done = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with console._lock:
+                taken.set()
+                done.wait(60)
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        taken.wait(60)
+        console._process += 1  # as if this were a child, forked while another thread was writing
+        writer = threading.Thread(target=print, args=("from the child",), daemon=True)
+        writer.start()
+        writer.join(10)
+        alive = writer.is_alive()
+        done.set()
+        holder.join()
+        writer.join()
+    assert not alive and "from the child" not in (tmp_path / "console.log").read_text()
 
 
 def test_a_full_disk_ends_the_log_and_not_the_run(

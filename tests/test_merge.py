@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -19,7 +22,8 @@ from coderl import card, models
 from coderl.adapters import LoRA
 from coderl.cli import main
 from coderl.data.contamination import Trained
-from coderl.export import save_adapter, save_merged
+from coderl.errors import UserError
+from coderl.export import _replacing, save_adapter, save_merged
 from coderl.families import auto_class
 from coderl.policy import Policy
 from tests import tiny
@@ -194,10 +198,10 @@ Mutant = Callable[[Policy, Any], None]
 
 
 @torch.no_grad()
-def added(policy: Policy, twin: Any, times: float) -> None:
+def added(policy: Policy, twin: Any, times: float, only: str = "") -> None:
     """Add the adapter again, or take it away."""
     for name, module in policy.base.named_modules():
-        if hasattr(module, "get_delta_weight"):
+        if hasattr(module, "get_delta_weight") and only in name:
             twin.get_submodule(name).weight.add_(times * module.get_delta_weight("default").float())
 
 
@@ -228,6 +232,8 @@ MUTANTS: dict[str, Mutant] = {
     "missing": lambda policy, twin: added(policy, twin, -1.0),
     "twice": lambda policy, twin: added(policy, twin, 1.0),
     "half": lambda policy, twin: added(policy, twin, -0.5),
+    "negated": lambda policy, twin: added(policy, twin, -2.0),
+    "layer": lambda policy, twin: added(policy, twin, -1.0, only="layers.1.mlp.down_proj"),
     "head": mistaken_head,
     "row": mistaken_row,
     "swapped": swapped,
@@ -242,10 +248,10 @@ def mutate(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def set_up(name: str) -> None:
         right = Policy.merged
 
-        def wrong(self: Policy, *args: Any) -> Any:
-            twin = right(self, *args)
+        def wrong(self: Policy, dtype: torch.dtype, *args: Any) -> Any:
+            twin: Any = right(self, torch.float32, *args)
             MUTANTS[name](self, twin)
-            return twin
+            return twin.to(dtype)  # rounded once, as a right one is
 
         monkeypatch.setattr(Policy, "merged", wrong)
 
@@ -280,6 +286,38 @@ def test_so_is_one_of_an_adapter_that_does_little(
     assert noted()["verified"]["effect"] < 1e-2
     mutate(name)
     assert merge(adapter=weak) == 1
+
+
+@pytest.mark.parametrize("name", ["missing", "half", "twice", "layer", "negated"])
+def test_or_of_one_that_does_less_than_the_rounding_of_its_base(
+    llama: Path,
+    tmp_path: Path,
+    mutate: Callable[[str], None],
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    """Divergence is quadratic: the logits cannot tell half of such an adapter from the whole."""
+    weak = adapter(tmp_path / "weak", llama, scale=0.003)
+    assert merge("--dtype", "bfloat16", adapter=weak) == 0
+    found = noted()["verified"]
+    assert 1e-3 < found["effect"] < 5e-3 and found["told"] == found["adapted"] == 6
+    assert 0.9 < found["share"][0] <= found["share"][1] < 1.1
+    mutate(name)
+    line = error_of(capsys, "--dtype", "bfloat16", adapter=weak)
+    assert "of what the adapter adds" in line and noted()["verified"] == found
+
+
+def test_what_rounding_swallows_is_said_and_not_claimed(llama: Path, tmp_path: Path) -> None:
+    """On bfloat16's own grid a change below half a step is gone."""
+    AutoModelForCausalLM.from_pretrained(llama, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
+    AutoTokenizer.from_pretrained(llama).save_pretrained(tmp_path / "half")
+    faint = adapter(tmp_path / "faint", tmp_path / "half", scale=1e-5, quantization="none")
+    assert merge(adapter=faint) == 0
+    found = noted()["verified"]
+    assert (found["told"], found["adapted"], found["share"]) == (0, 6, None)
+    assert "in 6 of 6 layers what the adapter adds is below the rounding of bfloat16" in found["words"]
+    assert merge("--dtype", "float32", adapter=faint) == 0
+    assert noted()["verified"]["told"] == 6
 
 
 @pytest.mark.parametrize(
@@ -355,6 +393,8 @@ def broken(name: str) -> Path:
         ("list", "adapter_config.json"),
         ("problems", "training_problems.json"),
         ('{"base_model_name_or_path": "/gone/model"}', "give it as --base_model BASE --adapter_model_id bad"),
+        ('{"base_model_name_or_path": "./gone"}', "give it as --base_model BASE --adapter_model_id bad"),
+        ('{"base_model_name_or_path": "~/gone"}', "give it as --base_model BASE --adapter_model_id bad"),
         ('{"base_model_name_or_path": null}', "names no base model"),
         ('{"use_dora": true}', "LoRA with use_dora"),
         ('{"modules_to_save": ["lm_head"]}', "LoRA with modules_to_save"),
@@ -445,6 +485,110 @@ def test_a_disk_that_gets_full_meanwhile_leaves_nothing(capsys: pytest.CaptureFi
         assert merge() == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert f"{OUT.name} could not be written" in line and nothing_left()
+
+
+def test_so_does_one_that_is_full_for_the_tokenizer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise Exception("No space left on device (os error 28)")  # as the writer of tokenizers does
+
+    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", full)
+    assert "could not be written: No space left on device" in error_of(capsys) and nothing_left()
+
+
+def old_and_new(folder: Path) -> tuple[Path, _replacing]:
+    """An earlier model, and what is to replace it."""
+    target = folder / "at/m"
+    target.mkdir(parents=True)
+    (target / "config.json").write_text("old")
+    return target, _replacing(target)
+
+
+@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(5, "Input/output error")])
+def test_what_fails_between_two_names_leaves_the_earlier_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, error: BaseException
+) -> None:
+    places, count, rename = old_and_new(tmp_path), itertools.count(1), Path.rename
+
+    def renamed(self: Path, target: Path) -> Path:
+        if next(count) == at:
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    with pytest.raises((KeyboardInterrupt, UserError)), places[1] as partial:
+        (partial / "config.json").write_text("new")
+    assert [path.name for path in (tmp_path / "at").iterdir()] == ["m"]
+    assert (places[0] / "config.json").read_text() == "old"
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_what_a_kill_left_is_put_right_by_the_next(tmp_path: Path, gone: bool) -> None:
+    target, replacing = old_and_new(tmp_path)
+    (tmp_path / "at/.m.x.partial/old").mkdir(parents=True)
+    (tmp_path / "at/.m.x.partial/old/config.json").write_text("older")
+    (tmp_path / "at/.m.x.partial/old/notes.txt").write_text("mine")
+    if gone:
+        shutil.rmtree(target)
+    with pytest.raises(ZeroDivisionError), replacing:
+        raise ZeroDivisionError
+    assert [path.name for path in (tmp_path / "at").iterdir()] == ["m"]
+    assert (target / "config.json").read_text() == ("older" if gone else "old")
+    assert (target / "notes.txt").read_text() == "mine"
+
+
+def test_two_at_once_do_not_meet(tmp_path: Path) -> None:
+    target, one = old_and_new(tmp_path)
+    with one as first:
+        (first / "config.json").write_text("first")
+        with _replacing(target) as second:
+            (second / "config.json").write_text("second")
+        assert (target / "config.json").read_text() == "second"
+    assert (target / "config.json").read_text() == "first"
+    assert [path.name for path in (tmp_path / "at").iterdir()] == ["m"]
+
+
+def test_ones_own_files_in_an_earlier_model_stay_and_its_own_go() -> None:
+    assert merge() == 0
+    for name in ("model-F16.gguf", "notes.txt", ".git/config", "epoch-1/x"):
+        (OUT / name).parent.mkdir(exist_ok=True)
+        (OUT / name).write_text("mine")
+    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "chat_template.jinja"):
+        (OUT / name).write_text("of an earlier model")
+    before = {path.name for path in OUT.iterdir()}
+    assert merge() == 0
+    left = before - {path.name for path in OUT.iterdir()}
+    assert left == {"model-00001-of-00002.safetensors", "model.safetensors.index.json", "chat_template.jinja"}
+    assert (OUT / ".git/config").read_text() == (OUT / "epoch-1/x").read_text() == "mine"
+
+
+def test_others_may_read_what_they_may_read_else() -> None:
+    old = os.umask(0o022)
+    try:
+        assert merge() == 0
+    finally:
+        os.umask(old)
+    assert OUT.stat().st_mode & 0o777 == 0o755
+    assert {path.stat().st_mode & 0o777 for path in OUT.iterdir()} == {0o644}
+
+
+def test_a_layer_that_shares_its_weights_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sum would have to be in one place and not in the other."""
+    base = tiny.checkpoint(tmp_path / "base", tie_word_embeddings=True)
+    with pytest.raises(UserError, match="lm_head shares its weights"):
+        tiny.policy(base, lora=LoRA(r=4, target_modules=("q_proj", "lm_head")))
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft says as much
+        given = get_peft_model(plain, LoraConfig(r=4, target_modules=["lm_head"], task_type="CAUSAL_LM"))
+        given.save_pretrained(str(tmp_path / "foreign"))
+    assert "shares its weights" in error_of(capsys, adapter=tmp_path / "foreign") and nothing_left()
+    free = tiny.checkpoint(tmp_path / "free")
+    assert tiny.policy(free, lora=LoRA(r=4, target_modules=("lm_head",))).net is not None
 
 
 @pytest.mark.parametrize("moment", ["coderl.export.Probe.check", "coderl.export.card.write"])

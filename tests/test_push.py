@@ -113,12 +113,37 @@ def test_that_others_lack_an_adapters_base_is_said(
     assert f"names {llama} as its base, which others do not have" in capsys.readouterr().err
 
 
-def test_hidden_files_and_models_of_epochs_stay_here(hub: Hub) -> None:
+def test_only_what_belongs_to_a_model_leaves(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     files = on_disk(MERGED)
-    (MERGED / ".env").write_text("HF_TOKEN=hf_secret")
+    (MERGED / "LICENSE").write_text("MIT")
+    others = (
+        ".env",
+        "secrets.json",
+        "token.json",
+        "token",
+        "notes.txt",
+        "data.jsonl",
+        "key.pem",
+        ".git/config",
+    )
+    for name in (*others, "sub/config.json"):
+        (MERGED / name).parent.mkdir(exist_ok=True)
+        (MERGED / name).write_text("hf_secret")
+    Path("elsewhere").write_text("hf_secret")
+    (MERGED / "added_tokens.json").symlink_to(Path("elsewhere").resolve())
+    (MERGED / "vocab.json").symlink_to("config.json")
     shutil.copytree(MERGED, MERGED / "epoch-1")
     assert main(["push", str(MERGED)]) == 0
-    assert set(hub.repos[f"me/{MERGED.name}"]) == set(files)
+    assert set(hub.repos[f"me/{MERGED.name}"]) == {*files, "LICENSE", "vocab.json"}
+    told = capsys.readouterr().err
+    assert "not pushed, for they are no part of the model: .env, .git, added_tokens.json" in told
+    assert "and 3 more" in told
+
+
+def test_weights_that_lie_elsewhere_are_told(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    (MERGED / "model.safetensors").rename("blob")
+    (MERGED / "model.safetensors").symlink_to(Path("blob").resolve())
+    assert "is a link to outside of" in error_of(capsys, MERGED) and not hub.asked
 
 
 def test_a_card_that_somebody_wrote_arrives_as_it_is(hub: Hub) -> None:
@@ -259,10 +284,12 @@ def test_an_adapter_that_the_hub_does_not_have(hub: Hub, capsys: pytest.CaptureF
 
 
 def test_a_fit_ends_with_its_models_on_the_hub(
-    hub: Hub, llama: Path, capsys: pytest.CaptureFixture[str]
+    hub: Hub, llama: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.manual_seed(7)
-    fit(rl(llama), Path("run"), PostFit(push_to_hub=True), steps=1)
+    with caplog.at_level(logging.WARNING):
+        fit(rl(llama), Path("run"), PostFit(push_to_hub=True), steps=1)
+    assert f"names {llama} as its base, which others do not have" in caplog.text
     assert hub.repos == {"me/run": on_disk(Path("run/adapter")), "me/run-merged": on_disk(Path("run-merged"))}
     shown = capsys.readouterr().out
     assert f"{hub.url}/me/run\n" in shown and f"{hub.url}/me/run-merged\n" in shown

@@ -80,6 +80,20 @@ def test_what_a_launcher_starts_is_a_command(
     assert main([*shlex.split(command), "--print_config"]) == 0, capfd.readouterr().err
 
 
+MEMORY = re.findall(r"^\| \d+ GB \| .+? \| `(.+?)` \|", README, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("flags", MEMORY)
+def test_the_flags_of_the_memory_table_can_be_typed(
+    flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(MEMORY) == 9
+    assert main(["fit", "-c", "grpo.yaml", *shlex.split(flags), "--print_config"]) == 0, (
+        capfd.readouterr().err
+    )
+
+
 def test_the_sandbox_in_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(next(text for text in PYTHON if "Sandbox" in text), "README.md", "exec"), {})
     assert "outcome='passed'" in capsys.readouterr().out

@@ -185,6 +185,14 @@ def test_long_runs_are_drawn_with_few_points_of_the_same_mean(count: int) -> Non
     assert np.average(few.steps, weights=sizes) == pytest.approx(series.steps.mean())
 
 
+def test_an_interval_that_rounding_puts_beside_its_score_is_drawn(folder: Path) -> None:
+    (results,) = folder.glob("evaluation_results_*_before_*")
+    whole = json.loads(results.read_text())
+    whole["embedded"] |= {"pass@1": 1 / 3, "interval": [math.nextafter(1 / 3, 1)] * 2}
+    results.write_text(json.dumps(whole))
+    assert cover(load_run(folder)) is not None
+
+
 def test_what_is_drawn_are_the_metrics(finished: Path) -> None:
     found = load_run(finished)
     panels = {axes.get_title(loc="left"): axes for axes in curves(found).axes}
@@ -286,6 +294,62 @@ def test_the_page_is_whole_in_itself(finished: Path) -> None:
     assert len(ids) == len(set(ids)) and named <= set(ids)
     assert "currentColor" in html and "#010203" not in html
     assert "url(http" not in html and "@import" not in html
+
+
+@pytest.mark.parametrize(
+    "pattern", ["logs/version_1/config.yaml", "completions.jsonl", "generations_*_before_*", "summary.json"]
+)
+def test_a_link_out_of_the_run_folder_is_not_followed(folder: Path, pattern: str) -> None:
+    (link,) = folder.glob(pattern)
+    outside = folder.parent / "secret"
+    text = link.read_text()
+    outside.write_text(f"# secret\n{text}" if pattern.endswith("yaml") else text)
+    link.unlink()
+    link.symlink_to(outside)
+    found = load_run(folder)
+    assert f"{link.name} leads out of the run folder and is not read" in "; ".join(found.missing)
+    assert "# secret" not in found.config_text
+    if link.name.startswith("generations"):
+        assert not any(change.before.programs for change in changes(found))
+
+
+def test_results_elsewhere_are_not_read_and_a_moved_run_finds_its_own(folder: Path) -> None:
+    (results,) = folder.glob("evaluation_results_*_before_*")
+    inside = folder / "deep" / "renamed.json"
+    inside.parent.mkdir()
+    shutil.copy(results, inside)
+    edit(folder, "paths", before=str(inside))
+    assert load_run(folder).before == inside
+    elsewhere = Path(shutil.move(inside, folder.parent / "renamed.json"))
+    edit(folder, "paths", before=str(elsewhere))
+    assert load_run(folder).before is None
+    edit(folder, "paths", before=f"/gone/{results.name}")
+    moved = folder.rename(folder.with_name("moved"))
+    link = moved.with_name("link")
+    link.symlink_to(moved)
+    assert load_run(link).before == link / results.name and not load_run(link).missing
+
+
+MARKS = "\x1b[31m\u202e\u2066"
+
+
+def test_names_and_values_are_seen_and_steer_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = body(folder)[1]["embedded"]
+    whole["outcomes"] = {MARKS + name: count for name, count in whole["outcomes"].items()}
+    whole["settings"] |= {MARKS: MARKS, "nested": {MARKS: [MARKS]}}
+    for file in folder.glob("evaluation_results_*"):
+        file.write_text(json.dumps({"embedded" + MARKS: whole | {"infra_errors": MARKS}}))
+    edit(folder, "versions", **{MARKS: MARKS})
+    summary = json.loads((folder / "summary.json").read_text())
+    summary |= {"ended": MARKS, "model": MARKS, "paths": summary["paths"] | {MARKS: MARKS}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    write_log(folder, 2, [{"step": 9, "rollout_step": 10, "reward/" + MARKS: 1.0}])
+    assert main(["report", str(folder)]) == 0
+    html = (folder / "report.html").read_text()
+    assert not {*MARKS[:1], *MARKS[-2:]} & {*html, *capsys.readouterr().out}
+    assert html.count(r"\x1b[31m\u202e\u2066") > 10
 
 
 # -- parts of runs ---------------------------------------------------------------------------------------
@@ -448,6 +512,68 @@ def test_a_damaged_evaluation_is_one_line(folder: Path, capsys: pytest.CaptureFi
     assert f"{results}: malformed JSON" in error_of(capsys, str(folder))
 
 
+ODD: list[dict[str, Any]] = [
+    {"contaminated": 5},
+    {"outcomes": [1]},
+    {"interval": [0.99, 0.01]},
+    {"interval": 5},
+    {"interval": ["a", "b"]},
+    {"interval": [math.nan, math.nan]},
+    {"pass@1": math.inf, "interval": None},
+    {"pass@1": 10**400, "interval": None},
+]
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("place", ["results", "summary"])
+def test_scores_that_are_none_are_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], odd: dict[str, Any], place: str
+) -> None:
+    (file,) = folder.glob("evaluation_results_*_before_*" if place == "results" else "summary.json")
+    whole = json.loads(file.read_text())
+    (whole if place == "results" else whole["tasks"])["embedded"] |= odd
+    file.write_text(json.dumps(whole))
+    line = error_of(capsys, str(folder))
+    assert (
+        f"{file}: is damaged" in line
+        and ("the scores of 'embedded'" if place == "results" else "scores missing, or") in line
+    )
+
+
+@pytest.mark.parametrize("name", ["../../etc/x", "a/b", "x" * 300, "\u540d" * 90, "\x1b[31m/"])
+def test_a_task_that_names_no_file_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    for file in folder.glob("evaluation_results_*"):
+        file.write_text(json.dumps({name: json.loads(file.read_text())["embedded"]}))
+    assert "no name of a task" in error_of(capsys, str(folder))
+
+
+@pytest.mark.parametrize("path", ["/" + "x" * 5000, "a\0b", "../..", 5, None, ["a"]])
+def test_a_results_file_that_cannot_be_there_is_none(folder: Path, path: Any) -> None:
+    edit(folder, "paths", before=path)
+    assert load_run(folder).before is None
+
+
+def edit(folder: Path, key: str, **values: Any) -> None:
+    """Change what the summary says."""
+    whole = json.loads((folder / "summary.json").read_text())
+    whole[key] |= values
+    (folder / "summary.json").write_text(json.dumps(whole))
+
+
+def test_seconds_and_rewards_too_large_for_a_number_are_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(whole | {"seconds": 10**400}))
+    assert "seconds missing, or not what a fit writes" in error_of(capsys, str(folder))
+    (folder / "summary.json").unlink()
+    (folder / "completions.jsonl").write_text(json.dumps({"rollout_step": 1, "reward": 10**400}) + "\n")
+    assert "line 1 is damaged" in error_of(capsys, str(folder))
+    assert "cannot be read" in error_of(capsys, "x" * 300)
+
+
 def test_what_is_no_run_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     around = folder.parent
     (around / "empty").mkdir()
@@ -466,7 +592,7 @@ def test_nothing_but_a_report_is_written_over(folder: Path, capsys: pytest.Captu
     assert main(["report", run_folder]) == 0 and main(["report", run_folder]) == 0
     capsys.readouterr()
     for name in ("notes.html", "taken.png"):
-        (folder / name).write_text("mine")
+        (folder / name).write_text("mine, of coderl report, <meta name='generator'>")
     (folder / "folder.html").mkdir()
     for output, said in (
         ("notes.html", "is no report"),
@@ -475,7 +601,8 @@ def test_nothing_but_a_report_is_written_over(folder: Path, capsys: pytest.Captu
         ("summary.json", "is no name for a page"),
     ):
         assert said in error_of(capsys, run_folder, "--output", str(folder / output), code=2)
-    assert (folder / "notes.html").read_text() == (folder / "taken.png").read_text() == "mine"
+    assert (folder / "notes.html").read_text() == (folder / "taken.png").read_text()
+    assert (folder / "notes.html").read_text().startswith("mine")
     assert not (folder / "taken.html").exists()
     (folder / "locked").write_text("")
     assert "cannot be written" in error_of(capsys, run_folder, "--output", str(folder / "locked/a.html"))

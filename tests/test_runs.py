@@ -126,3 +126,15 @@ def test_a_debug_run_takes_the_place_of_the_one_before(
     assert not runs.DEBUG.exists() and not runs.merged_folder(runs.DEBUG).exists()
     with pytest.raises(UserError, match="not empty"):
         runs.require_fresh(tmp_path / "elsewhere" / "debug")
+
+
+def test_a_debug_folder_that_is_a_link_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("console.log", "weights"):
+        (tmp_path / "mine" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "mine" / name).touch()
+    runs.DEBUG.parent.mkdir()
+    runs.DEBUG.symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match="not empty"):
+        require_fresh(runs.DEBUG)
+    assert (tmp_path / "mine" / "weights").exists() and runs.DEBUG.is_symlink()

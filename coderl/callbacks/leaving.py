@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from coderl.data.contamination import Trained
     from coderl.policy import Policy
 
+SUMMARY = "summary.json"
+"""What a fit was worth, in its run folder; see :func:`coderl.callbacks.summary.summary_path`."""
+
 log = logging.getLogger(__name__)
 
 
@@ -35,6 +38,7 @@ def save_models(policy: Policy, run: Path, trained: Trained | None, merge: bool)
     Raises:
         UserError: What there is to save could not be saved.
     """
+    (run / SUMMARY).unlink(missing_ok=True)  # of an earlier part of the run: it speaks of other weights
     paths: dict[str, str] = {}
     if policy.base is not policy.net:
         paths["adapter"] = str(save_adapter(policy, run / "adapter", trained, run))

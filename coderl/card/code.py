@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from coderl import prompts
@@ -27,7 +28,7 @@ def code(facts: Facts) -> str:
         *([f"from peft import {owner}"] if facts.adapter else []),
         f"from transformers import {', '.join(names)}",
         "",
-        f'name = "{facts.name}"  # this model\'s folder, or its id on the hub',
+        f"name = {quoted(facts.name)}  # this model's folder, or its id on the hub",
         "tokenizer = AutoTokenizer.from_pretrained(name)",
         *(_NF4 if held else []),
         f"model = {owner}.from_pretrained(name, {how})",
@@ -37,6 +38,11 @@ def code(facts: Facts) -> str:
         f"print(tokenizer.decode(output[0]{start}, skip_special_tokens=True))",
     ]
     return "\n".join(lines) + "\n"
+
+
+def quoted(name: str) -> str:
+    """A name as Python writes a string, in double quotes and on one line."""
+    return json.dumps(name, ensure_ascii=not name.isprintable())
 
 
 _NF4 = (

@@ -158,7 +158,9 @@ def gather(folder: Path, name: str, run: Path | None, measured: bool) -> Facts:
     """
     adapter, merge, config = _json(folder / "adapter_config.json"), _json(folder / MERGED), _config(run)
     policy = arguments(arguments(config.get("model")).get("policy"))
-    base = policy.get("gguf_file") or policy.get("model") or merge.get("base")
+    trained_on = policy.get("gguf_file") or policy.get("model")
+    other = bool(merge.get("base") and trained_on) and merge["base"] != public(str(trained_on))
+    base = (merge.get("base") if other else trained_on) or merge.get("base")
     base = str(base or adapter.get("base_model_name_or_path") or "")
     encoder = adapter.get("task_type") == "SEQ_2_SEQ_LM"
     return Facts(
@@ -171,9 +173,17 @@ def gather(folder: Path, name: str, run: Path | None, measured: bool) -> Facts:
         tuple(map(str, _json(folder / TRAINED).get("ids") or ())),
         merge,
         config,
-        _json(run / "summary.json") if run and measured else {},
+        _summary(run) if run and measured and not other else {},
         merge.get("versions") or versions(),
     )
+
+
+def _summary(run: Path) -> dict[str, Any]:
+    """What a fit left. Of one in several parts it knows the last one's seconds alone: those are left out."""
+    found = _json(run / "summary.json")
+    if len(list(run.glob("logs/version_*"))) > 1:
+        found.pop("seconds", None)
+    return found
 
 
 def _license(base: str) -> str | None:

@@ -33,7 +33,7 @@ SETTINGS = (
 def body(facts: Facts) -> str:
     """Everything below the head. A part of which nothing is known is left out."""
     parts = [
-        (f"# {facts.name}", _what(facts)),
+        (f"# {' '.join(facts.name.split())}", _what(facts)),
         ("## How it was trained", _training(facts)),
         ("## What was measured", _measured(facts)),
         ("## How to use it", _usage(facts)),
@@ -63,8 +63,8 @@ def _training(facts: Facts) -> str:
     if sets := facts.problems:
         told = ", ".join(f"{count} of {NAMES.get(name, f'`{name}`')}" for name, count in sorted(sets.items()))
         lines.append(
-            f"It has met {sum(sets.values())} problems in training ({told}); `training_problems.json` names "
-            "each. Scores on them say little about others."
+            f"It was trained from a set of {sum(sets.values())} problems ({told}); `training_problems.json` "
+            "names each. Scores on them say little about others."
         )
     if steps := facts.summary.get("steps"):
         seconds = facts.summary.get("seconds")
@@ -82,7 +82,12 @@ def settings(facts: Facts) -> Iterable[tuple[str, str]]:
         "algorithm": last(facts.config.get("model")),
         "problems": last(data.get("source")),
     }
-    found |= {"prompts a batch": data.get("batch_size")} | {name: model.get(name) for name in SETTINGS}
+    silent = ("temperature", "max_new_tokens") if facts.method == "sft" else ()  # of what is sampled
+    if not facts.policy.get("train_dropout"):
+        lora = lora | {"dropout": None}
+    found |= {"prompts a batch": data.get("batch_size")} | {
+        name: model.get(name) for name in SETTINGS if name not in silent
+    }
     found |= {"rewards": [last(reward) for reward in model.get("rewards") or []]}
     found |= {f"LoRA {name}": lora.get(name) for name in ("r", "alpha", "dropout", "target_modules")}
     found |= {name: facts.policy.get(name) for name in ("quantization", "compute_dtype", "prompt_form")}

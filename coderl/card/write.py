@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from coderl.card.code import quoted
 from coderl.card.facts import Facts, gather
 from coderl.card.text import NAMES, body
 from coderl.data import MBPP, HumanEval, HumanEvalPlus, MBPPPlus
@@ -20,7 +21,9 @@ FILE = "README.md"
 DATA_SETS = {source.name: source.hub for source in (MBPP, HumanEval, HumanEvalPlus, MBPPPlus)}
 """Where the hub has the problems of a task."""
 
-_NAME_LINE = re.compile(r'^name = "[^"\n]*"(?=  # this model\'s folder, or its id on the hub$)', re.MULTILINE)
+_NAME_LINE = re.compile(
+    r'^name = "(?:[^"\\\n]|\\.)*"(?=  # this model\'s folder, or its id on the hub$)', re.MULTILINE
+)
 
 
 def write(folder: Path, name: str, run: Path | None, *, measured: bool = True) -> None:
@@ -40,7 +43,7 @@ def write(folder: Path, name: str, run: Path | None, *, measured: bool = True) -
 
 def call(text: str, hub_id: str) -> str:
     """The card's text with the model's hub id in its code, where that is still the code that was written."""
-    return _NAME_LINE.sub(f'name = "{hub_id}"', text)
+    return _NAME_LINE.sub(lambda _: f"name = {quoted(hub_id)}", text)
 
 
 def head(facts: Facts) -> ModelCardData:

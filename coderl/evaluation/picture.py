@@ -25,16 +25,19 @@ COLOURS = {"A": "#D55E00", "B": "#0072B2", "": "#6F6F6F"}  # Okabe and Ito's: to
 PALE = "#E4E4E4"
 WIDTH, DOTS_PER_INCH = 10.0, 160  # inches
 NAME_WIDTH = 105  # letters of a name in a line
-STYLE: dict[Any, Any] = {
+PLAIN: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 9,
     "text.usetex": False,
     "text.parse_math": False,  # a name may hold dollar signs
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.titlelocation": "left",
+}
+"""What all of coderl's figures look like."""
+STYLE = PLAIN | {
     "axes.spines.left": False,
     "axes.titlesize": 9,
-    "axes.titlelocation": "left",
     "axes.labelsize": 9,
     "ytick.left": False,
     "xtick.color": COLOURS[""],

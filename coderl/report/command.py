@@ -6,8 +6,12 @@ from pathlib import Path
 
 from coderl.errors import UsageError, UserError
 from coderl.report.page import MARK, page, png
+from coderl.report.programs import visible
 from coderl.report.run import load_runs
 from coderl.report.words import headline
+
+SIGNS = (f'<meta name="generator" content="{MARK},'.encode(), f"tEXtSoftware\0{MARK}".encode())
+"""What an earlier report has near its beginning, the page and the picture."""
 
 
 def report(runs: list[str], output: str | None = None) -> None:
@@ -44,7 +48,7 @@ def report(runs: list[str], output: str | None = None) -> None:
     if drawn is not None:
         write_whole(picture, png(drawn))
     for run in loaded:
-        print(f"{run.name}: {headline(run)}" if len(loaded) > 1 else headline(run))
+        print(visible(f"{run.name}: {headline(run)}" if len(loaded) > 1 else headline(run)))
     for path in (target, picture) if drawn is not None else (target,):
         print(f"📁 {path}")
 
@@ -67,5 +71,5 @@ def _require_ours(path: Path) -> None:
         raise UserError(
             f"{path}: cannot be read ({error.strerror or error}); give another --output"
         ) from error
-    if MARK.encode() not in start:
+    if not any(sign in start for sign in SIGNS):
         raise UsageError(f"{path}: is there already and is no report; give another --output")

@@ -31,20 +31,14 @@ DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 INK, GREY = "#010203", "#8A8A8A"  # the page takes the former for the colour of its text
 MOST_POINTS = 400
 STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib
-    "font.size": 9,
-    "text.usetex": False,
-    "text.parse_math": False,  # a name may hold dollar signs
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
     "axes.axisbelow": True,
     "axes.formatter.useoffset": False,
     "legend.frameon": False,
 } | dict.fromkeys(
     ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK
 )
+"""Laid over what all of coderl's figures look like."""
 
 
 @dataclass(frozen=True)
@@ -298,7 +292,14 @@ def _bar(axes: Axes, place: float, side: dict[str, Any], colour: str) -> None:
     value = 100 * side["pass@1"]
     low, high = (100 * end for end in side.get("interval") or (side["pass@1"],) * 2)
     axes.bar([place], [value], width=0.36, color=colour, alpha=0.9)
-    axes.errorbar([place], [value], [[value - low], [high - value]], color=INK, capsize=3, linewidth=1)
+    axes.errorbar(
+        [place],
+        [value],
+        [[max(value - low, 0.0)], [max(high - value, 0.0)]],
+        color=INK,
+        capsize=3,
+        linewidth=1,
+    )
     axes.annotate(f"{value:.1f}", (place, high), (0, 3), textcoords="offset points", ha="center", va="bottom")
 
 
@@ -358,7 +359,9 @@ def _figure(width: float, height: float) -> Iterator[Figure]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with quiet(), matplotlib.rc_context(STYLE):
+    from coderl.evaluation.picture import PLAIN  # with it comes torch
+
+    with quiet(), matplotlib.rc_context(PLAIN | STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure

@@ -1,8 +1,9 @@
 """The page: one HTML file that needs nothing else, and runs no script.
 
-What a model wrote is hostile text. Jinja escapes everything that is put into the template, programs have
-their control characters spelled out (:func:`coderl.report.programs.printable`), and the page's own content
-policy forbids scripts and anything from elsewhere.
+What a model wrote is hostile text, and so may be names and values in files that somebody sent. Jinja escapes
+everything that is put into the template, control characters in it are spelled out
+(:func:`coderl.report.programs.visible`), and the page's own content policy forbids scripts and anything from
+elsewhere.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from coderl.report.run import Run
 
 MARK = "coderl report"
-"""Stands in what is written here, so that nothing else is ever written over."""
+"""Is noted in what is written here as what made it, so that nothing else is ever written over."""
 SHOWN = 8  # problems won, and as many lost, with their programs
 MOMENTS = 8  # of training, from which completions are shown
 DOTS_PER_INCH = 160
@@ -47,6 +48,7 @@ def page(runs: Sequence[Run]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=lambda value: value if hasattr(value, "__html__") else visible(str(value)),
     )
     environment.filters |= {
         "percent": words.percent,
@@ -55,7 +57,6 @@ def page(runs: Sequence[Run]) -> str:
         "setting": words.setting,
         "verdict": words.verdict,
         "printable": lambda text: printable(str(text)),
-        "visible": visible,
     }
     template = environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     text = template.render(
@@ -156,7 +157,7 @@ def svg(figure: Figure, title: str, key: str) -> str:
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\bid="|(?<=href=")#|(?<=url\()#', lambda found: f"{found[0]}{key}-", text)
     width = figure.get_size_inches()[0]
-    head = f'<svg role="img" aria-label="{html.escape(title)}" style="max-width:{1.1 * width:.1f}in"'
+    head = f'<svg role="img" aria-label="{html.escape(visible(title))}" style="max-width:{1.1 * width:.1f}in"'
     text = re.sub(
         r'<svg( (?!width=|height=)[\w:]+="[^"]*"| (?:width|height)="[^"]*")*',
         lambda m: head + _kept(m[0]),

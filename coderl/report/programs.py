@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from coderl.errors import UserError
-from coderl.report.run import MEND, read_json
+from coderl.report.run import MEND, holds, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -87,8 +87,8 @@ def changes(run: Run, task: str | None = None) -> list[Change]:
     found = next((each for each in run.comparisons if task in (None, each.task)), None)
     if found is None or run.before is None or run.after is None:
         return []
-    before = _answers(run.before, found.task, run.tasks_before[found.task])
-    after = _answers(run.after, found.task, run.tasks[found.task])
+    before = _answers(run.folder, run.before, found.task, run.tasks_before[found.task])
+    after = _answers(run.folder, run.after, found.task, run.tasks[found.task])
     made = [Change(name, before[name], after[name]) for name in found.ids]
     # Of equal gains those stand first whose programs, of which one is shown, show it.
     return sorted(made, key=lambda change: (-change.gain, -_seen(change)))
@@ -113,10 +113,10 @@ def _telling(change: Change) -> tuple[bool, float]:
     return (_seen(change) * change.gain <= 0, -abs(change.gain))
 
 
-def _answers(results: Path, task: str, scores: dict[str, Any]) -> dict[str, Answers]:
+def _answers(folder: Path, results: Path, task: str, scores: dict[str, Any]) -> dict[str, Answers]:
     stem = results.stem.removeprefix("evaluation_results_")
     file = results.with_name(f"generations_{stem}_{task}.json")
-    programs = read_json(file, list) if file.is_file() else [[] for _ in scores["ids"]]
+    programs = read_json(file, list) if holds(folder, file) else [[] for _ in scores["ids"]]
     whole = all(isinstance(row, list) and all(isinstance(each, str) for each in row) for row in programs)
     if not whole or len(programs) != len(scores["ids"]):
         raise UserError(f"{file}: is damaged (not a list of programs for each of the problems); {MEND}")
@@ -143,6 +143,8 @@ def visible(text: str) -> str:
 
     Control characters, lone surrogates and marks that turn the direction of writing are spelled out.
     """
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() or c == "\n" else _spelled(c) for c in text)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 MEND = "move it away to report without it"
 MARKS = ("summary.json", "config.yaml", "*/version_*/metrics.csv", "*/version_*/config.yaml")
 """What tells a run folder from others."""
+MOST_SECONDS = 1e12
+ROUNDING = 1e-9
+LONGEST_NAME = 200  # bytes of a task's, which becomes part of file names
 
 
 @dataclass(frozen=True)
@@ -140,10 +145,11 @@ def load_run(folder: str | Path, name: str | None = None) -> Run:
     """
     folder = Path(folder).expanduser()
     _require_run(folder)
-    summary, logs = _summary(folder / "summary.json"), log_folders(folder)
-    text = _latest_config([path / "config.yaml" for path in logs] or sorted(folder.glob("config*.yaml")))
+    summary, logs = _summary(folder), log_folders(folder)
+    configs = [path / "config.yaml" for path in logs] or sorted(folder.glob("config*.yaml"))
+    text = _latest_config([path for path in configs if holds(folder, path)])
     before, after = (_results_file(folder, summary, key) for key in ("before", "evaluation"))
-    tables = [path / "metrics.csv" for path in logs if (path / "metrics.csv").is_file()]
+    tables = [path / "metrics.csv" for path in logs if holds(folder, path / "metrics.csv")]
     run = Run(
         folder=folder,
         name=name or folder.resolve().name,
@@ -151,11 +157,11 @@ def load_run(folder: str | Path, name: str | None = None) -> Run:
         config=_parsed(text),
         config_text=text,
         metrics=read_metrics(tables),
-        completions=_completions(folder / "completions.jsonl"),
+        completions=_completions(folder),
         before=before,
         after=after,
         logs=logs,
-        missing=[],
+        missing=_strayed(folder, logs),
     )
     run.missing.extend(_missing(run))
     return run
@@ -177,7 +183,11 @@ def load_runs(folders: Sequence[str | Path]) -> list[Run]:
 
 
 def _require_run(folder: Path) -> None:
-    if not folder.is_dir():
+    try:
+        there = folder.is_dir()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror or error})") from error
+    if not there:
         what = "is a file" if folder.is_file() else "does not exist"
         raise UserError(f"{folder}: {what}; give the folder of a run, such as checkpoints/NAME")
     if any(next(folder.glob(mark), None) for mark in MARKS):
@@ -211,9 +221,31 @@ def read_json(path: Path, kind: type | None = None) -> Any:
     return body
 
 
-def _summary(path: Path) -> dict[str, Any]:
+def holds(folder: Path, path: Path) -> bool:
+    """Whether a file is there and lies in the run folder, links followed.
+
+    A page is made to be sent on: in a folder that somebody else sent, links and paths could lead anywhere on
+    this machine.
+    """
+    try:
+        return path.is_file() and path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError):  # no name that a file can have, or out of reach
+        return False
+
+
+def _strayed(folder: Path, logs: list[Path]) -> list[str]:
+    """A line for each file that would be read, had it not been a link to elsewhere."""
+    names = ("summary.json", "completions.jsonl", "config*.yaml", "evaluation_results_*", "generations_*")
+    files = [path for name in names for path in sorted(folder.glob(name))]
+    files += [log / name for log in logs for name in ("config.yaml", "metrics.csv")]
+    away = [path for path in files if os.path.isfile(path) and not holds(folder, path)]
+    return [f"{path.relative_to(folder)} leads out of the run folder and is not read" for path in away]
+
+
+def _summary(folder: Path) -> dict[str, Any]:
     """``summary.json``, empty where there is none, with what the report reads in it checked."""
-    if not path.exists():
+    path = folder / "summary.json"
+    if not holds(folder, path):
         return {}
     body: dict[str, Any] = read_json(path, dict)
     kinds: dict[str, Any] = {
@@ -224,8 +256,9 @@ def _summary(path: Path) -> dict[str, Any]:
         "tasks": (dict, type(None)),
     }
     wrong = [key for key, kind in kinds.items() if not isinstance(body.get(key), kind)]
+    wrong += [] if wrong or abs(body["seconds"]) < MOST_SECONDS else ["seconds"]
     scored = [body.get("before"), *(body.get("tasks") or {}).values()]
-    wrong += ["scores"] if not all(scores is None or _are_scores(scores) for scores in scored) else []
+    wrong += [] if wrong or all(scores is None or _are_scores(scores) for scores in scored) else ["scores"]
     if wrong:
         raise UserError(f"{path}: is damaged ({wrong[0]} missing, or not what a fit writes); {MEND}")
     return body
@@ -234,19 +267,25 @@ def _summary(path: Path) -> dict[str, Any]:
 def _are_scores(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
-    ends = value.get("interval")
-    interval = ends is None or (isinstance(ends, list) and len(ends) == 2 and all(map(_is_number, ends)))
-    tables = [value.get(key) for key in ("outcomes", "settings")]
-    scores = [value[key] for key in value if key.startswith("pass@")]
-    return (
-        interval
-        and all(table is None or isinstance(table, dict) for table in tables)
-        and all(score is None or _is_number(score) for score in scores)
-    )
+    kinds = {"outcomes": dict, "settings": dict, "contaminated": list, "interval": list}
+    if not all(value.get(key) is None or isinstance(value[key], kind) for key, kind in kinds.items()):
+        return False
+    ends, score = value.get("interval"), value.get("pass@1")
+    shares = [*(ends or []), *(value[key] for key in value if key.startswith("pass@"))]
+    known = all(share is None or _is_share(share) for share in shares)
+    return known and (ends is None or _are_around(ends, score))
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and -ROUNDING <= value <= 1 + ROUNDING
+
+
+def _are_around(ends: list[Any], score: Any) -> bool:
+    """Whether these are the ends of an interval, with the score in it, if there is one."""
+    if len(ends) != 2 or None in ends:
+        return False
+    inside = [ends[0], *([] if score is None else [score]), ends[1]]
+    return all(low <= high + ROUNDING for low, high in pairwise(inside))
 
 
 def _results(path: Path) -> dict[str, dict[str, Any]]:
@@ -254,8 +293,10 @@ def _results(path: Path) -> dict[str, dict[str, Any]]:
 
     found = read_results(path)
     for name, scores in found.items():
+        if Path(name).name != name or len(name.encode(errors="replace")) >= LONGEST_NAME:
+            raise UserError(f"{path}: is damaged ({name[:40]!r} is no name of a task); {MEND}")
         if not _are_scores(scores):
-            raise UserError(f"{path}: is damaged (the scores of {name} are none); {MEND}")
+            raise UserError(f"{path}: is damaged (the scores of {name!r} are none); {MEND}")
     return found
 
 
@@ -268,12 +309,11 @@ def _results_file(folder: Path, summary: dict[str, Any], key: str) -> Path | Non
         early = sorted(folder.glob("evaluation_results_*_before_*.json"), reverse=True)
         late = sorted(set(folder.glob("evaluation_results_*.json")) - set(early), reverse=True)
         places = early if key == "before" else late
-    return next((path for path in places if path.is_file()), None)
+    return next((path for path in places if holds(folder, path)), None)
 
 
 def _latest_config(files: list[Path]) -> str:
-    """Of the last of the files that are there; without a logger they lie in the run folder itself."""
-    files = [path for path in files if path.is_file()]
+    """Of the last of the files; without a logger they lie in the run folder itself."""
     try:
         return files[-1].read_text(encoding="utf-8", errors="replace") if files else ""
     except OSError as error:
@@ -289,9 +329,10 @@ def _parsed(text: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _completions(path: Path) -> list[dict[str, Any]]:
+def _completions(folder: Path) -> list[dict[str, Any]]:
     """The rows of ``completions.jsonl``; a resumed run's take the place of those that it went back behind."""
-    if not path.exists():
+    path = folder / "completions.jsonl"
+    if not holds(folder, path):
         return []
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -305,7 +346,7 @@ def _completions(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
             step, row["reward"] = float(row["rollout_step"]), float(row["reward"])
             row["rollout_step"] = int(step) if step.is_integer() else step
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
             raise UserError(f"{path}: line {number} is damaged ({error}); {MEND}") from error
         if rows and step < rows[-1]["rollout_step"]:
             rows = [kept for kept in rows if kept["rollout_step"] < step]
