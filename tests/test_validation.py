@@ -324,7 +324,7 @@ def test_a_fit_killed_while_it_measures_goes_on_with_what_it_drew(llama: Path, t
     with pytest.raises(SystemExit):
         start(dies)
     (kept,) = tmp_path.glob(".tiny_before_*.jsonl")
-    other = tiny.checkpoint(tmp_path / "other", "starcoder2")
+    other = tiny.checkpoint(tmp_path / "other", "qwen2")
     assert start(Pupil(), other)[0] == dies.asked[0]  # another model's answers are no use
     assert kept.exists()
     assert dies.asked[0] not in start(Pupil())[:1]
