@@ -20,7 +20,7 @@ from jsonargparse import Namespace
 
 from coderl.errors import UsageError
 from coderl.packaged import configs_folder, find_config
-from coderl.settings import flat
+from coderl.settings import flat, merge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -201,7 +201,7 @@ def _laid_under(args: Any, command: str, settings: dict[str, Any]) -> Any:
         for key, value in (args.as_dict() if isinstance(args, Namespace) else deepcopy(args)).items():
             whole[key] = value  # where there may be dots in keys
         given = whole.as_dict()
-        return given | {"subcommand": command, command: _merged(settings, given[command])}
+        return given | {"subcommand": command, command: merge(settings, given[command])}
     place = args.index(command) + 1
     for behind, value in _configs(args, place):
         path = Path(find_config(value)).absolute()
@@ -210,19 +210,6 @@ def _laid_under(args: Any, command: str, settings: dict[str, Any]) -> Any:
         if _names_model(path):
             place = behind
     return [*args[:place], "--config", yaml.safe_dump(settings), *args[place:]]
-
-
-def _merged(preset: Any, given: Any) -> Any:
-    """Both settings, where ``class_path`` and ``init_args`` may be written out on one side only."""
-    if not (isinstance(preset, dict) and isinstance(given, dict)):
-        return given
-    if _written_out(preset) != _written_out(given):
-        preset, given = (part if _written_out(part) else {"init_args": part} for part in (preset, given))
-    return preset | {k: _merged(preset[k], v) if k in preset else v for k, v in given.items()}
-
-
-def _written_out(settings: dict[str, Any]) -> bool:
-    return not {"class_path", "init_args"}.isdisjoint(settings)
 
 
 def _configs(args: list[str], start: int) -> Iterator[tuple[int, str]]:

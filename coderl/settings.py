@@ -8,10 +8,19 @@ from jsonargparse import Namespace, dict_to_namespace
 
 
 def merge(under: Any, over: Any) -> Any:
-    """Two configurations as one: where both say something, ``over`` does."""
+    """Two configurations as one: where both say something, ``over`` does.
+
+    ``class_path`` and ``init_args`` may be written out on one side only.
+    """
     if not (isinstance(under, dict) and isinstance(over, dict)):
         return over
+    if _written_out(under) != _written_out(over):
+        under, over = (part if _written_out(part) else {"init_args": part} for part in (under, over))
     return under | {key: merge(under[key], value) if key in under else value for key, value in over.items()}
+
+
+def _written_out(settings: dict[str, Any]) -> bool:
+    return not {"class_path", "init_args"}.isdisjoint(settings)
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:

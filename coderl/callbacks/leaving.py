@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coderl import card, hub
+from coderl.callbacks.summary import SUMMARY
 from coderl.errors import UsageError, UserError
 from coderl.export import save_adapter, save_merged
 from coderl.runs import merged_folder
@@ -14,9 +15,6 @@ from coderl.runs import merged_folder
 if TYPE_CHECKING:
     from coderl.data.contamination import Trained
     from coderl.policy import Policy
-
-SUMMARY = "summary.json"
-"""What a fit was worth, in its run folder; see :func:`coderl.callbacks.summary.summary_path`."""
 
 log = logging.getLogger(__name__)
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from coderl.evaluation import Evaluation
 
 
+SUMMARY = "summary.json"
+"""What the summary of a fit is called, in its run folder."""
+
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "lightning")
 
 
@@ -29,7 +32,7 @@ def versions() -> dict[str, str]:
 
 def summary_path(trainer: Trainer) -> Path:
     """Where the summary of a fit goes."""
-    return Path(trainer.default_root_dir) / "summary.json"
+    return Path(trainer.default_root_dir) / SUMMARY
 
 
 def summarized_steps(path: Path) -> int:
