@@ -1,3 +1,58 @@
-"""Reinforcement learning for code models."""
+"""Reinforcement learning for code models. Names load on first use: ``import coderl`` costs nothing."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from coderl.algorithms import GRPO, PPO, SFT
+    from coderl.algorithms.rewards import Reward
+    from coderl.cli import run
+    from coderl.model import Policy
+    from coderl.rollout import RolloutEngine
+    from coderl.sandbox import Program, Sandbox
+    from coderl.types import Problem
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "GRPO",
+    "PPO",
+    "SFT",
+    "Policy",
+    "Problem",
+    "Program",
+    "Reward",
+    "RolloutEngine",
+    "Sandbox",
+    "run",
+]
+
+_HOMES = {
+    "GRPO": "coderl.algorithms",
+    "PPO": "coderl.algorithms",
+    "SFT": "coderl.algorithms",
+    "Policy": "coderl.model",
+    "Problem": "coderl.types",
+    "Program": "coderl.sandbox",
+    "Reward": "coderl.algorithms.rewards",
+    "RolloutEngine": "coderl.rollout",
+    "Sandbox": "coderl.sandbox",
+    "run": "coderl.cli",
+}
+
+# `coderl.policy`, `coderl.adapters` and `coderl.rewards`: configs that runs of 0.1 saved name classes there.
+__path__.append(os.path.join(__path__[0], "earlier"))
+
+
+def __getattr__(name: str) -> object:
+    """Load what the package shows on demand: most commands need neither torch nor Lightning."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

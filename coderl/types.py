@@ -28,7 +28,7 @@ class Problem:
 
     Attributes:
         id: Unique within its source, such as ``"mbpp/601"``.
-        prompt: What the model continues (completion form, see :mod:`coderl.prompts`).
+        prompt: What the model continues (completion form, see :mod:`coderl.problems.prompts`).
         instruction: The task as a request in plain words; chat prompts are made from it.
         tests: Assert lines (MBPP form). Empty for problems in HumanEval form.
         setup: Source run after the candidate and before ``tests``.
@@ -57,7 +57,7 @@ class Completion:
 
     Attributes:
         problem: Index of the problem in its batch. Groups are keyed by it, never by prompt text.
-        prompt: Token ids that it continues.
+        prompt_ids: Token ids that it continues.
         ids: Sampled token ids, the end-of-sequence token included where one was sampled.
         logprobs: Log-probability of each id under the sampling distribution, nats; same length as ``ids``.
         text: The decoded answer, up to the first stop string or end-of-sequence token.
@@ -65,7 +65,7 @@ class Completion:
     """
 
     problem: int
-    prompt: tuple[int, ...]
+    prompt_ids: tuple[int, ...]
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     text: str

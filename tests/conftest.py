@@ -30,6 +30,6 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Llama with a tokenizer, as a checkpoint folder."""
-    from tests import tiny
+    from tests.support import tiny
 
     return tiny.checkpoint(tmp_path_factory.mktemp("llama"))

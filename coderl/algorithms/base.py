@@ -11,8 +11,8 @@ from lightning import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
-from coderl import runs
-from coderl.algorithms import generators, ranks
+from coderl import launcher
+from coderl.algorithms import distributed, rng
 from coderl.errors import UsageError, UserError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
-    from coderl.policy import Policy
+    from coderl.model.policy import Policy
     from coderl.types import Experience, Problem
 
 HARMLESS = {
@@ -119,7 +119,7 @@ class PolicyModule(LightningModule):
             UsageError: If the strategy would divide the policy up, or the trainer change its precision, or a
                 launcher started other processes than the trainer takes.
         """
-        launched = runs.launched()
+        launched = launcher.launched()
         if launched and launched[1] != self.trainer.world_size:
             raise UsageError(
                 f"{launched[0]} started {launched[1]} processes and the trainer takes "
@@ -140,10 +140,10 @@ class PolicyModule(LightningModule):
             )
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None:
-            datamodule.keep(self.fits, self.misfit)
+            datamodule.keep(self.fits, self.filter_reason)
 
     @property
-    def misfit(self) -> str:
+    def filter_reason(self) -> str:
         """Why :meth:`fits` says no."""
         return f"prompt over {self.max_prompt_tokens} tokens (model.max_prompt_tokens)"
 
@@ -215,7 +215,7 @@ class PolicyModule(LightningModule):
         with apart:
             super().manual_backward(self.loss_scale * loss, *args, **kwargs)
 
-    def clipped_together(self) -> list[list[torch.nn.Parameter]]:
+    def clip_groups(self) -> list[list[torch.nn.Parameter]]:
         """Parameters in sets, each of which is clipped by its own norm."""
         return [list(self.policy.trainable().values())]
 
@@ -229,11 +229,11 @@ class PolicyModule(LightningModule):
         scheduler: Any = self.lr_schedulers()
         parameters = list(self.policy.trainable().values())
         if self.trainer.world_size > 1:
-            ranks.average_gradients(parameters)
+            distributed.average_gradients(parameters)
         for parameter in parameters if self.loss_scale != 1 else []:
             if parameter.grad is not None:
                 parameter.grad /= self.loss_scale
-        sets = self.clipped_together()
+        sets = self.clip_groups()
         norms = [torch.nn.utils.clip_grad_norm_(one, self.max_grad_norm) for one in sets]
         norm: Tensor = torch.stack(norms).norm()
         if not torch.isfinite(norm):
@@ -266,7 +266,7 @@ class PolicyModule(LightningModule):
 
     def gathered(self, value: T) -> list[T]:
         """The values of all ranks, in order. Collective."""
-        return [value] if self.trainer.world_size == 1 else ranks.gathered(value)
+        return [value] if self.trainer.world_size == 1 else distributed.gathered(value)
 
     # -- checkpoints -----------------------------------------------------------------------------------------
 
@@ -275,7 +275,7 @@ class PolicyModule(LightningModule):
         trainable = self.policy.trainable().keys()
         names = {f"policy.{name}" for name in trainable}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
-        checkpoint["rng"] = generators.state() if self._rng is None else self._rng
+        checkpoint["rng"] = rng.state() if self._rng is None else self._rng
         checkpoint["stream"] = self._stream
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -306,11 +306,11 @@ class PolicyModule(LightningModule):
         they follow from its number.
         """
         if self._rng is not None:
-            generators.restore(self._rng)
+            rng.restore(self._rng)
             self._rng = None
         if rank := self.trainer.global_rank:
-            generators.begin(f"{self._stream}, rank {rank}, step {self.trainer.fit_loop.total_batch_idx}")
+            rng.begin(f"{self._stream}, rank {rank}, step {self.trainer.fit_loop.total_batch_idx}")
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Keep the random generators' state for the next step."""
-        self._rng = generators.state()
+        self._rng = rng.state()

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coderl.advantages import AdvantageScale, Baseline, group_advantages, no_signal
+from coderl.algorithms.advantages import AdvantageScale, Baseline, group_advantages, no_signal
+from coderl.algorithms.losses import KLEstimator, LossType, kl_divergence, policy_loss
 from coderl.algorithms.policy_gradient import Loss, PolicyGradient
 from coderl.algorithms.step import Rollout
 from coderl.errors import UsageError
-from coderl.objectives import KLEstimator, LossType, kl_divergence, policy_loss
-from coderl.policy import Policy
-from coderl.scoring import Scores
+from coderl.model.logprobs import Scores
+from coderl.model.policy import Policy
 from coderl.types import Experience
 
 LEGAL_SCALES: dict[Baseline, tuple[AdvantageScale, ...]] = {
@@ -104,9 +104,9 @@ class GRPO(PolicyGradient):
         """Also where the divergence is part of the reward."""
         return super().reads_old_policy or self._kl_in_reward
 
-    def live(self, rewards: Tensor) -> Tensor:
+    def has_gradient(self, rewards: Tensor) -> Tensor:
         """Without divergence and entropy bonus, a sample without advantage has no gradient."""
-        known = super().live(rewards)
+        known = super().has_gradient(rewards)
         if self.kl_coefficient != 0 or self.entropy_coefficient != 0:
             return known
         return known & (self._sample_advantages(rewards) != 0)
@@ -146,18 +146,18 @@ class GRPO(PolicyGradient):
 
     def refill(self, rollout: Rollout) -> list[Rollout]:
         """Put groups of other problems in the place of those without signal, as far as the budget goes."""
-        dull = no_signal(rollout.rewards).nonzero().flatten().tolist()
-        were, chosen, more, budget = len(dull), rollout, [], self.refill_budget
+        no_signal_groups = no_signal(rollout.rewards).nonzero().flatten().tolist()
+        were, chosen, more, budget = len(no_signal_groups), rollout, [], self.refill_budget
         met = {problem.id for problem in rollout.problems}
-        while dull and budget > 0:
-            problems = self.trainer.datamodule.draw(min(len(dull), budget), met)  # type: ignore[attr-defined]
+        while no_signal_groups and budget > 0:
+            problems = self.trainer.datamodule.draw(min(len(no_signal_groups), budget), met)  # type: ignore[attr-defined]
             if not problems:
                 break
             met |= {problem.id for problem in problems}
             budget -= len(problems)
             more.append(self.collect(problems))
             for group in (~no_signal(more[-1].rewards)).nonzero().flatten().tolist():
-                chosen = chosen.replaced(dull.pop(), more[-1], group)
+                chosen = chosen.replaced(no_signal_groups.pop(), more[-1], group)
         if self.refill_budget:
-            self._meter.values["groups/refilled"] = (were - len(dull)) / len(rollout.rewards)
+            self._meter.values["groups/refilled"] = (were - len(no_signal_groups)) / len(rollout.rewards)
         return [chosen, *more]

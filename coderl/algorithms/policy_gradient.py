@@ -9,15 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from coderl import prompts
-from coderl.advantages import overlong_penalty
-from coderl.algorithms import ranks
-from coderl.algorithms.sampled import SampledPolicy
-from coderl.algorithms.step import Meter, Rollout
-from coderl.batching import pad_rows, spread
-from coderl.errors import UsageError, UserError
-from coderl.evaluation import job
-from coderl.objectives import (
+from coderl.algorithms import distributed
+from coderl.algorithms.advantages import overlong_penalty
+from coderl.algorithms.losses import (
     KLEstimator,
     LossType,
     SamplerCorrection,
@@ -26,9 +20,15 @@ from coderl.objectives import (
     token_weights,
     top_entropy_mask,
 )
-from coderl.policy import Policy
-from coderl.rewards import ExecutionReward, Reward, Sample, total
-from coderl.scoring import EntropyMode, Scores
+from coderl.algorithms.rewards import ExecutionReward, Reward, Sample, total
+from coderl.algorithms.sampled import SampledPolicy
+from coderl.algorithms.step import Meter, Rollout
+from coderl.errors import UsageError, UserError
+from coderl.evaluation import job
+from coderl.model.logprobs import EntropyMode, Scores
+from coderl.model.padding import pad_rows, spread
+from coderl.model.policy import Policy
+from coderl.problems import prompts
 from coderl.types import Experience, Problem
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class PolicyGradient(SampledPolicy, ABC):
 
     Args:
         policy: The model to train.
-        rewards: What is rewarded; the weighted sum counts. Null is the mission's execution reward.
+        rewards: What is rewarded; the weighted sum counts. Null is the original recipe's execution reward.
         group_size: Completions sampled per problem.
         inner_epochs: Optimizer steps made on one batch of rollouts.
         clip: The ratio to the policy that sampled is clipped below at 1 - clip, and above at 1 + clip. Acts
@@ -163,11 +163,11 @@ class PolicyGradient(SampledPolicy, ABC):
         """Whether credit needs the policy's own scores before the update, which the first pass gives else."""
         return self.top_entropy < 1 or self.sampler_correction is not None
 
-    def live(self, rewards: Tensor) -> Tensor:
+    def has_gradient(self, rewards: Tensor) -> Tensor:
         """``[P, G]`` bool: samples that can move a parameter. The others are spared their forwards."""
         return ~rewards.isnan()
 
-    def critique(self, batch: Experience) -> dict[str, Tensor]:
+    def critic_backward(self, batch: Experience) -> dict[str, Tensor]:
         """A second backward on a micro-batch, and what is to be logged of it. Here: none."""
         return {}
 
@@ -230,7 +230,7 @@ class PolicyGradient(SampledPolicy, ABC):
     def prepare(self, rollout: Rollout) -> list[Experience]:
         """Scored and credited micro-batches; rows that cannot move a parameter are spared their forwards."""
         whole = self.experience(rollout)
-        live = self.live(rollout.rewards).flatten() & whole.mask.any(dim=1)
+        live = self.has_gradient(rollout.rewards).flatten() & whole.mask.any(dim=1)
         rows = live.nonzero().flatten()
         # Credit asks for columns, if only of zeros, and on every rank: the others wait there.
         scored = rows if len(rows) else torch.tensor([0])
@@ -244,7 +244,7 @@ class PolicyGradient(SampledPolicy, ABC):
         """The rollout as tensors on the CPU, not yet scored, rows in the order of its samples."""
         completions = [sample.completion for sample in rollout.samples]
         ids, attention, mask = pad_rows(
-            [c.prompt for c in completions],
+            [c.prompt_ids for c in completions],
             [c.ids for c in completions],
             int(self.policy.tokenizer.pad_token_id),
         )
@@ -318,7 +318,7 @@ class PolicyGradient(SampledPolicy, ABC):
         self.manual_backward((batch.weights * token_loss).sum())
         return (
             values
-            | self.critique(batch)
+            | self.critic_backward(batch)
             | {
                 "policy/entropy": entropy,
                 "policy/kl_old": kl_divergence(batch.old_logprobs, logprobs, "k3"),
@@ -355,7 +355,7 @@ class PolicyGradient(SampledPolicy, ABC):
         metrics = rollout.metrics() | self._meter.values
         seconds = sum(v for k, v in metrics.items() if k.startswith("seconds/"))
         metrics["speed/tokens_per_second"] = self._meter.tokens / max(seconds, 1e-9)
-        metrics = ranks.mean_of_each(self.gathered(metrics))
+        metrics = distributed.mean_of_each(self.gathered(metrics))
         metrics["speed/tokens_per_second"] *= self.trainer.world_size
         metrics["rollout_step"] = float(self._rollout_step)
         metrics["global_step"] = float(self.trainer.global_step)

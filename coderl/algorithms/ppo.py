@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coderl.advantages import gae, token_rewards, whiten
-from coderl.algorithms.policy_gradient import Loss, PolicyGradient
-from coderl.algorithms.step import Rollout
-from coderl.errors import UsageError
-from coderl.objectives import (
+from coderl.algorithms.advantages import gae, token_rewards, whiten
+from coderl.algorithms.losses import (
     KLEstimator,
     adapted_kl_coefficient,
     clipped_policy_loss,
     kl_divergence,
     value_loss,
 )
-from coderl.policy import Policy
-from coderl.scoring import Scores, Values
+from coderl.algorithms.policy_gradient import Loss, PolicyGradient
+from coderl.algorithms.step import Rollout
+from coderl.errors import UsageError
+from coderl.model.logprobs import Scores, Values
+from coderl.model.policy import Policy
 from coderl.types import Experience
 
 
@@ -218,7 +218,7 @@ class PPO(PolicyGradient):
     # -- the update ------------------------------------------------------------------------------------------
 
     def loss(self, scores: Scores, batch: Experience) -> Loss:
-        """Clipped surrogate, plus the critic's loss where both come from one forward."""
+        """PolicyLoss surrogate, plus the critic's loss where both come from one forward."""
         assert batch.old_logprobs is not None
         policy = clipped_policy_loss(
             scores.logprobs, batch.old_logprobs, batch.advantages, self.clip, self.clip_high
@@ -231,7 +231,7 @@ class PPO(PolicyGradient):
         critic, said = self._value_loss(scores.critic, batch)
         return policy.loss + critic, values | said
 
-    def critique(self, batch: Experience) -> dict[str, Tensor]:
+    def critic_backward(self, batch: Experience) -> dict[str, Tensor]:
         """The backward of a critic with an adapter of its own."""
         if not self.critic_adapter:
             return {}
@@ -247,7 +247,7 @@ class PPO(PolicyGradient):
         said = {"loss/value": result.loss, "value/clip_fraction": result.clipped.float()}
         return self.value_coefficient * result.loss, said
 
-    def clipped_together(self) -> list[list[torch.nn.Parameter]]:
+    def clip_groups(self) -> list[list[torch.nn.Parameter]]:
         """Policy and critic apart: neither's gradient shrinks the other's step."""
         trainable, critics = self.policy.trainable(), self.policy.is_critics
         return [[p for name, p in trainable.items() if critics(name) is own] for own in (False, True)]

@@ -10,12 +10,14 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from coderl.algorithms.base import PolicyModule
 from coderl.algorithms.training_data import trained_on
-from coderl.data.contamination import before, united
 from coderl.errors import UsageError
-from coderl.evaluation import Evaluation, EvaluationSettings, Store, Task, evaluate
-from coderl.policy import Policy
+from coderl.evaluation import EvaluationSettings, Store, Task, evaluate
+from coderl.model.policy import Policy
+from coderl.model.provenance import prior_training
+from coderl.problems.contamination import merge_records
 from coderl.rollout import GenerateEngine, RolloutEngine, Sampling
 from coderl.sandbox import Sandbox
+from coderl.scores import Evaluation
 from coderl.types import Problem
 
 if TYPE_CHECKING:
@@ -168,7 +170,7 @@ class SampledPolicy(PolicyModule):
         """Those that the policy was trained on, in this run or before; None if nobody knows."""
         fitted = self.trainer.state.fn == TrainerFn.FITTING or self.trainer.ckpt_path is not None
         here = trained_on(self.trainer) if fitted else None
-        known = united(before(self.policy), here)
+        known = merge_records(prior_training(self.policy), here)
         return None if known is None else known.among(problems)
 
     def teardown(self, stage: str) -> None:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from coderl.algorithms.base import PolicyModule, Schedule
-from coderl.batching import pad_rows
+from coderl.algorithms.losses import token_weights
 from coderl.errors import UserError
-from coderl.objectives import token_weights
-from coderl.policy import Policy
+from coderl.model.padding import pad_rows
+from coderl.model.policy import Policy
 from coderl.types import Experience, Problem
 
 
@@ -44,10 +44,10 @@ class SFT(PolicyModule):
         self.max_new_tokens = max_new_tokens
 
     @property
-    def misfit(self) -> str:
+    def filter_reason(self) -> str:
         """Why :meth:`fits` says no."""
         limit = f"solution over {self.max_new_tokens} tokens (model.max_new_tokens) or missing"
-        return f"{super().misfit}, or {limit}"
+        return f"{super().filter_reason}, or {limit}"
 
     def fits(self, problem: Problem) -> bool:
         """Whether prompt and solution are short enough.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 
 import torch
 
-from coderl.advantages import no_signal
+from coderl.algorithms.advantages import no_signal
 from coderl.types import Outcome
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from coderl.rewards import Sample
+    from coderl.algorithms.rewards import Sample
     from coderl.types import Problem
 
 

@@ -9,10 +9,10 @@ from coderl.data import CodeDataModule
 if TYPE_CHECKING:
     from lightning import Trainer
 
-    from coderl.data.contamination import Trained
+    from coderl.problems.contamination import TrainingRecord
 
 
-def trained_on(trainer: Trainer) -> Trained | None:
+def trained_on(trainer: Trainer) -> TrainingRecord | None:
     """The run's training problems; None where its data module is none of coderl's and does not tell."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     return data.trained() if isinstance(data, CodeDataModule) else None

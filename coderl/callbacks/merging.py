@@ -12,8 +12,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from coderl.algorithms import PolicyModule
 from coderl.algorithms.training_data import trained_on
 from coderl.errors import UserError
-from coderl.export import save_merged
-from coderl.runs import merged_folder
+from coderl.publish.export import save_merged
+from coderl.runs.folder import merged_folder
 
 if TYPE_CHECKING:
     from lightning import LightningModule, Trainer

@@ -19,8 +19,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from coderl.algorithms import PolicyGradient, PolicyModule
 from coderl.algorithms.training_data import trained_on
+from coderl.callbacks.artifacts import check_push, push_models, save_models, write_cards
 from coderl.callbacks.checkpoint import BestCheckpoint
-from coderl.callbacks.leaving import check_push, push_models, save_models, write_cards
 from coderl.callbacks.order import run_last
 from coderl.callbacks.summary import (
     figures,
@@ -30,24 +30,15 @@ from coderl.callbacks.summary import (
     summarized_steps,
     summary_path,
     versions,
-    words,
 )
+from coderl.callbacks.summary import summary_text as fit_summary_text
 from coderl.data import CodeDataModule
-from coderl.data.contamination import before as trained_before
-from coderl.data.contamination import united
 from coderl.errors import UsageError
-from coderl.evaluation import (
-    TASKS,
-    Evaluation,
-    Store,
-    Task,
-    load_task,
-    logged_scores,
-    results_name,
-    save_results,
-    summary_text,
-)
-from coderl.runs import short_name
+from coderl.evaluation import TASKS, Store, Task, load_task
+from coderl.model.provenance import prior_training
+from coderl.problems.contamination import merge_records
+from coderl.runs.folder import short_name
+from coderl.scores import Evaluation, logged_scores, results_name, save_results, summary_text
 
 if TYPE_CHECKING:
     from lightning import LightningModule, Trainer
@@ -97,7 +88,7 @@ class PostFit(Callback):
         """Start the clock, and read the benchmarks: what is wrong with them is told before the fit."""
         self.started, self._resumed_at, self._reached = time.monotonic(), 0, {}
         if isinstance(pl_module, PolicyModule):
-            trained_before(pl_module.policy)  # a damaged list is told now
+            prior_training(pl_module.policy)  # a damaged list is told now
         if stage == "fit":
             check_push(self.push_to_hub, self.hub_model_id)
         if stage == "fit" and self.tasks:
@@ -211,7 +202,7 @@ class PostFit(Callback):
     ) -> dict[str, Evaluation]:
         module.bind()
         here = trained_on(trainer) if when == "after" else None
-        known = united(trained_before(module.policy), here)
+        known = merge_records(prior_training(module.policy), here)
         contaminated = None if known is None else known.among(task.problems)
         with self._store(trainer, module, when, task) as store:
             found = module.evaluate_task(task, f"pass@k {task.name} {when}", contaminated, store)
@@ -232,7 +223,7 @@ class PostFit(Callback):
         asked = asdict(module.evaluation) | {
             "base": [policy.source, policy.quantization, str(policy.base.dtype), str(policy.device)],
             "longest": module.sampling.max_new_tokens,
-            "copied": getattr(module.engine, "copied", None),
+            "samples_from_copy": getattr(module.engine, "samples_from_copy", None),
             "prompts": [policy.encode(problem) for problem in task.problems],
         }
         digest = hashlib.sha256(json.dumps(asked).encode())
@@ -279,7 +270,7 @@ class PostFit(Callback):
         target.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         write_cards(paths, target.parent)
         pushed = push_models(paths, self.hub_model_id) if self.push_to_hub else {}
-        say(words(summary | {"paths": paths | pushed}, target, self.next_command))
+        say(fit_summary_text(summary | {"paths": paths | pushed}, target, self.next_command))
 
     def state_dict(self) -> dict[str, Any]:
         """The figures before training, and their file."""

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class RewardStopping(Callback):
-    """Ends the fit when the reward has stopped rising, or when the policy has left its reference.
+    """StopCriteria the fit when the reward has stopped rising, or when the policy has left its reference.
 
     A step's reward is noisy, so means over ``window`` steps are compared. The limit on the divergence acts at
     once: a policy that ran away does not come back. The best mean and the steps since then are logged as

@@ -15,7 +15,7 @@ from coderl import __version__
 if TYPE_CHECKING:
     from lightning import Trainer
 
-    from coderl.evaluation import Evaluation
+    from coderl.scores import Evaluation
 
 
 SUMMARY = "summary.json"
@@ -66,7 +66,7 @@ def percent(score: float | None) -> str:
     return "unknown" if score is None else f"{score:.1%}"
 
 
-def words(summary: dict[str, Any], target: Path, next_command: str | None = None) -> str:
+def summary_text(summary: dict[str, Any], target: Path, next_command: str | None = None) -> str:
     """What the console is told at the end of a fit.
 
     Args:

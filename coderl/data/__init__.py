@@ -1,12 +1,23 @@
-"""Problems as text: where they come from, and the data module that serves them in batches."""
+"""Problems in batches: the data module, the order it serves them in, and the curriculum.
 
-from __future__ import annotations
+Problems come from a source (:mod:`coderl.problems`) and go, as lists of text, to the algorithms, which tell
+the curriculum how they fared. Tokens and tensors are made there, not here.
+"""
 
-from coderl.data.contamination import Overlap, Trained
 from coderl.data.curriculum import Curriculum, CurriculumSampler, PassHistory
-from coderl.data.evalplus import HumanEvalPlus, MBPPPlus
 from coderl.data.module import CodeDataModule
-from coderl.data.sources import MBPP, Embedded, EmbeddedSFT, HumanEval, JSONLProblems, ProblemSource
+
+# Configs and modules written for coderl 0.1 look for these here.
+from coderl.embedded.source import EmbeddedSFT
+from coderl.problems import (
+    MBPP,
+    Embedded,
+    HumanEval,
+    HumanEvalPlus,
+    JSONLProblems,
+    MBPPPlus,
+    ProblemSource,
+)
 
 __all__ = [
     "MBPP",
@@ -19,8 +30,6 @@ __all__ = [
     "HumanEvalPlus",
     "JSONLProblems",
     "MBPPPlus",
-    "Overlap",
     "PassHistory",
     "ProblemSource",
-    "Trained",
 ]

@@ -13,11 +13,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from coderl.data.contamination import Trained, as_published, overlaps, told
 from coderl.data.curriculum import Curriculum, CurriculumSampler, PassHistory, choose
 from coderl.data.sampler import EpochSampler
-from coderl.data.sources import SPLITS, ProblemSource
 from coderl.errors import UsageError, UserError
+from coderl.problems.contamination import TrainingRecord, as_published, describe, overlaps
+from coderl.problems.sources import SPLITS, ProblemSource
 from coderl.types import Problem
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class CodeDataModule(LightningDataModule):
                 pairs = ", ".join(map(str, found))
                 log.warning("%s: %s has training problems in MBPP as published: %s", source, name, pairs)
             return
-        what = f"{len(copies)} of {len(train)} training problems are in {name}: {told(copies)}"
+        what = f"{len(copies)} of {len(train)} training problems are in {name}: {describe(copies)}"
         if not self.source.single_split and not self.allow_contamination:
             raise UserError(
                 f"{source}: {what}; remove them from the training data, or train on them all the "
@@ -138,9 +138,9 @@ class CodeDataModule(LightningDataModule):
             )
         log.warning("%s: CONTAMINATED, %s; scores there say little of other problems", source, what)
 
-    def trained(self) -> Trained:
+    def trained(self) -> TrainingRecord:
         """What a model knows that was trained on the training problems, limited and filtered."""
-        return Trained.of(self.problems("train"))
+        return TrainingRecord.of(self.problems("train"))
 
     def prepare_data(self) -> None:
         """Read every split: bad files are told before any weights load, and one rank downloads for all.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from coderl.embedded.checks import asserts, normalised, passes, signature
 from coderl.embedded.tasks import catalogue
-from coderl.prompts import MBPP_STOP, mbpp_prompt
+from coderl.problems.prompts import MBPP_STOP, mbpp_prompt
 from coderl.types import Problem
 
 if TYPE_CHECKING:

@@ -7,24 +7,24 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from coderl.errors import UsageError
+from coderl.evaluation.grading import Judging, score
 from coderl.evaluation.sampling import Store, draw
-from coderl.evaluation.scoring import Judging, score
-from coderl.prompts import program
+from coderl.problems.prompts import program
 from coderl.rollout import Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from coderl.evaluation.results import Evaluation
-    from coderl.evaluation.scoring import Runner
+    from coderl.evaluation.grading import Runner
     from coderl.evaluation.tasks import Task
-    from coderl.prompts import PromptForm
+    from coderl.problems.prompts import PromptForm
     from coderl.rollout import RolloutEngine
+    from coderl.scores.results import Evaluation
 
 
 @dataclass
 class EvaluationSettings:
-    """How held-out pass@k is measured (the mission's values).
+    """How held-out pass@k is measured (the original recipe's values).
 
     Args:
         n: Samples per problem.

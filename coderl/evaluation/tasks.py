@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coderl.data import MBPP, HumanEval, HumanEvalPlus, JSONLProblems, MBPPPlus, ProblemSource
 from coderl.errors import UsageError, UserError
+from coderl.problems import MBPP, HumanEval, HumanEvalPlus, JSONLProblems, MBPPPlus, ProblemSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""``coderl report``: what a run won, as a page; and its parts for notebooks.
+"""What a run won, as a page that is sent to others, and its parts for notebooks.
+
+A run that was read (:mod:`coderl.runs.reading`) comes in; sentences, figures and HTML go out. Nothing here
+reads a run folder by itself, trains, or loads torch.
 
 >>> from coderl.report import curves, headline, load_run
 >>> run = load_run("checkpoints/embedded-embedded-grpo-qlora")  # doctest: +SKIP
@@ -6,13 +9,12 @@
 >>> curves(run)  # doctest: +SKIP
 """
 
-from coderl.report.command import report
 from coderl.report.figures import cover, curves, outcomes, scores, seconds
-from coderl.report.metrics import Series
 from coderl.report.page import moments, page
 from coderl.report.programs import Change, changes, lost, won
-from coderl.report.run import Run, load_run, load_runs
 from coderl.report.words import headline, table
+from coderl.runs.metrics import Series
+from coderl.runs.reading import Run, load_run, load_runs
 
 __all__ = [
     "Change",
@@ -28,7 +30,6 @@ __all__ = [
     "moments",
     "outcomes",
     "page",
-    "report",
     "scores",
     "seconds",
     "table",

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coderl.report.metrics import Series
-from coderl.report.run import Run
+from coderl.runs.metrics import Series
+from coderl.runs.reading import Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -359,7 +359,7 @@ def _figure(width: float, height: float) -> Iterator[Figure]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from coderl.evaluation.picture import PLAIN  # with it comes torch
+    from coderl.scores.plot import PLAIN  # with it comes torch
 
     with quiet(), matplotlib.rc_context(PLAIN | STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from coderl.report.programs import Change
-    from coderl.report.run import Run
+    from coderl.runs.reading import Run
 
 MARK = "coderl report"
 """Is noted in what is written here as what made it, so that nothing else is ever written over."""

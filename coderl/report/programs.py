@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from coderl.errors import UserError
-from coderl.report.run import MEND, holds, read_json
+from coderl.runs.reading import MEND, holds, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from coderl.report.run import Run
+    from coderl.runs.reading import Run
 
 LONGEST, WIDEST = 120, 400  # lines of a program, letters of a line
 

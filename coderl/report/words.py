@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from coderl.evaluation.comparison import Comparison
-    from coderl.report.metrics import Series
-    from coderl.report.run import Run
+    from coderl.runs.metrics import Series
+    from coderl.runs.reading import Run
+    from coderl.scores.comparison import Comparison
 
 MOST_SETTINGS, DEEPEST = 5000, 20
 FEW = 5  # steps at either end that a change in training is told from

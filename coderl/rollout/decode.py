@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from coderl.rollout.context import read_prompts
+from coderl.rollout.cache import read_prompts
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -50,7 +50,7 @@ class Row:
         return self.finished or len(self.ids) >= self.room
 
 
-class Pieces:
+class TokenTexts:
     """What tokens add to a text, each looked up once.
 
     Args:
@@ -61,31 +61,31 @@ class Pieces:
         self._tokenizer = tokenizer
         # What becomes of the first token of a text only, such as losing its space, becomes of these.
         self._before: list[int] = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-        self._pieces: dict[int, str] = {}
+        self._token_texts: dict[int, str] = {}
 
     def of(self, token: int) -> str:
         """The characters; U+FFFD is among them where a token holds part of one."""
-        if token not in self._pieces:
+        if token not in self._token_texts:
             before = len(self.decode(self._before))
-            self._pieces[token] = self.decode([*self._before, token])[before:]
-        return self._pieces[token]
+            self._token_texts[token] = self.decode([*self._before, token])[before:]
+        return self._token_texts[token]
 
     def decode(self, ids: list[int]) -> str:
         """The text of all of ``ids``, special tokens included, its spaces as they are."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-class Ends:
+class StopCriteria:
     """What finishes a row: an end-of-sequence token, or a stop string anywhere in its completion.
 
     Args:
-        pieces: The text of tokens.
+        token_texts: The text of tokens.
         eos: Ids of the end-of-sequence tokens.
         words: The stop strings.
     """
 
-    def __init__(self, pieces: Pieces, eos: Collection[int], words: Iterable[str]) -> None:
-        self._pieces, self._eos, self._words = pieces, eos, tuple(word for word in words if word)
+    def __init__(self, token_texts: TokenTexts, eos: Collection[int], words: Iterable[str]) -> None:
+        self._token_texts, self._eos, self._words = token_texts, eos, tuple(word for word in words if word)
         self._longest = max(map(len, self._words), default=0)
 
     def met(self, row: Row) -> bool:
@@ -94,9 +94,9 @@ class Ends:
             return True
         if not self._words:
             return False
-        text = row.tail + self._pieces.of(row.ids[-1])
+        text = row.tail + self._token_texts.of(row.ids[-1])
         if "\ufffd" in text:  # only together do the parts of a character have a text
-            text = self._pieces.decode(row.ids)
+            text = self._token_texts.decode(row.ids)
         row.tail = text[-self._longest :]
         return any(word in text for word in self._words)
 
@@ -107,7 +107,7 @@ def decode(
     prompts: Sequence[Sequence[int]],
     rows: Sequence[Sequence[Row]],
     sampling: Sampling,
-    ends: Ends,
+    ends: StopCriteria,
     pad: int,
     share: float = ENDED,
 ) -> None:

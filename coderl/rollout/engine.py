@@ -11,7 +11,7 @@ from coderl.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from coderl.policy import Policy
+    from coderl.model.policy import Policy
     from coderl.types import Completion, Problem
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
-from coderl import prompts
-from coderl.rollout.decode import Ends, Pieces, Row, decode
+from coderl.problems import prompts
+from coderl.rollout.decode import Row, StopCriteria, TokenTexts, decode
 from coderl.rollout.engine import RolloutEngine, Sampling
 from coderl.rollout.memory import free_bytes
 from coderl.types import Completion
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from coderl.policy import Policy
+    from coderl.model.policy import Policy
     from coderl.types import Problem
 
 log = logging.getLogger(__name__)
@@ -41,31 +41,32 @@ class GenerateEngine(RolloutEngine):
     def __init__(self, batch_size: int = 128, merged_copy: bool | None = None) -> None:
         self.batch_size, self.merged_copy = batch_size, merged_copy
         self._policy: Policy | None = None
-        self._twin: PreTrainedModel | None = None
-        self._pieces: Pieces | None = None
+        self._dense_copy: PreTrainedModel | None = None
+        self._token_texts: TokenTexts | None = None
 
     def bind(self, policy: Policy) -> None:
         """Take the policy, and make the plain copy if there is room for it."""
         if self._policy is policy:
             return
-        self._policy, self._pieces = policy, Pieces(policy.tokenizer)
+        self._policy, self._token_texts = policy, TokenTexts(policy.tokenizer)
         plain = policy.base is policy.net and policy.quantization == "none"
         wanted = _room_for_copy(policy) if self.merged_copy is None else self.merged_copy
-        self._twin = policy.plain_twin() if wanted and not plain else None
+        self._dense_copy = policy.dense_copy() if wanted and not plain else None
         log.info(
-            "rollouts decode from %s", "a merged copy" if self._twin is not None else "the policy itself"
+            "rollouts decode from %s",
+            "a merged copy" if self._dense_copy is not None else "the policy itself",
         )
         self.sync()
 
     @property
-    def copied(self) -> bool:
+    def samples_from_copy(self) -> bool:
         """Whether it decodes from a plain copy of the merged weights, whose rounding is its own."""
-        return self._twin is not None
+        return self._dense_copy is not None
 
     def sync(self) -> None:
         """Refresh the plain copy from the pristine base and the adapter."""
-        if self._twin is not None and self._policy is not None:
-            self._policy.merge_into(self._twin)
+        if self._dense_copy is not None and self._policy is not None:
+            self._policy.merge_into(self._dense_copy)
 
     def generate(
         self, problems: Sequence[Problem], n: int, sampling: Sampling, *, progress: str | None = None
@@ -109,11 +110,13 @@ class GenerateEngine(RolloutEngine):
     def _decode(
         self, asked: list[list[int]], rows: list[list[Row]], stop: tuple[str, ...], sampling: Sampling
     ) -> None:
-        assert self._policy is not None and self._pieces is not None
-        model = self._policy.base if self._twin is None else self._twin
+        assert self._policy is not None and self._token_texts is not None
+        model = self._policy.base if self._dense_copy is None else self._dense_copy
         pad = self._policy.tokenizer.pad_token_id
         assert isinstance(pad, int)
-        decode(model, asked, rows, sampling, Ends(self._pieces, self._policy.eos_ids(), stop), pad)
+        decode(
+            model, asked, rows, sampling, StopCriteria(self._token_texts, self._policy.eos_ids(), stop), pad
+        )
 
     def _text(self, problem: Problem, asked: list[int], ids: list[int]) -> str:
         """What a row says, cut off where an answer ends: the steps are bigcode-evaluation-harness's.
@@ -121,8 +124,8 @@ class GenerateEngine(RolloutEngine):
         The prompt is decoded with it, since many tokenizers drop the space that a text begins with. A special
         token within the answer stays, and will not run.
         """
-        assert self._policy is not None and self._pieces is not None
-        policy, tokenizer, decoded = self._policy, self._policy.tokenizer, self._pieces.decode
+        assert self._policy is not None and self._token_texts is not None
+        policy, tokenizer, decoded = self._policy, self._policy.tokenizer, self._token_texts.decode
 
         def without_bos(row: list[int]) -> list[int]:
             return row[1:] if row[:1] == [tokenizer.bos_token_id] else row

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from coderl.policy import Policy
+    from coderl.model.policy import Policy
 
 SHARE = 0.6
 """Of the free memory that key-value caches may fill; activations and logits need the rest."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from coderl.sandbox.plan import Program
+    from coderl.sandbox.checks.plan import Program
     from coderl.sandbox.pool import Sandbox
 
 __all__ = ["Program", "Sandbox"]
@@ -23,7 +23,7 @@ def __getattr__(name: str) -> object:
 
         return Sandbox
     if name == "Program":
-        from coderl.sandbox.plan import Program
+        from coderl.sandbox.checks.plan import Program
 
         return Program
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

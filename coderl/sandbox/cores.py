@@ -6,6 +6,8 @@ import math
 import os
 from pathlib import Path
 
+from coderl.launcher import local_ranks
+
 
 def usable() -> int:
     """Cores that this process may use, at least one.
@@ -14,16 +16,7 @@ def usable() -> int:
     shared out among the ranks that a launcher started on this machine.
     """
     cores = math.ceil(min(len(os.sched_getaffinity(0)), _quota()))
-    return max(1, cores // _ranks())
-
-
-def _ranks() -> int:
-    """Processes of one training run on this machine, as torchrun and SLURM tell it."""
-    for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE"):
-        value = os.environ.get(name, "")
-        if value.isdigit() and int(value) > 0:
-            return int(value)
-    return 1
+    return max(1, cores // local_ranks())
 
 
 def _quota(root: Path = Path("/sys/fs/cgroup")) -> float:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coderl.sandbox.codec import TRUSTED, encode
-from coderl.sandbox.view import DEVICES, OWN, view
+from coderl.sandbox.inside.codec import TRUSTED, encode
+from coderl.sandbox.view import DEVICES, INSIDE, view
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,14 +22,13 @@ if TYPE_CHECKING:
 
 _BOOT = (
     "import sys; root, control = sys.argv[1:]; sys.path.insert(0, root); "
-    "from coderl.sandbox.zygote import main; sys.path.remove(root); main(int(control))"
+    "from inside.zygote import main; sys.path.remove(root); main(int(control))"
 )
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _PRIVATE = "/tmp"
 """Where a lane with a file system of its own has its runs work."""
 _ROOT = "/lane"
 """Where this package and numpy lie there: their own places may be under ``/tmp``, as a test's clone is."""
-_MODULES = ("__init__.py", "errors.py", "types.py")
 _SIZE = 64 << 20
 """Bytes that a run's files may take, all together, in tier A."""
 _NEEDED = ("SETUID", "SETGID", "KILL", "CHOWN", "DAC_OVERRIDE", "FOWNER")
@@ -76,15 +75,14 @@ class Jail:
         # Not -I: it would ignore PYTHONHASHSEED. The environment is ours, so nothing else can steer the
         # interpreter.
         flags = ["-s", "-S", "-P", "-B", "-X", "utf8"]
-        root = _ROOT if self.bubblewrap else str(OWN.parents[1])
+        root = _ROOT if self.bubblewrap else str(INSIDE.parent)
         return [*self._enter(), view().interpreter, *flags, "-c", _BOOT, root, str(control)]
 
     def _enter(self) -> list[str]:
         """Bubblewrap's part of the command: new namespaces, and a root made of what is shown."""
         if not self.bubblewrap:
             return []
-        moved = {str(OWN): f"{_ROOT}/coderl/{OWN.name}"}
-        moved |= {str(OWN.parent / name): f"{_ROOT}/coderl/{name}" for name in _MODULES}
+        moved = {str(INSIDE): f"{_ROOT}/{INSIDE.name}"}
         moved |= {path: _moved(path) for path in view().packages}
         arguments = [self.bubblewrap, *enter_namespaces()]
         for folder in _above([*view().shown, view().interpreter, *moved.values(), *DEVICES]):

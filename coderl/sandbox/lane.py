@@ -13,9 +13,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from coderl.sandbox import wire
-from coderl.sandbox.confine import PROCESSES, address_space, is_own, processes_of, tasks_of
-from coderl.sandbox.wipe import wipe
+from coderl.sandbox.inside import wire
+from coderl.sandbox.inside.confine import PROCESSES, address_space, is_own, processes_of, tasks_of
+from coderl.sandbox.inside.wipe import wipe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -210,23 +210,25 @@ def run_together(
             for lane in lanes:
                 lane.greet()
             links = [stack.enter_context(end) for end in socket.socketpair()] if len(lanes) > 1 else []
-            talks = [_Talk(lane, wire.frame(payload)) for lane, payload in zip(lanes, payloads, strict=True)]
-            for talk in talks:
-                stack.enter_context(talk.ours)
-            for at, talk in enumerate(talks):
-                talk.begin([end.fileno() for end in links[at : at + 1]], seconds, memory)
+            channels = [
+                Channel(lane, wire.frame(payload)) for lane, payload in zip(lanes, payloads, strict=True)
+            ]
+            for channel in channels:
+                stack.enter_context(channel.ours)
+            for at, channel in enumerate(channels):
+                channel.begin([end.fileno() for end in links[at : at + 1]], seconds, memory)
             for end in links:
                 end.close()
             deadline = time.monotonic() + seconds + GRACE_SECONDS
-            _converse(talks, deadline)
-            return [talk.result(deadline) for talk in talks]
+            exchange(channels, deadline)
+            return [channel.result(deadline) for channel in channels]
         except TimeoutError:
             raise LaneHung("it does not come to an end") from None
         except (OSError, EOFError, struct.error, ValueError) as error:
             raise LaneLost(f"{type(error).__name__}: {error}") from None
 
 
-class _Talk:
+class Channel:
     """What is said to one run, and what it answers.
 
     Args:
@@ -288,17 +290,17 @@ class _Talk:
         return RawRun(b"".join(self.parts), how, status, taken, self.size > wire.OUTPUT_LIMIT)
 
 
-def _converse(talks: Sequence[_Talk], deadline: float) -> None:
+def exchange(channels: Sequence[Channel], deadline: float) -> None:
     """Send the payloads and read the answers until every holder of the other ends is dead.
 
     Reading goes on while sending does, so that neither side can wait for the other. Once the tests are
     through, the candidate's run is stopped.
     """
-    if len(talks) == 1 and not talks[0].push():
-        talks[0].drain(deadline)
+    if len(channels) == 1 and not channels[0].push():
+        channels[0].drain(deadline)
         return
     poller = select.poll()
-    going = {talk.ours.fileno(): talk for talk in talks}
+    going = {channel.ours.fileno(): channel for channel in channels}
     for descriptor in going:
         poller.register(descriptor, select.POLLIN | select.POLLOUT)
     while going:
@@ -306,11 +308,11 @@ def _converse(talks: Sequence[_Talk], deadline: float) -> None:
         if not events:
             raise TimeoutError
         for descriptor, event in events:
-            talk = going[descriptor]
-            if event & select.POLLOUT and not talk.push():
+            channel = going[descriptor]
+            if event & select.POLLOUT and not channel.push():
                 poller.modify(descriptor, select.POLLIN)
-            if event & ~select.POLLOUT and not talk.pull():
+            if event & ~select.POLLOUT and not channel.pull():
                 poller.unregister(descriptor)
                 del going[descriptor]
-                if talk is not talks[0]:
-                    talks[0].lane.stop()
+                if channel is not channels[0]:
+                    channels[0].lane.stop()

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, Self
 
 from coderl.errors import UsageError, UserError
 from coderl.sandbox import cores
-from coderl.sandbox.grading import Job, Mode, UnfitForRpc, grading_of, judge, prepare, safe
+from coderl.sandbox.checks.grading import Job, Mode, UnfitForRpc, grading_of, judge, prepare, safe
 from coderl.sandbox.lane import Lane, LaneHung, LaneLost, run_together
+from coderl.sandbox.lane_pool import LanePool, LanePools
 from coderl.sandbox.probe import probe, require
-from coderl.sandbox.racks import Rack, Racks
 from coderl.types import Execution
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from coderl.sandbox.checks.plan import Program
     from coderl.sandbox.jail import Jail
-    from coderl.sandbox.plan import Program
     from coderl.types import Outcome, Tier
 
 MOST_WORKERS = 16
@@ -71,7 +71,7 @@ class Sandbox:
         self._jail: Jail | None = None
         self._inline: dict[int, str] = {}  # why tests, by their hash, turned out to be unfit for rpc
         self.inline_reasons: Counter[str] = Counter()
-        self._racks: Racks | None = None
+        self._lane_pools: LanePools | None = None
 
     @property
     def jail(self) -> Jail:
@@ -93,13 +93,13 @@ class Sandbox:
         """
         self._started()
 
-    def _started(self) -> Racks:
+    def _started(self) -> LanePools:
         with self._lock:
-            if self._racks is None:
+            if self._lane_pools is None:
                 require(self.jail, self.allow_weak_isolation)
-                self._racks = Racks(self.jail, self.workers)
-                self._finalizer = weakref.finalize(self, self._racks.close)
-            return self._racks
+                self._lane_pools = LanePools(self.jail, self.workers)
+                self._finalizer = weakref.finalize(self, self._lane_pools.close)
+            return self._lane_pools
 
     def run(
         self, programs: Sequence[Program], progress: bool | Callable[[int, int], None] = False
@@ -119,9 +119,9 @@ class Sandbox:
         if not programs:
             return []
         jobs = [self._prepared(program) for program in programs]
-        racks = self._started()
+        pools = self._started()
         both = zip(programs, jobs, strict=True)
-        futures = [racks.threads.submit(self._one, racks, program, job) for program, job in both]
+        futures = [pools.threads.submit(self._one, pools, program, job) for program, job in both]
         try:
             _watch(futures, progress)
             return [future.result() for future in futures]
@@ -162,10 +162,10 @@ class Sandbox:
 
     def _submitted(self, programs: Iterable[Program]) -> Iterator[Future[Execution]]:
         """The verdicts to come. An error ends them and is the last of them."""
-        racks = self._started()
+        pools = self._started()
         try:
             for program in programs:
-                yield racks.threads.submit(self._one, racks, program, self._prepared(program))
+                yield pools.threads.submit(self._one, pools, program, self._prepared(program))
         except Exception as error:
             failed: Future[Execution] = Future()
             failed.set_exception(error)
@@ -179,51 +179,51 @@ class Sandbox:
                 self.inline_reasons[reason] += 1
         return job
 
-    def _one(self, racks: Racks, program: Program, job: Job) -> Execution:
+    def _one(self, pools: LanePools, program: Program, job: Job) -> Execution:
         """One verdict. What says nothing about the program is tried once more, in other lanes if need be."""
         try:
-            result = self._attempt(racks, program, job)
+            result = self._attempt(pools, program, job)
             if result.outcome == "infra_error":
-                result = self._attempt(racks, program, job, again=True)
+                result = self._attempt(pools, program, job, again=True)
             return result
         except UnfitForRpc as unfit:
             if (program.grading or self.grading) != "auto":
                 raise UserError(f"these tests cannot be graded rpc: {unfit}: use grading: auto") from None
             self._inline[_tests_of(program)] = f"rpc: {unfit}"
-            return self._one(racks, program, self._prepared(program))
+            return self._one(pools, program, self._prepared(program))
 
-    def _attempt(self, racks: Racks, program: Program, job: Job, again: bool = False) -> Execution:
+    def _attempt(self, pools: LanePools, program: Program, job: Job, again: bool = False) -> Execution:
         payloads = [job.payload, *filter(None, [job.tests])]
-        taken: list[tuple[Rack, Lane]] = []
+        taken: list[tuple[LanePool, Lane]] = []
         try:
-            for rack in (racks.candidates, racks.tests)[: len(payloads)]:
-                taken.append((rack, rack.take()))
+            for pool in (pools.candidates, pools.tests)[: len(payloads)]:
+                taken.append((pool, pool.take()))
             timeout = self.timeout if program.timeout is None else program.timeout
             runs = run_together([lane for _, lane in taken], payloads, timeout, self.memory_mb << 20)
         except (LaneLost, OSError) as error:
-            for rack, lane in taken:
-                rack.lose(lane)
-            if racks.closing:
+            for pool, lane in taken:
+                pool.lose(lane)
+            if pools.closing:
                 raise CancelledError("the sandbox was closed") from None
             message = safe(f"the lane was lost: {error}")
             # One hung lane is bad luck, two are the program's doing and must not pass for a failure of ours.
             outcome: Outcome = "error" if again and isinstance(error, LaneHung) else "infra_error"
             return Execution(outcome, 0, job.plan.total, message, 0.0, grading_of(job), self.tier)
         except BaseException:  # such as no memory: the places must not be lost with the lanes
-            for rack, lane in taken:
-                rack.lose(lane)
+            for pool, lane in taken:
+                pool.lose(lane)
             raise
-        for rack, lane in taken:
-            rack.give(lane)
-        if racks.closing:  # it may have been cut short, which says nothing about the program
+        for pool, lane in taken:
+            pool.give(lane)
+        if pools.closing:  # it may have been cut short, which says nothing about the program
             raise CancelledError("the sandbox was closed")
         return judge(job, runs[0], self.tier, *runs[1:])
 
     def close(self) -> None:
         """End every lane and remove what they wrote. The sandbox may be started again."""
         with self._lock:
-            racks, self._racks = self._racks, None
-        if racks is not None:
+            pools, self._lane_pools = self._lane_pools, None
+        if pools is not None:
             self._finalizer()
 
     def __enter__(self) -> Self:

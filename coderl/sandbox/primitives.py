@@ -14,7 +14,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from coderl.sandbox import confine, landlock
+from coderl.sandbox.inside import confine, landlock
 
 if TYPE_CHECKING:
     from collections.abc import Callable

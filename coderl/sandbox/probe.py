@@ -12,12 +12,12 @@ from functools import cache
 from pathlib import Path
 
 from coderl.errors import UserError
-from coderl.sandbox.grading import judge, prepare
+from coderl.sandbox.checks.grading import judge, prepare
+from coderl.sandbox.checks.plan import Program
 from coderl.sandbox.jail import Jail, Primitive, enter_namespaces
 from coderl.sandbox.lane import Lane, LaneLost, run_together
-from coderl.sandbox.plan import Program
 from coderl.sandbox.syscalls import compiled
-from coderl.sandbox.view import OWN, view
+from coderl.sandbox.view import INSIDE, view
 
 logger = logging.getLogger("coderl.sandbox")
 
@@ -159,7 +159,9 @@ def _primitives(instructions: bytes) -> list[Primitive]:
     boot = (
         "import sys; sys.path.insert(0, sys.argv.pop()); from coderl.sandbox.primitives import main; main()"
     )
-    done = _run([view().interpreter, "-s", "-S", "-P", "-B", "-c", boot, str(OWN.parents[1])], instructions)
+    done = _run(
+        [view().interpreter, "-s", "-S", "-P", "-B", "-c", boot, str(INSIDE.parents[2])], instructions
+    )
     if isinstance(done, str):
         names = ("user namespaces", "seccomp", "landlock", "resource limits", "own user id")
         return [Primitive(name, False, f"could not be tried: {done}") for name in names]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 from functools import cache
+
+from coderl.sandbox.inside.confine import OWN_PID
 
 ALLOWED = """
     read pread64 readv preadv preadv2 write pwrite64 writev pwritev pwritev2 lseek _llseek close
@@ -48,9 +49,6 @@ _IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 """TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX: what files are asked, and nothing to push."""
 _PRCTL = (15, 16, 0x53564D41)
 """Names of threads and of memory."""
-WORD = struct.Struct("=I")
-_PID = 0x5A6B7C3D
-"""Stands for the run's own process id; more than any real one."""
 
 
 @cache
@@ -92,9 +90,9 @@ def compiled(by_owner: bool) -> bytes:
     allow("socketpair", (0, word, _UNIX))
     allow("sendto", (4, everything, 0))  # to the other end, and to no address
     for name in ("kill", "tgkill"):
-        allow(name, (0, word, _PID))
+        allow(name, (0, word, OWN_PID))
     allow("prlimit64", (0, word, 0))
-    allow("prlimit64", (0, word, _PID))
+    allow("prlimit64", (0, word, OWN_PID))
     for name, at, values in (("fcntl", 1, _FCNTL), ("ioctl", 1, _IOCTL), ("prctl", 0, _PRCTL)):
         for value in values:
             allow(name, (at, word, value))
@@ -105,9 +103,3 @@ def compiled(by_owner: bool) -> bytes:
         refuse.export_bpf(file)
         file.seek(0)
         return file.read()
-
-
-def process_ids(template: bytes) -> list[int]:
-    """Offsets of the words in the filter that a run fills in with its own process id."""
-    size = WORD.size
-    return [at for at in range(0, len(template), size) if template[at : at + size] == WORD.pack(_PID)]

@@ -21,8 +21,8 @@ _SYSTEM = (
 )
 _PACKAGES = ("site-packages", "dist-packages")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
-OWN = Path(__file__).resolve().parent
-"""This package's folder: all of coderl that a lane's interpreter needs."""
+INSIDE = Path(__file__).resolve().parent / "inside"
+"""All of coderl that a lane's interpreter needs: a package that imports nothing but itself."""
 
 
 @dataclass(frozen=True, slots=True)

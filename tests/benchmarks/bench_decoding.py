@@ -22,10 +22,9 @@ from typing import Any
 
 import torch
 
-from coderl import prompts
-from coderl.batching import left_padded
-from coderl.data import Embedded
-from coderl.policy import Policy
+from coderl.model.padding import left_padded
+from coderl.model.policy import Policy
+from coderl.problems import Embedded, prompts
 from coderl.rollout import GenerateEngine, Sampling
 from coderl.types import Problem
 

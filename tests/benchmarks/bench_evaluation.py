@@ -23,11 +23,12 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from coderl.evaluation import Evaluation, load_task, reference, score
-from coderl.evaluation.scoring import Judging
+from coderl.evaluation import load_task, reference, score
+from coderl.evaluation.grading import Judging
 from coderl.sandbox import Program, Sandbox
+from coderl.scores import Evaluation
 from coderl.types import Problem
-from tests import harness, mutants
+from tests.support import harness, mutants
 
 SLOW = "mbpp/123"
 WORKING = ("right", "chatty", "twice", "guarded", "constant", "boxed")

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from coderl.packaged import find_config
+from coderl.cli.config_files import find_config
 from tests.benchmarks.learning_curves import Curve, finished, markdown, table
 from tests.benchmarks.learning_figure import draw
 from tests.benchmarks.learning_runs import Run, perform, say

@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 from coderl.errors import UserError
 from coderl.sandbox import Program, Sandbox
-from coderl.sandbox.grading import plan_for
+from coderl.sandbox.checks.grading import plan_for
 
 SLOW = 123
 TENSORS = 2 << 30

@@ -1,0 +1,162 @@
+"""The command line's front door: :func:`main` for the shell, :func:`run` for notebooks and tests.
+
+Everything that ``coderl --help`` and a mistyped command need is here and imports nothing heavy; Lightning and
+torch load in :mod:`coderl.cli.trainer`, once there is something to run.
+
+Exit codes: 0 done, 1 failed (or interrupted), 2 called wrongly.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from coderl import __version__
+from coderl.errors import UsageError, UserError
+
+if TYPE_CHECKING:
+    from lightning.pytorch.cli import ArgsType
+
+    from coderl.cli.trainer import CoderlCLI
+
+TOOLS = {
+    "evaluate": "pass@k of a model: `coderl evaluate --model embedded --tasks mbpp,humaneval`",
+    "report": "a page on what a run won: `coderl report RUN`, or several side by side",
+    "merge": "adapter and base as one model: `coderl merge --adapter_model_id RUN --output_dir OUT`",
+    "push": "an adapter or a merged model to the hub: `coderl push RUN/adapter`",
+    "execute": "run programs in the sandbox: `coderl execute IN.jsonl --output OUT.jsonl`",
+    "doctor": "check this machine: isolation, GPU, bitsandbytes, hub, disk",
+}
+"""Subcommands that train nothing: they take no config."""
+
+COMMANDS = {
+    "fit": "train a policy: `coderl fit --config quickstart.yaml`",
+    "validate": "evaluate a policy on the validation split",
+    "test": "evaluate a policy on the test split",
+    **TOOLS,
+}
+"""All subcommands, and what each does in one line."""
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+
+
+def help_text() -> str:
+    """What ``coderl --help`` prints."""
+    import textwrap
+
+    from coderl.cli.config_files import config_names
+
+    configs = textwrap.fill(
+        ", ".join(config_names()) or "(none)",
+        110,
+        initial_indent="  ",
+        subsequent_indent="  ",
+        break_on_hyphens=False,
+    )
+    commands = "\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())
+    return f"""usage: coderl COMMAND [ARGUMENT ...]
+
+Reinforcement learning for code models: PPO and GRPO on executed rewards over a 4-bit LoRA policy.
+
+commands:
+{commands}
+
+options:
+  -h, --help            show this help
+  --version             show the version
+  --print_completion S  print a completion script; S is shtab-bash or shtab-zsh (needs coderl[completion])
+
+Each command has its own `--help` and `--print_config` (the configuration as it would run). The commands that
+train take --config CONFIG and --KEY VALUE, each as often as you like, and `--model.help CLASS` (the arguments
+of one class, with units). Later settings win: environment variables such as
+CODERL_FIT__TRAINER__MAX_EPOCHS, then each --config in turn, then flags such as --trainer.max_epochs 2.
+
+Models of known families get their settings from models/*.yaml; `--preset none` turns that off.
+
+configs found by name from any folder:
+{configs}"""
+
+
+def run(args: ArgsType = None) -> CoderlCLI | None:
+    """Run one command, and let errors through.
+
+    Args:
+        args: What would follow ``coderl`` on the shell, as a list; or a configuration as a dict with the key
+            ``subcommand``. None reads ``sys.argv``.
+
+    Returns:
+        The finished command with its ``model``, ``datamodule`` and ``trainer``; None after ``--help``
+        and the tools.
+
+    Raises:
+        UsageError: If the call itself is wrong: an unknown command, key or config.
+        UserError: If what the call names cannot be used: a missing file, a run folder in use.
+    """
+    # OpenMP threads that spin while they wait starve each other, and the sandbox, wherever cores are shared:
+    # decoding was 8 times slower with two spinning threads on two busy cores. Set before torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if args is None:
+        args = sys.argv[1:]
+    if isinstance(args, list):
+        if args[:1] in (["-h"], ["--help"], ["--version"]):
+            print(help_text() if args[0] != "--version" else f"coderl {__version__}")
+            return None
+        _check_command(args)
+        if args[0] in TOOLS:
+            from coderl.cli.tools import run_tool
+
+            run_tool(args[0], args[1:])
+            return None
+    from coderl.cli.trainer import CoderlCLI
+
+    return CoderlCLI.start(args)
+
+
+def _check_command(args: list[str]) -> None:
+    """Refuse an unknown command before seconds are spent on imports."""
+    if not args:
+        raise UsageError(
+            "no command; `coderl --help` lists them, `coderl fit --config quickstart.yaml` starts"
+        )
+    command = args[0]
+    if not command.startswith("-") and command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
+        raise UsageError(f"unknown command {command!r}; {hint}")
+
+
+def main(args: ArgsType = None) -> int:
+    """Run one command and return its exit code, with one line on stderr for an error that the user can mend.
+
+    Args:
+        args: See :func:`run`.
+
+    Returns:
+        0 done, 1 failed or interrupted, 2 called wrongly.
+    """
+    try:
+        run(args)
+    except UserError as error:
+        print(f"coderl: error: {error}", file=sys.stderr)
+        return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
+    except KeyboardInterrupt as stop:  # carries the way to go on, where a trainer was running
+        print("coderl: interrupted" + "".join(f"; {way}" for way in stop.args), file=sys.stderr)
+        return EXIT_FAILED
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # `coderl --help | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_FAILED
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        print(
+            f"coderl: error: the disk is full{where}: make room, then go on (a fit with --ckpt_path)",
+            file=sys.stderr,
+        )
+        return EXIT_FAILED
+    except SystemExit as stop:  # the parser's way to end --help and --print_config
+        return stop.code if isinstance(stop.code, int) else EXIT_DONE if stop.code is None else EXIT_FAILED
+    return EXIT_DONE

@@ -1,0 +1,322 @@
+"""LightningCLI with coderl's rules: packaged configs, run folders, flags that win, one-line errors."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import yaml
+from jsonargparse import ActionConfigFile, Namespace, set_parsing_settings
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from coderl import launcher
+from coderl.cli import presets
+from coderl.cli.config_files import find_config
+from coderl.cli.messages import explain
+from coderl.cli.overlays import changes, last_of_each, overlaid
+from coderl.errors import UsageError, UserError
+from coderl.runs import folder as runs
+from coderl.runs import loggers
+from coderl.runs.console import ConsoleLog
+
+SEED = 42
+_PARSER = {"prog": "coderl", "exit_on_error": False, "allow_abbrev": False}
+_LIGHTNING_NAMES = ("best", "last", "hpc", "registry")  # what --ckpt_path takes beside paths
+
+# Lightning advertises its cloud products.
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "Tip:" not in r.getMessage())
+# jsonargparse 4.53 cannot carry an optional dataclass (policy.lora) over to another algorithm, as in
+# `-c grpo.yaml --model PPO`; other classes it can.
+set_parsing_settings(add_print_completion_argument=True, subclasses_enabled=["is_pure_dataclass"])
+
+
+class ConfigFile(ActionConfigFile):
+    """``--config``: a path, the bare name of a packaged config, or YAML text."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Load ``values`` into ``cfg``, looking bare names up among the packaged configs."""
+        path = find_config(values)
+        before = list(cfg.get("trainer.callbacks") or [])
+        try:
+            super().__call__(parser, cfg, presets.without_match(path), option_string)  # type: ignore[no-untyped-call]
+        except (TypeError, argparse.ArgumentError) as error:
+            place = values if path != values or os.path.isfile(path) else "--config"
+            raise UsageError(f"{place}: {explain(str(error), [])}") from error
+        if isinstance(now := cfg.get("trainer.callbacks"), list):
+            cfg["trainer.callbacks"] = overlaid(before, now)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the configuration into the run folder: beside that of the run's earlier parts, never over it."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the first free of ``config.yaml``, ``config-2.yaml`` ..., then save as Lightning does."""
+        folder = trainer.log_dir  # a collective call: every rank makes it
+        if not self.already_saved and folder is not None and trainer.is_global_zero:
+            self.config_filename = runs.free_path(Path(folder, self.config_filename)).name
+        super().setup(trainer, pl_module, stage)
+
+
+class CoderlCLI(LightningCLI):
+    """The commands ``fit``, ``validate`` and ``test``. Begin with :meth:`start`."""
+
+    @classmethod
+    def start(cls, args: ArgsType) -> Self:
+        """Parse ``args`` and run the command they name.
+
+        Args:
+            args: Arguments as on the shell, or a configuration with the key ``subcommand``.
+
+        Raises:
+            UsageError: If a key, value or class does not exist.
+            UserError: If what the configuration names cannot be used.
+        """
+        _import_classes()
+        from coderl.algorithms.base import ignore_harmless
+
+        if not {"", str(Path.cwd())} & set(sys.path):
+            sys.path.append(str(Path.cwd()))  # where `--model.rewards+ my_module.MyReward` is, looked at last
+
+        main_thread = threading.current_thread() is threading.main_thread()
+        interrupt = signal.getsignal(signal.SIGINT)
+        try:
+            with warnings.catch_warnings():
+                ignore_harmless()
+                return cls(
+                    LightningModule,
+                    LightningDataModule,
+                    save_config_callback=SaveConfig,
+                    seed_everything_default=SEED,
+                    parser_kwargs={"default_env": True, "env_prefix": "CODERL"},
+                    subclass_mode_model=True,
+                    subclass_mode_data=True,
+                    auto_configure_optimizers=False,
+                    args=args,
+                )
+        except (MisconfigurationException, ValueError) as error:
+            if (mendable := _mendable(error)) is None:
+                raise
+            raise mendable from None
+        finally:
+            if main_thread:
+                signal.signal(signal.SIGINT, interrupt)  # Lightning leaves it ignored after Ctrl-C
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The commands, each with the arguments of its Trainer method that are no flags."""
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser that raises instead of exiting and finds packaged configs."""
+        parser = self.parser_class(**{**_PARSER, **kwargs})
+        parser.add_argument(
+            "-c",
+            "--config",
+            action=ConfigFile,
+            help="A YAML file, or a packaged config's bare name. Give it again to lay one over the other.",
+        )
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The one callback every run has, and defaults for steps that take seconds, not milliseconds."""
+        from coderl.callbacks import Checkpoint
+
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.add_argument(
+            "--preset",
+            type=str,
+            default=presets.AUTO,
+            help="Settings for a family of models, over the shipped config that names the model and under "
+            "all else: auto (by the model's name or type), none, a name from configs/models, or a path.",
+        )
+        parser.set_defaults(
+            {
+                "checkpoint.save_last": True,
+                "checkpoint.every_n_train_steps": 25,
+                "trainer.log_every_n_steps": 1,
+                "trainer.enable_model_summary": False,
+            }
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse into ``self.config``, over the preset that suits the model."""
+        self._arguments = args if isinstance(args, list) else None
+        self._said: list[str] = []
+        self.config = presets.parse(partial(self._parsed, parser), args, self._say)
+
+    def _say(self, text: str) -> None:
+        """Say it now, and again in the run's log of the console."""
+        self._said.append(f"coderl: {text}")
+        if not getattr(rank_zero_only, "rank", 0):
+            print(self._said[-1], file=sys.stderr)
+
+    def _parsed(self, parser: LightningArgumentParser, args: ArgsType) -> Namespace:
+        """The configuration, with one line for what is wrong."""
+        try:
+            return parser.parse_args(args) if isinstance(args, list) else parser.parse_object(args)
+        except argparse.ArgumentError as error:
+            raise UsageError(explain(str(error), self._known_keys())) from error
+
+    def before_instantiate_classes(self) -> None:
+        """Settle the run folder before anything is loaded or written."""
+        config = self.config[self.subcommand]
+        trainer = config.trainer
+        if trainer.default_root_dir is None:
+            trainer.default_root_dir = str(runs.ROOT / runs.run_name(*_identity(config)))
+        if config.weights_only is None:
+            config.weights_only = True  # a checkpoint that somebody sent cannot run code
+        if self.subcommand == "validate" and trainer.limit_val_batches == 0:
+            trainer.limit_val_batches = None  # a config that spares its fits the validation
+        fresh = self.subcommand == "fit" and config.ckpt_path is None and not trainer.fast_dev_run
+        # Processes that Lightning starts come once rank 0 has written there; a launcher's come together.
+        folder, first = Path(trainer.default_root_dir), not getattr(rank_zero_only, "rank", 0)
+        if fresh and (first or (launcher.launched() and folder != runs.DEBUG)):
+            runs.require_fresh(folder)
+        self._asked = trainer.logger, config.checkpoint.dirpath
+        if config.checkpoint.dirpath is None:
+            config.checkpoint.dirpath = str(Path(trainer.default_root_dir, "checkpoints"))
+        trainer.logger = loggers.settled(
+            trainer.logger,
+            Path(trainer.default_root_dir),
+            runs.run_name(*_identity(config)),
+            trainer,
+            resumed=self.subcommand == "fit" and config.ckpt_path is not None,
+        )
+        trainer.callbacks = _with_progress_bar(trainer.callbacks, trainer.enable_progress_bar)
+
+    def _known_keys(self) -> list[str]:
+        actions = [action for parser in self._subcommand_parsers.values() for action in parser._actions]
+        return sorted({action.dest for action in actions if action.option_strings})
+
+    def _parse_ckpt_path(self) -> None:
+        """Take weights and state from a checkpoint, never settings: configs and flags win.
+
+        Lightning would lay the checkpoint's hyper-parameters over them without a word.
+        """
+        config = self.config[self.config.subcommand]
+        path = config.get("ckpt_path")
+        if path is None or path in _LIGHTNING_NAMES or "://" in str(path) or Path(path).is_dir():
+            return
+        for key, was, now in changes(_hyper_parameters(Path(path)), self._model_arguments()):
+            print(f"coderl: {key} is {now}; the checkpoint was trained with {was}", file=sys.stderr)
+
+    def _model_arguments(self) -> dict[str, Any]:
+        """The model's arguments, as plain values."""
+        arguments: dict[str, Any] = self._plain()["model"].get("init_args", {})
+        return arguments
+
+    def _plain(self) -> dict[str, Any]:
+        """The command's configuration, as plain values."""
+        dump = yaml.safe_load(self.parser.dump(self.config, skip_validation=True))
+        plain: dict[str, Any] = dump[self.config.subcommand]
+        return plain
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it, with a log of the console and the loggers open."""
+        folder = Path(self.trainer.default_root_dir)
+        # What is saved can be laid over another run folder.
+        config = self.config[subcommand]
+        config.trainer.logger, config.checkpoint.dirpath = self._asked
+        config.preset = presets.NONE  # it is whole
+        if getattr(rank_zero_only, "rank", 0) or config.trainer.fast_dev_run:
+            self._run_to_its_end(subcommand)
+            return
+        axis = "rollout_step" if hasattr(self.model, "rollout") else "global_step"
+        with ConsoleLog(folder, self._arguments, self._said):
+            try:
+                with loggers.opened(self.trainer.loggers, folder, self._plain, axis):
+                    self._run_to_its_end(subcommand)
+            except (MisconfigurationException, ValueError) as error:
+                if (mendable := _mendable(error)) is None:
+                    raise
+                raise mendable from None
+
+    def _run_to_its_end(self, subcommand: str) -> None:
+        """Run it; where it is interrupted, say how to go on."""
+        try:
+            super()._run_subcommand(subcommand)
+        except SystemExit as stop:
+            if self.trainer.state.status != TrainerStatus.INTERRUPTED:
+                raise
+            folder = Path(self.trainer.default_root_dir)
+            checkpoint = runs.latest_checkpoint(folder)
+            resume = checkpoint and f"go on with: {runs.resume_command(folder, checkpoint)}"
+            said = () if getattr(rank_zero_only, "rank", 0) else (resume or "no checkpoint was written yet",)
+            raise KeyboardInterrupt(*said) from stop
+
+
+def _with_progress_bar(callbacks: Any, enabled: bool | None) -> list[Any]:
+    """The callbacks asked for, and a bar that gets along with the bars of rollouts and evaluations.
+
+    Lightning takes rich's where rich is installed; that one catches what other bars print, and in a notebook
+    recurses without end.
+    """
+    given = last_of_each(callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else [])
+    if enabled is False or any("ProgressBar" in callback.class_path for callback in given):
+        return given
+    arguments = Namespace(refresh_rate=1, process_position=0, leave=False)
+    return [*given, Namespace(class_path="lightning.pytorch.callbacks.TQDMProgressBar", init_args=arguments)]
+
+
+def _mendable(error: Exception) -> UserError | None:
+    """The error as one line, where the user can mend it; else None.
+
+    jsonargparse wraps what a class's ``__init__`` raises in a ValueError of its own.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return UserError(" ".join(str(error).split())) if isinstance(error, MisconfigurationException) else None
+
+
+def _import_classes() -> None:
+    """Import what configs name by short class names."""
+    from coderl import algorithms, callbacks, data, model, rollout  # noqa: F401
+    from coderl.algorithms import rewards  # noqa: F401
+
+
+def _identity(config: Namespace) -> tuple[str, str, str]:
+    """Base model, problem source and method that a configuration names."""
+    keys = (
+        "policy.init_args.gguf_file",
+        "policy.init_args.model",
+        "policy.gguf_file",
+        "policy.model",
+        "model",
+    )
+    model = next((found for key in keys if (found := config.model.get(f"init_args.{key}"))), "model")
+    own_file = config.data.get("init_args.source.init_args.train")
+    source = config.data.get("init_args.source.class_path") or config.data.class_path
+    dataset = Path(own_file).stem if own_file else source.rpartition(".")[2]
+    return str(model), dataset, config.model.class_path.rpartition(".")[2]
+
+
+def _hyper_parameters(path: Path) -> dict[str, Any]:
+    """The arguments that a checkpoint's model was made with.
+
+    Raises:
+        UserError: If there is no such file, or it is no checkpoint.
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint {path}; --ckpt_path takes a .ckpt file of a run folder, or `last`")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # damaged files fail in many ways: zip, pickle, JSON, truncated storages
+        raise UserError(f"{path} is damaged or no checkpoint; name another with --ckpt_path") from error
+    found = checkpoint.get("hyper_parameters", {}) if isinstance(checkpoint, dict) else {}
+    return {key: value for key, value in found.items() if not key.startswith("_")}

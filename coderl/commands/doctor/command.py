@@ -1,0 +1,74 @@
+"""The command itself: runs the checks one after the other and shows them as they come."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import textwrap
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from coderl.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from coderl.commands.doctor.check import Check
+
+MARKS = {"ok": "ok", "warn": "warn", "fail": "FAIL"}
+COLOURS = {"ok": "32", "warn": "33", "fail": "31"}
+WIDTH = 24
+"""Characters of the column of names."""
+
+
+def doctor(json: bool = False) -> None:
+    """Check that training can run on this machine, and safely, by trying each thing it needs.
+
+    The sandbox runs a good program, a wrong one and hostile ones; bitsandbytes packs and unpacks numbers on
+    the CPU and on the GPU; the hub is asked for an answer (not where HF_HUB_OFFLINE=1). Run it in the folder
+    that you train from: that is where space is looked for. It takes about ten seconds. Exit code 1: training
+    could not run, or not safely (a line marked FAIL).
+
+    Args:
+        json: Print one JSON document instead of the table, and nothing else, on standard output.
+
+    Raises:
+        UserError: A check failed.
+    """
+    found = []
+    for check in checks():
+        found.append(check)
+        if not json:
+            print(line(check, colour=sys.stdout.isatty()), flush=True)
+    if json:
+        print(document(found))
+    if failed := [check.name for check in found if check.status == "fail"]:
+        raise UserError(f"training cannot run safely here, see: {', '.join(failed)}")
+
+
+def checks() -> Iterator[Check]:
+    """Every check, the quick ones first."""
+    from coderl.commands.doctor import isolation, learning, machine, services
+
+    return chain(machine.checks(), isolation.checks(), learning.checks(), services.checks())
+
+
+def line(check: Check, colour: bool = False) -> str:
+    """A check as the table shows it: one line, and a second one below it where there is something to mend."""
+    mark = f"{MARKS[check.status]:<5}"
+    if colour:
+        mark = f"\033[{COLOURS[check.status]}m{mark}\033[0m"
+    head = f"{mark} {check.name:<{WIDTH}} {check.detail}"
+    if not check.mend or check.status == "ok":
+        return head
+    return head + "\n" + textwrap.indent(f"-> {check.mend}", " " * (WIDTH + 7))
+
+
+def document(found: list[Check]) -> str:
+    """All checks as one JSON document."""
+    import json
+
+    counts = {status: sum(check.status == status for check in found) for status in MARKS}
+    tier = next((check.data["tier"] for check in found if "tier" in check.data), None)
+    values: dict[str, Any] = {"ok": not counts["fail"], "tier": tier, "counts": counts}
+    return json.dumps(values | {"checks": [dataclasses.asdict(check) for check in found]}, indent=2)

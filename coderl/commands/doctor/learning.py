@@ -1,0 +1,160 @@
+"""GPU and bitsandbytes, each by use, in a process of their own: a driver that crashes is a finding, too."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+from coderl.commands.doctor.check import Check
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+NAMES = ("torch", "GPU", "NF4 on the CPU", "NF4 on the GPU")
+SECONDS = 180.0
+"""How long the process may take; importing torch from a cold disk alone can take a minute."""
+WORST = 0.153
+"""NF4's largest error in units of its block's largest value: half its widest gap, (1 - 0.6962) / 2."""
+MEND_BNB = "pip install -U bitsandbytes; on a GPU also check that torch's CUDA version is one it supports"
+
+
+def checks(command: tuple[str, ...] = (sys.executable, "-m", __name__)) -> Iterator[Check]:
+    """All of this module's checks, made by a process that runs :func:`main`."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS)
+        out, err, how = done.stdout, done.stderr, _ending(done.returncode)
+    except subprocess.TimeoutExpired as late:
+        out, err, how = _text(late.stdout), _text(late.stderr), f"hung for {SECONDS:g} s"
+    except OSError as error:
+        out, err, how = "", str(error), "could not be started"
+    found = [Check(**json.loads(line)) for line in out.splitlines()]
+    yield from found
+    if how:
+        said = [line.strip() for line in err.splitlines() if line.strip()]
+        last = f": {said[-1]}" if said else ""
+        name = NAMES[min(len(found), len(NAMES) - 1)]
+        yield Check(name, "fail", f"the trial {how}{last}"[:300], "reinstall torch and bitsandbytes")
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"ended with status {code}" if code else ""
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
+
+
+def _text(captured: str | bytes | None) -> str:
+    return captured.decode(errors="replace") if isinstance(captured, bytes) else captured or ""
+
+
+def trials() -> Iterator[Check]:
+    """Try each, in this process."""
+    try:
+        import torch
+    except Exception as error:
+        yield Check("torch", "fail", f"cannot be imported: {_first_line(error)}", "pip install -U torch")
+        return
+    yield Check("torch", "ok", f"{torch.__version__} loads")
+    gpu = _gpu(torch)
+    yield gpu
+    yield _nf4(torch, "cpu")
+    if gpu.data["count"]:
+        yield _nf4(torch, "cuda")
+
+
+def _gpu(torch: Any) -> Check:
+    build = torch.version.cuda or torch.version.hip
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count:
+        why = "torch finds no GPU" if build else "this is torch's CPU build"
+        mend = "fine for small models; a 7B model needs a GPU with 16 GB" + (
+            ", its driver and, in a container, --gpus all" if build else " and a CUDA build of torch"
+        )
+        return Check("GPU", "warn", f"none: {why}", mend, {"count": 0, "build": build})
+    properties = [torch.cuda.get_device_properties(index) for index in range(count)]
+    names = [f"{found.name}, {found.total_memory / (1 << 30):.0f} GiB" for found in properties]
+    data = {
+        "count": count,
+        "build": build,
+        "devices": names,
+        "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
+    }
+    detail = f"{'; '.join(names)}; CUDA {build}, {'bfloat16' if data['bf16'] else 'float16'}"
+    try:
+        for index in range(count):
+            ones = torch.ones(64, 64, device=f"cuda:{index}")
+            if (ones @ ones).sum().item() != 64.0**3:
+                raise RuntimeError(f"cuda:{index} multiplies wrongly")
+    except Exception as error:
+        mend = "check the driver with nvidia-smi, and that torch's CUDA build fits it"
+        return Check("GPU", "fail", f"{detail}: {_first_line(error)}", mend, data)
+    return Check("GPU", "ok", detail, data=data)
+
+
+def _nf4(torch: Any, device: str) -> Check:
+    name = NAMES[2] if device == "cpu" else NAMES[3]
+    try:
+        import bitsandbytes
+
+        problem, worst = round_trip(bitsandbytes, torch, device)
+    except Exception as error:
+        return Check(name, "fail", f"bitsandbytes fails: {_first_line(error)}", MEND_BNB)
+    detail = f"bitsandbytes {bitsandbytes.__version__}, largest error {worst:.3f} of a block's largest value"
+    if problem:
+        return Check(name, "fail", f"{detail}: {problem}", MEND_BNB)
+    return Check(name, "ok", detail, data={"largest_error": worst})
+
+
+def round_trip(bitsandbytes: Any, torch: Any, device: str) -> tuple[str, float]:
+    """Pack and unpack a matrix, then send something through a 4-bit layer, there and back.
+
+    Returns:
+        What is wrong (empty where nothing is), and the largest error of the unpacked numbers in units of
+        their block's largest.
+    """
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).to(device)
+    packed, state = bitsandbytes.functional.quantize_4bit(weight, quant_type="nf4", blocksize=64)
+    unpacked = bitsandbytes.functional.dequantize_4bit(packed, state)
+    worst = float(((unpacked - weight).abs().amax(1) / weight.abs().amax(1)).max())
+    if not worst <= WORST:
+        return f"more than the {WORST} that NF4 allows", worst
+    layer = bitsandbytes.nn.Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=torch.float32)
+    layer.weight = bitsandbytes.nn.Params4bit(weight.cpu(), requires_grad=False, quant_type="nf4")
+    layer = layer.to(device)
+    inputs = torch.eye(64, device=device, requires_grad=True)
+    outputs = layer(inputs)
+    outputs.sum().backward()
+    if not _near(outputs.T, unpacked) or not _near(inputs.grad[0], unpacked.sum(0)):
+        return "a 4-bit layer computes something else than its weights say", worst
+    return "", worst
+
+
+def _near(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Within 2 %: some CPUs compute in bfloat16."""
+    return bool((found - expected).norm() <= 0.02 * expected.norm())
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:200]
+
+
+def main() -> None:
+    """Print a check a line, as JSON, each as soon as it is made; what libraries print goes to stderr."""
+    results = os.dup(1)
+    os.dup2(2, 1)
+    for check in trials():
+        os.write(results, (json.dumps(dataclasses.asdict(check)) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()

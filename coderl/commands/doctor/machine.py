@@ -1,0 +1,132 @@
+"""Versions, cores, memory and disk."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from coderl import __version__
+from coderl.commands.doctor.check import Check
+from coderl.runs.folder import ROOT
+from coderl.sandbox import cores as sandbox_cores
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "lightning")
+GIB = 1 << 30
+CGROUPS = Path("/sys/fs/cgroup")
+UNLIMITED = 1 << 60
+"""What control groups of version 1 say for no limit is a little below the largest number of bytes."""
+FEW_BYTES, MANY_BYTES = 1 * GIB, 20 * GIB
+"""Free disk below which no run can save, and below which a 7B model cannot be merged."""
+LITTLE_MEMORY = 4 * GIB
+"""Usable memory below which even small models are a squeeze."""
+
+
+def checks() -> Iterator[Check]:
+    """All of this module's checks."""
+    yield versions()
+    yield cores()
+    yield memory()
+    yield disk(ROOT)
+
+
+def versions() -> Check:
+    """Python and the packages that a training run stands on."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "coderl": __version__}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    detail = ", ".join(f"{name} {version or 'missing'}" for name, version in found.items())
+    missing = [name for name, version in found.items() if version is None]
+    if missing:
+        return Check("versions", "fail", detail, f"pip install {' '.join(missing)}", found)
+    return Check("versions", "ok", detail, data=found)
+
+
+def cores() -> Check:
+    """Cores that this process may really use: by its affinity, and by its control group's quota."""
+    present, affinity, usable = os.cpu_count() or 1, len(os.sched_getaffinity(0)), sandbox_cores.usable()
+    data = {"usable": usable, "present": present, "affinity": affinity}
+    why = "CPU quota" if usable < affinity else "CPU affinity"
+    detail = f"{usable} usable" + (f" of {present} (the rest is barred by {why})" if usable < present else "")
+    if usable < 2:
+        mend = "give the machine, container or job two or more: programs run beside the training"
+        return Check("cores", "warn", detail, mend, data)
+    return Check("cores", "ok", detail, data=data)
+
+
+def memory() -> Check:
+    """Memory of the machine, or of the control group where that is less."""
+    system = psutil.virtual_memory()
+    limit = memory_limit()
+    usable = min(system.total, limit or system.total)
+    data = {"usable": usable, "available": system.available, "limit": limit}
+    why = "" if usable == system.total else f" (limit of the container, {system.total / GIB:.1f} in all)"
+    detail = f"{usable / GIB:.1f} GiB{why}, {min(usable, system.available) / GIB:.1f} available"
+    if usable < LITTLE_MEMORY:
+        return Check("memory", "warn", detail, "give it 4 GiB or more; the quickstart needs about 2", data)
+    return Check("memory", "ok", detail, data=data)
+
+
+def disk(folder: Path) -> Check:
+    """Free space where runs write, found out by writing there.
+
+    Args:
+        folder: The folder of runs, which need not exist yet.
+    """
+    path = folder.absolute()
+    place = next(parent for parent in (path, *path.parents) if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(1 << 20))
+            file.flush()
+    except OSError as error:
+        detail = f"{place} cannot be written: {error.strerror or error}"
+        return Check("disk", "fail", detail, "make room, or train from a folder that you may write in")
+    free = shutil.disk_usage(place).free
+    data = {"folder": str(path), "free": free}
+    detail = f"{free / GIB:.1f} GiB free for {path}"
+    mend = "make room, or name another folder with --trainer.default_root_dir; a merged 7B model takes 14 GiB"
+    if free < MANY_BYTES:
+        return Check("disk", "fail" if free < FEW_BYTES else "warn", detail, mend, data)
+    return Check("disk", "ok", detail, data=data)
+
+
+def memory_limit(root: Path = CGROUPS, entries: str | None = None) -> int | None:
+    """Bytes of memory that the control groups allow this process, None where they set no limit.
+
+    Args:
+        root: Where control groups are mounted; version 1 has a folder for memory there.
+        entries: What ``/proc/self/cgroup`` says; read there by default.
+    """
+    found = []
+    for group in _groups(root, Path("/proc/self/cgroup").read_text() if entries is None else entries):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            try:
+                word = (group / name).read_text().strip()
+            except OSError:
+                continue
+            if word.isdigit() and int(word) < UNLIMITED:
+                found.append(int(word))
+    return min(found, default=None)
+
+
+def _groups(root: Path, entries: str) -> Iterator[Path]:
+    """The folders of this process's control groups, and of those they lie in."""
+    for entry in entries.splitlines():
+        _, controllers, path = entry.split(":", 2)
+        if not controllers or "memory" in controllers.split(","):
+            top = root / "memory" if controllers else root
+            group = top / path.lstrip("/")
+            yield from (place for place in (group, *group.parents) if place.is_relative_to(top))

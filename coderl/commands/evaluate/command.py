@@ -1,0 +1,246 @@
+"""The command itself: what was asked for, the model or the file, the scores on the console and on disk."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Literal
+
+from coderl.commands.evaluate.run import ModelRun
+from coderl.errors import UsageError, UserError
+from coderl.evaluation import EvaluationSettings, Task, load_task, score_task
+from coderl.evaluation.tasks import TASKS, TIMEOUT
+from coderl.model.loading import ComputeDtype, Quantization, find_device
+from coderl.model.policy import Policy
+from coderl.runs.folder import free_path
+from coderl.runs.model_ref import find_model, quantization_of
+from coderl.sandbox import Sandbox
+from coderl.scores import Evaluation, comparison, results_name, save_results, summary_text
+
+
+def evaluate(
+    model: str | None = None,
+    tasks: str = "mbpp,humaneval",
+    adapter: str | None = None,
+    gguf_file: str | None = None,
+    quantization: Quantization | None = None,
+    compute_dtype: ComputeDtype = "auto",
+    device: str = "auto",
+    chat: bool = False,
+    n_samples: int = 15,
+    k: str = "1,5,10",
+    temperature: float = 0.2,
+    top_p: float = 0.95,
+    max_length_generation: int = 2048,
+    batch_size: int | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    grading: Literal["inline", "auto"] = "inline",
+    timeout: float | None = None,
+    workers: int | None = None,
+    allow_weak_isolation: bool = False,
+    output: str = "evaluations",
+    load_generations_path: str | None = None,
+    compare: tuple[str, str] | None = None,
+) -> None:
+    """Measure pass@k of a model, or of saved programs, or set two evaluations side by side.
+
+    Prompts, stop words, programs and time-outs are those of bigcode-evaluation-harness, and so are the files:
+    generations saved here are scored there to the same figures, and the other way round. An evaluation that
+    is stopped goes on where it stood when the same command is given again, and ends as one that was not.
+
+    Args:
+        model: A hub id, a folder of weights, the folder of an adapter, a run's folder, or embedded.
+        tasks: Names with commas between: mbpp, humaneval, humaneval-unstripped, humanevalplus,
+            humanevalplus-unstripped, mbppplus; or paths of .jsonl files of your own.
+        adapter: Folder of an adapter on --model, where it does not name its base itself. It is not merged.
+        gguf_file: Name of a GGUF file in the folder --model.
+        quantization: nf4 holds the base in 4 bits, none does not; by default as an adapter was trained, and
+            none without one.
+        compute_dtype: Of the weights; auto is bfloat16 on a GPU that has it, else float16; float32 on a CPU.
+        device: Where the model runs, such as cuda:1; auto is the first GPU, else the CPU.
+        chat: Ask through the model's chat template, the answer opened at a fenced block. Such scores do not
+            compare with those of the completion form.
+        n_samples: Samples per problem.
+        k: The k of pass@k, with commas between. One above --n_samples is reported as missing.
+        temperature: Of sampling; 0 is greedy.
+        top_p: Nucleus sampling; 1 is off.
+        max_length_generation: Longest prompt with its completion, in tokens.
+        batch_size: Sequences decoded together; by default as many as free memory holds, at most 128.
+        seed: Of the samples.
+        limit: Only the first so many problems of each task.
+        grading: inline runs tests beside the program, as the harness does; auto reaches verdicts that cannot
+            be forged, and names the samples that inline grading judges otherwise.
+        timeout: Seconds for a program with all its tests; by default the task's (3; EvalPlus 10 and 20).
+        workers: Programs that run at a time; by default one for each usable core, 16 at most.
+        allow_weak_isolation: Run even where only resource limits protect this machine (tier C).
+        output: Folder for the results.
+        load_generations_path: Score the programs in this file, a list of lists of whole programs, without a
+            model; --tasks then names one task.
+        compare: Two results files: paired difference, its interval, and the problems won and lost by the
+            second.
+
+    Raises:
+        UsageError: What is asked for does not go together, or an argument is out of range.
+        UserError: A model, task or file cannot be read, or results cannot be written.
+    """
+    _one_of(model=model, load_generations_path=load_generations_path, compare=compare)
+    if compare is not None:
+        compare_files(Path(compare[0]), Path(compare[1]), Path(output))
+        return
+    if model is None and (adapter or gguf_file or quantization or chat):
+        raise UsageError("--adapter, --gguf_file, --quantization and --chat are about a --model: give one")
+    _require_counts(
+        n_samples=n_samples, max_length_generation=max_length_generation, limit=limit, batch_size=batch_size
+    )
+    settings = EvaluationSettings(
+        n_samples, _numbers(k), temperature, top_p, max_length_generation, seed, grading
+    )
+    _require_writable(Path(output))
+    patience = TIMEOUT if timeout is None else timeout
+    sandbox = Sandbox(workers, patience, "auto", allow_weak_isolation=allow_weak_isolation)
+    with sandbox:
+        sandbox.start()  # where isolation is refused, that is said before anything loads
+        loaded = _tasks(tasks, limit, timeout)
+        if temperature == 0 and n_samples > 1:
+            print("temperature 0: all samples are alike, --n_samples 1 --k 1 says as much", file=sys.stderr)
+        if load_generations_path is not None:
+            evaluations = score_file(Path(load_generations_path), loaded, sandbox, settings)
+            stem = Path(load_generations_path).stem.removeprefix("generations_")
+            path = Path(output, results_name(stem, "generations"))
+            _conclude(evaluations, path)
+            return
+        named = find_model(str(model), adapter, gguf_file)
+        policy = Policy(
+            named.base,
+            gguf_file=gguf_file,
+            quantization=quantization or quantization_of(named.adapter),
+            compute_dtype=compute_dtype,
+            adapter=named.adapter,
+            prompt_form="chat" if chat else "completion",
+        )
+        run = ModelRun(named, policy, settings, find_device(device), batch_size)
+        run.evaluate(loaded, sandbox, Path(output), _conclude)
+
+
+def _one_of(**ways: object) -> None:
+    given = [name for name, value in ways.items() if value is not None]
+    if len(given) != 1:
+        what = " and ".join(f"--{name}" for name in given)
+        raise UsageError(
+            f"{what} do not go together: give one of them"
+            if given
+            else "nothing to evaluate: give --model, --load_generations_path FILE, or --compare A.json B.json"
+        )
+
+
+def _require_counts(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise UsageError(f"--{name} is {count}; give 1 or more")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--k is {text!r}: give whole numbers with commas between, such as 1,5,10") from None
+
+
+def _require_writable(folder: Path) -> None:
+    """Make the folder. That it cannot be written to is said before hours of work, not after them."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--output {folder} cannot be written to: {error.strerror or error}; name another folder"
+        ) from error
+
+
+def _tasks(names: str, limit: int | None, timeout: float | None) -> list[Task]:
+    """The tasks named, each once."""
+    given = (name.strip() for name in names.split(","))
+    once = dict.fromkeys(name.lower() if name.lower() in TASKS else name for name in given)
+    loaded = [load_task(name, limit) for name in once if name]
+    if not loaded:
+        raise UsageError("no task: give --tasks a name, such as mbpp")
+    results = ["config", *(name for t in loaded for name in (t.name, f"{t.name}_base")[: 2 if t.base else 1])]
+    if twice := [name for name, count in Counter(results).items() if count > 1]:
+        raise UsageError(f"two results would be called {twice[0]!r}: rename that .jsonl file")
+    return loaded if timeout is None else [replace(task, timeout=timeout) for task in loaded]
+
+
+def _conclude(evaluations: dict[str, Evaluation], path: Path) -> None:
+    """Save the results and say what they are."""
+    path = free_path(path)  # two evaluations may end in the same second
+    save_results(evaluations, path)
+    print(summary_text(evaluations, path))
+    lost = [name for name, evaluation in evaluations.items() if evaluation.pass_at_k[1] is None]
+    if lost:
+        raise UserError(f"{lost[0]}: no program got a verdict; coderl doctor says what the sandbox lacks")
+
+
+def score_file(
+    path: Path, tasks: Sequence[Task], sandbox: Sandbox, settings: EvaluationSettings
+) -> dict[str, Evaluation]:
+    """Score saved generations, ours or the harness's.
+
+    Args:
+        path: JSON: a list with, per problem of the task, a list of whole programs.
+        tasks: The one task that they answer.
+        sandbox: Runs them.
+        settings: How they are judged; the number of samples is the file's.
+
+    Raises:
+        UsageError: There is more than one task.
+        UserError: The file cannot be read, or does not fit the task.
+    """
+    if len(tasks) != 1:
+        raise UsageError("--load_generations_path scores one task: give --tasks its name")
+    programs = _generations(path)
+    task, count = tasks[0], len(programs)
+    if count != len(task.problems):
+        hint = f"; --limit {count} scores the first {count}" if count < len(task.problems) else ""
+        raise UserError(
+            f"{path} answers {count} problems, {task.name} has {len(task.problems)}: give the task that it "
+            f"was made for{hint}"
+        )
+    sizes = sorted({len(row) for row in programs} - {0})
+    if len(sizes) != 1:
+        found = f"between {sizes[0]} and {sizes[-1]}" if sizes else "no"
+        raise UserError(f"{path} has {found} programs for a problem: each is to have as many as the others")
+    settings = replace(settings, n=sizes[0])
+    print(f"{task.name}: running {count * sizes[0]} programs", file=sys.stderr)
+    return score_task(task, programs, sandbox, settings, noted={"generations": str(path)})
+
+
+def _generations(path: Path) -> list[list[str]]:
+    form = "it is to be a list with a list of whole programs for each problem"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error}); {form}") from error
+    if not isinstance(found, list):
+        raise UserError(f"{path} holds a JSON {type(found).__name__}; {form}")
+    for number, row in enumerate(found):
+        if not isinstance(row, list) or not all(isinstance(program, str) for program in row):
+            raise UserError(f"{path}: entry {number} is not a list of programs; {form}")
+    return found
+
+
+def compare_files(first: Path, second: Path, output: Path) -> None:
+    """Set two results files side by side: a table on the console, JSON and a picture in ``output``."""
+    found = comparison.compare(first, second)
+    written = comparison.save(found, output)
+    print(comparison.text(found))
+    for path in written:
+        print(f"📁 {path}")

@@ -1,0 +1,183 @@
+"""The command itself: rows stream through the sandbox, verdicts stream out, a summary ends it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter, deque
+from itertools import chain
+from typing import TYPE_CHECKING, Literal, get_args
+
+from coderl.commands.execute.rows import FORMS, STDIO, Row, count_lines, name_of, read_rows
+from coderl.commands.execute.verdicts import Verdicts, check_output, kept_verdicts
+from coderl.errors import UserError
+from coderl.sandbox import Program, Sandbox
+from coderl.types import Execution, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def execute(
+    input: str,
+    output: str = STDIO,
+    timeout: float = 3.0,
+    workers: int | None = None,
+    grading: Literal["auto", "sealed", "rpc", "inline"] = "auto",
+    resume: bool = False,
+    allow_weak_isolation: bool = False,
+) -> None:
+    """Run programs against their tests in the sandbox, and write a verdict on each.
+
+    A row of the input is a JSON object with id, code, and either tests (a list of asserts; optional: setup,
+    run between code and tests) or test and entry_point (HumanEval's form; optional: prompt). A row of the
+    output has id, outcome, passed, total, seconds, grading, tier and message, and rows keep their order. Rows
+    stream: a large file never sits in memory, and each verdict is on disk before the next is waited for. A
+    run that is killed leaves whole lines; --resume goes on behind them, without it an output that exists is
+    written over. Exit code 1: a row is not valid, or a program got no verdict (infra_error).
+
+    Args:
+        input: JSON-lines file of programs; gzipped if named .gz; - is standard input.
+        output: JSON-lines file for the verdicts; gzipped if named .gz; - is standard output.
+        timeout: Seconds of wall time for one program with all its tests.
+        workers: Programs that run at a time; by default one for each usable core, 16 at most.
+        grading: How verdicts are reached; auto takes the strongest that each row's tests allow.
+        resume: Keep the verdicts that the output holds and go on with the row after them.
+        allow_weak_isolation: Run even where only resource limits protect this machine (tier C).
+
+    Raises:
+        UsageError: An argument is out of range, or output and input are one file.
+        UserError: A file cannot be read or written, a row is not valid, the isolation is weak and nobody has
+            allowed it, or a program got no verdict.
+    """
+    check_output(input, output, resume)
+    with Sandbox(workers, timeout, grading, allow_weak_isolation=allow_weak_isolation) as sandbox:
+        rows = _rows(input)
+        tally = Tally()
+        kept = tally.keep(output, rows) if resume and os.path.exists(output) else 0
+        sandbox.start()  # where it cannot, the output stays as it was
+        with Verdicts(output, kept) as verdicts:
+            _run(rows, sandbox, verdicts, tally, count_lines(input) if sys.stderr.isatty() else None)
+    tally.inline_reasons = sandbox.inline_reasons
+    print(tally.summary(), file=sys.stderr if output == STDIO else sys.stdout)
+    tally.demand_verdicts()
+
+
+def _rows(path: str) -> Iterator[Row]:
+    rows = read_rows(path)
+    first = next(rows, None)
+    if first is None:
+        raise UserError(f"{name_of(path)} holds no programs; {FORMS}")
+    return chain([first], rows)
+
+
+def _run(rows: Iterator[Row], sandbox: Sandbox, verdicts: Verdicts, tally: Tally, total: int | None) -> None:
+    """Stream rows into verdicts; whatever ends it early says how many there are."""
+    from tqdm.auto import tqdm
+
+    tally.started = time.monotonic()
+    bar = tqdm(
+        desc="running programs", total=total, initial=tally.count, unit="program", leave=False, disable=None
+    )
+    try:
+        with bar:
+            for row, verdict in _judged(rows, sandbox):
+                verdicts.write(row, verdict)
+                tally.add(row, verdict)
+                bar.update()
+    except UserError as error:
+        raise UserError(f"{error}; {_standing(tally, verdicts.path)}") from error
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_standing(tally, verdicts.path)) from None
+
+
+def _judged(rows: Iterator[Row], sandbox: Sandbox) -> Iterator[tuple[Row, Execution]]:
+    """Each row with its verdict."""
+    flying: deque[Row] = deque()
+
+    def programs() -> Iterator[Program]:
+        for row in rows:
+            flying.append(row)
+            yield row.program
+
+    try:
+        for verdict in sandbox.stream(programs()):
+            yield flying.popleft(), verdict
+    except UserError as error:
+        # One in flight is a row whose tests the sandbox refused; a row that could not be read never took off.
+        raise UserError(f"{flying[0].where}: {error}" if flying else str(error)) from error
+
+
+def _standing(tally: Tally, output: str) -> str:
+    number = f"{tally.count} verdict{'' if tally.count == 1 else 's'}"
+    if output == STDIO:
+        return f"{number} written"
+    way = "" if output.endswith(".gz") or not os.path.isfile(output) else ", --resume goes on from there"
+    return f"{number} in {output}{way}"
+
+
+class Tally:
+    """What the verdicts so far add up to."""
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self.gradings: Counter[str] = Counter()
+        self.inline_reasons: Counter[str] = Counter()
+        self.tiers: set[str] = set()
+        self.kept = 0
+        self.lost = ""
+        self.started = time.monotonic()
+
+    @property
+    def count(self) -> int:
+        """Verdicts, those of earlier runs included."""
+        return self.outcomes.total()
+
+    def keep(self, path: str, rows: Iterator[Row]) -> int:
+        """Take in an earlier run's verdicts, and give the bytes they fill; ``rows`` goes on behind them."""
+        end = 0
+        for verdict in kept_verdicts(path, rows):
+            self._count(verdict.outcome, verdict.grading, verdict.tier)
+            end = verdict.end
+        self.kept = self.count
+        return end
+
+    def add(self, row: Row, verdict: Execution) -> None:
+        """Take in a verdict of this run."""
+        self._count(verdict.outcome, verdict.grading, verdict.tier)
+        if verdict.outcome == "infra_error" and not self.lost:
+            self.lost = f"{row.where}: {verdict.message}"
+
+    def _count(self, outcome: str, grading: str, tier: str) -> None:
+        self.outcomes[outcome] += 1
+        self.gradings[grading] += 1
+        self.tiers.add(tier)
+
+    def summary(self) -> str:
+        """Count and share of each outcome, and how it was done."""
+        seconds = time.monotonic() - self.started
+        ran = self.count - self.kept
+        lines = [f"{'outcome':<13} {'programs':>10} {'share':>8}"]
+        for outcome in get_args(Outcome):
+            if number := self.outcomes[outcome]:
+                lines.append(f"{outcome:<13} {number:>10,} {number / self.count:>8.1%}")
+        before = f" and {self.kept:,} from before" if self.kept else ""
+        gradings = ", ".join(f"{name} {number:,}" for name, number in self.gradings.most_common())
+        lines.append(f"{ran:,} programs in {seconds:.1f} s ({ran / seconds:.0f} a second){before}")
+        lines.append(f"grading: {gradings}; tier: {', '.join(sorted(self.tiers))}")
+        lines += [f"inline {number:,}: {reason}" for reason, number in self.inline_reasons.most_common(5)]
+        return "\n".join(lines)
+
+    def demand_verdicts(self) -> None:
+        """Refuse to end well where the sandbox failed.
+
+        Raises:
+            UserError: A program has no verdict.
+        """
+        if lost := self.outcomes["infra_error"]:
+            first = f", the first at {self.lost}" if self.lost else ""
+            raise UserError(
+                f"{lost} of {self.count} programs got no verdict (infra_error){first}; "
+                "`coderl doctor` checks the sandbox"
+            )

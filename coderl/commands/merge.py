@@ -1,0 +1,161 @@
+"""``coderl merge``: base and adapter as one ordinary model."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from coderl.errors import UsageError, UserError
+from coderl.model import loading
+from coderl.model.policy import Policy
+from coderl.publish import card, hub
+from coderl.publish.export import require_replaceable, save_merged
+from coderl.runs.model_ref import ModelRef, compute_dtype_of, find_model, quantization_of
+
+Weights = Literal["dequantized", "original"]
+
+
+def merge(
+    adapter_model_id: str | None = None,
+    output_dir: str | None = None,
+    base_model: str | None = None,
+    gguf_file: str | None = None,
+    weights: Weights | None = None,
+    dtype: loading.ComputeDtype = "auto",
+    device: str = "auto",
+    push_to_hub: bool = False,
+    hub_model_id: str | None = None,
+    private: bool = False,
+) -> None:
+    """Merge a LoRA adapter into its base, once, and verify the model that comes of it.
+
+    What was written is read again and its logits are compared with those of base and adapter on real prompts,
+    before it takes the name of --output_dir: it is there whole and verified, or not at all.
+
+    Args:
+        adapter_model_id: Folder of an adapter, a run's folder, or the hub id of an adapter.
+        output_dir: Folder for the model. An earlier merged model there is replaced, nothing else is.
+        base_model: The adapter's base, where its configuration does not name it, or names a folder that is
+            gone: a hub id or a folder.
+        gguf_file: Name of a GGUF file in the folder --base_model.
+        weights: dequantized takes the base in NF4, as it was trained on, so that the model is the policy that
+            was trained; original takes the base's own weights. By default as the adapter was trained.
+        dtype: Of the merged weights; auto is that of the base's checkpoint. What an adapter changes by less
+            than bfloat16 can tell is lost in it: float32 keeps it.
+        device: Where the policy runs that the model is compared with, such as cuda:1; auto is the first GPU,
+            else the CPU. The merged weights are made in the CPU's memory.
+        push_to_hub: Push the model to the hub when it is there.
+        hub_model_id: Where to, as owner/name; by default your own name and the folder's.
+        private: Make a new repository on the hub private.
+
+    Raises:
+        UsageError: What is asked for does not go together.
+        UserError: The adapter or its base cannot be read, memory or disk do not suffice, the result is
+            another model than base and adapter, or the hub did not take it (the model is there then).
+    """
+    if not adapter_model_id or not output_dir:
+        raise UsageError("give --adapter_model_id DIR, an adapter or a run, and --output_dir OUT")
+    if (hub_model_id or private) and not push_to_hub:
+        raise UsageError("--hub_model_id and --private are about pushing: add --push_to_hub")
+    place, output = loading.find_device(device), Path(output_dir).expanduser().resolve()
+    if push_to_hub:
+        hub.require_id(card.name_of(output) if hub_model_id is None else hub_model_id)
+    named = _named(adapter_model_id, base_model, gguf_file)
+    adapter = Path(named.adapter or "")
+    _check_adapter(adapter)
+    _check_output(output, {"adapter": adapter, "base": Path(loading.resolve(named.base, gguf_file))})
+    policy = _policy(named, gguf_file, weights)
+    tell(f"reading {adapter} and its base {named.base}")
+    policy.load(place, for_training=False)
+    kept = None if dtype == "auto" else loading.compute_dtype(dtype, place)
+    run = card.run_of(adapter)
+    save_merged(policy, output, dtype=kept, run=run, progress=tell)
+    card.write(output, card.name_of(output), run)
+    print(output)
+    if push_to_hub:
+        print(hub.push(output, hub_model_id, private=private, tell=tell))
+
+
+def tell(line: str) -> None:
+    """Say what is going on, on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _named(adapter: str, base: str | None, gguf_file: str | None) -> ModelRef:
+    """The adapter and its base."""
+    if gguf_file is not None and base is None:
+        raise UsageError("--gguf_file is a file in the folder --base_model: give both")
+    place = Path(adapter).expanduser()
+    if not place.exists():
+        if not card.is_hub_id(adapter):
+            raise UserError(
+                f"there is no folder {adapter}: give an adapter's, a run's, or a hub id owner/name"
+            )
+        place = hub.fetch_adapter(adapter)
+    own = next((f for f in (place, place / "adapter") if (f / "adapter_config.json").is_file()), None)
+    if own is None:
+        raise UserError(f"no adapter_config.json in {adapter}: give the folder of an adapter, or of its run")
+    flags = ("--base_model", "--adapter_model_id")
+    return find_model(str(own), flags=flags) if base is None else find_model(base, str(own), gguf_file, flags)
+
+
+def _check_adapter(folder: Path) -> None:
+    """Refuse adapters that are more than LoRA: merging would leave the rest out."""
+    try:
+        config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        kind = config["peft_type"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{folder}/adapter_config.json cannot be read as peft's: {error!r}") from error
+    more = (
+        "use_dora",
+        "modules_to_save",
+        "trainable_token_indices",
+        "target_parameters",
+        "layer_replication",
+    )
+    found = [name for name in more if config.get(name)]
+    if config.get("bias", "none") != "none":
+        found.append(f"bias {config['bias']}")
+    if kind != "LORA" or found:
+        what = f"a {kind} adapter" if kind != "LORA" else f"LoRA with {', '.join(found)}"
+        raise UserError(f"{folder} is {what}: only plain LoRA is merged here; peft's merge_and_unload may do")
+
+
+def _check_output(output: Path, others: dict[str, Path]) -> None:
+    """Refuse a place that the model cannot go to, before any work."""
+    require_replaceable(output)
+    for name, other in others.items():
+        other = other.resolve()
+        if other.is_dir() and (output == other or other in output.parents or output in other.parents):
+            raise UserError(
+                f"--output_dir {output} and the {name} {other} are in one place: name another folder"
+            )
+    parent = next(parent for parent in output.parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"--output_dir {output}: nothing can be written to {parent}; name another folder")
+    if output.is_mount() or output == Path.cwd():
+        raise UserError(f"--output_dir {output} cannot be replaced as a whole: name a folder in it")
+
+
+def _policy(named: ModelRef, gguf_file: str | None, weights: Weights | None) -> Policy:
+    trained = quantization_of(named.adapter)
+    if weights == "dequantized" and trained == "none":
+        raise UsageError("the adapter was trained on its base's own weights: give --weights original")
+    quantization: loading.Quantization = trained
+    if weights is not None:
+        quantization = "nf4" if weights == "dequantized" else "none"
+    if quantization == "nf4":  # the base is cast to that before it is quantized
+        compute = compute_dtype_of(named.adapter)
+    else:  # nothing is gained from more than the checkpoint has
+        stored = str(loading.stored_dtype(loading.resolve(named.base, gguf_file))).removeprefix("torch.")
+        compute = next((name for name in get_args(loading.ComputeDtype) if name == stored), "auto")
+    return Policy(
+        named.base,
+        gguf_file=gguf_file,
+        quantization=quantization,
+        compute_dtype=compute,
+        adapter=named.adapter,
+    )

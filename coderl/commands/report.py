@@ -1,0 +1,75 @@
+"""The command itself: which runs, where the page goes, and that it goes over nothing but a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from coderl.errors import UsageError, UserError
+from coderl.report.page import MARK, page, png
+from coderl.report.programs import visible
+from coderl.report.words import headline
+from coderl.runs.reading import load_runs
+
+SIGNS = (f'<meta name="generator" content="{MARK},'.encode(), f"tEXtSoftware\0{MARK}".encode())
+"""What an earlier report has near its beginning, the page and the picture."""
+
+
+def report(runs: list[str], output: str | None = None) -> None:
+    """Show what a run won: one HTML page to send to a colleague, and one wide picture for a README.
+
+    The page holds everything, runs no script and loads nothing: held-out pass@1 before and after training
+    with the paired difference, curves, outcomes, where the time goes, each benchmark, problems won and lost
+    with the programs before and after, samples over time, settings. Of a run that has not ended it has what
+    is there.
+
+    Args:
+        runs: Folders of runs, such as checkpoints/embedded-embedded-grpo-qlora. Several are set side by side.
+        output: The page, a name in .html; the picture has the same name in .png. By default report.html in
+            the folder of the run, or here for several. An earlier report is written over.
+
+    Raises:
+        UsageError: The output is no name for a page, or another file.
+        UserError: A folder is no run's, a file in it is damaged, or the page cannot be written.
+    """
+    loaded = load_runs(runs)
+    beside = Path() if len(loaded) > 1 else loaded[0].folder
+    target = Path(output).expanduser() if output else beside / "report.html"
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--output {target}: is no name for a page; give one in .html")
+    picture = target.with_suffix(".png")
+    for path in (target, picture):
+        _require_ours(path)
+    text = page(loaded).encode()
+    from coderl.report.figures import cover
+    from coderl.scores.plot import write_whole
+
+    write_whole(target, text)
+    drawn = cover(loaded)
+    if drawn is not None:
+        write_whole(picture, png(drawn))
+    for run in loaded:
+        print(visible(f"{run.name}: {headline(run)}" if len(loaded) > 1 else headline(run)))
+    for path in (target, picture) if drawn is not None else (target,):
+        print(f"📁 {path}")
+
+
+def _require_ours(path: Path) -> None:
+    """Refuse to write over anything but an earlier report.
+
+    Raises:
+        UsageError: Something else lies there.
+        UserError: What lies there cannot be read.
+    """
+    if not path.exists():
+        return
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; give --output the name of a file in .html")
+    try:
+        with path.open("rb") as file:
+            start = file.read(1000)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or error}); give another --output"
+        ) from error
+    if not any(sign in start for sign in SIGNS):
+        raise UsageError(f"{path}: is there already and is no report; give another --output")

@@ -1,7 +1,0 @@
-"""``coderl doctor``: what this machine has, found by using it, and what would mend what is missing."""
-
-from __future__ import annotations
-
-from coderl.doctor.command import doctor
-
-__all__ = ["doctor"]

@@ -1,5 +1,0 @@
-"""``coderl evaluate``: pass@k of a model or of saved programs, and two evaluations side by side."""
-
-from coderl.evaluate.command import evaluate
-
-__all__ = ["evaluate"]

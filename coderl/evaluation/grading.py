@@ -1,0 +1,227 @@
+"""pass@k by execution, after bigcode-evaluation-harness: run whole programs, count, and say what was found.
+
+What makes scores compare with other people's is settled in :mod:`coderl.problems.prompts` (prompt, stops,
+program), :mod:`coderl.evaluation.tasks` (problems, time-outs) and here (what counts as a sample, the
+estimator, re-runs).
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from coderl.errors import UserError
+from coderl.evaluation.tasks import reference
+from coderl.sandbox import Program
+from coderl.scores.results import Evaluation
+from coderl.scores.statistics import bootstrap_interval, pass_at_k
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from coderl.types import Execution, Problem
+
+INFRA_RETRIES = 2
+
+Judging = Literal["inline", "auto"]
+"""``inline`` runs tests beside the program, as the harness does; verdicts of ``auto`` cannot be forged."""
+
+
+class Runner(Protocol):
+    """Anything that runs programs, such as :class:`coderl.sandbox.Sandbox`."""
+
+    def run(self, programs: Sequence[Program]) -> list[Execution]:
+        """One execution per program, in order."""
+
+
+def score(
+    problems: Sequence[Problem],
+    programs: Sequence[Sequence[str]],
+    sandbox: Runner,
+    *,
+    n: int,
+    ks: Sequence[int] = (1, 5, 10),
+    task: str | None = None,
+    grading: Judging = "inline",
+    timeout: float | None = None,
+    settings: Mapping[str, Any] | None = None,
+    contaminated: Sequence[str] | None = None,
+    started: float | None = None,
+) -> Evaluation:
+    """Score whole programs, such as the harness's saved generations.
+
+    Args:
+        problems: What was asked; at least one.
+        programs: Per problem, ``n`` whole programs, or none at all.
+        sandbox: Runs them.
+        n: Samples per problem.
+        ks: The k of pass@k.
+        task: Name of the task. None: the first part of the first problem's id.
+        grading: How verdicts are reached. After ``auto``, inline grading has its say as well, and the samples
+            that the two judge otherwise are named.
+        timeout: Seconds for a program with all its tests. None: the sandbox's.
+        settings: What should stand beside the scores.
+        contaminated: Ids of problems that the model was trained on. None: nobody knows.
+        started: Monotonic time, in seconds, from which the wall time counts. None: now.
+    """
+    started = time.monotonic() if started is None else started
+    if not problems:
+        raise UserError("nothing to evaluate: there are no problems; choose a split that has some")
+    for problem, row in zip(problems, programs, strict=True):
+        if len(row) not in (0, n):
+            raise ValueError(f"{problem.id}: {len(row)} samples, {n} were asked for")
+    samples = [(p, i, code) for p, row in zip(problems, programs, strict=True) for i, code in enumerate(row)]
+    executions, reran = run_fairly([job(p, code, grading, timeout) for p, _, code in samples], sandbox)
+    other = _disagreements(samples, executions, sandbox, timeout) if grading == "auto" else []
+    remaining = iter(executions)
+    rows = [[next(remaining) for _ in row] for row in programs]
+    counts = [_count(row) for row in rows]
+    values = {k: _estimates(counts, n, k) for k in {1, *ks}}
+    return Evaluation(
+        task=task or problems[0].id.partition("/")[0].lower(),
+        pass_at_k={k: _mean(values[k]) for k in ks},
+        interval=bootstrap_interval(values[1]) if values[1] else None,
+        accuracy=_mean(_estimates([_count(row[:1]) for row in rows], 1, 1)),
+        success_rate=_mean([float(c > 0) for m, c in counts if m is not None]),
+        test_pass_rate=_test_pass_rate(problems, rows),
+        n=n,
+        problems=len(problems),
+        outcomes=dict(Counter(e.outcome for e in executions).most_common()),
+        timeouts_rerun=reran,
+        infra_errors=sum(e.outcome == "infra_error" for e in executions),
+        seconds=time.monotonic() - started,
+        settings={**(settings or {}), **_circumstances(executions, timeout), "judging": grading},
+        contaminated=None if contaminated is None else list(contaminated),
+        disagreements=other,
+        ids=[problem.id for problem in problems],
+        correct=[c for _, c in counts],
+        counted=[m or 0 for m, _ in counts],
+        first=[_first(row) for row in rows],
+        generations=[list(row) for row in programs],
+        references=[reference(problem) for problem in problems],
+    )
+
+
+def _disagreements(
+    samples: Sequence[tuple[Problem, int, str]],
+    executions: Sequence[Execution],
+    sandbox: Runner,
+    timeout: float | None,
+) -> list[dict[str, Any]]:
+    """The samples that inline grading judges otherwise, where that is not what judged them."""
+    both = [(s, e) for s, e in zip(samples, executions, strict=True) if e.grading != "inline"]
+    inline = sandbox.run([job(p, code, "inline", timeout) for (p, _, code), _ in both])
+    differ = [pair for pair, theirs in zip(both, inline, strict=True) if _other(pair[1], theirs)]
+    # Only where it matters is a time-out of a busy machine's worth a second run.
+    inline, _ = run_fairly([job(p, code, "inline", timeout) for (p, _, code), _ in differ], sandbox)
+    return [
+        {
+            "id": problem.id,
+            "sample": number,
+            "inline": theirs.outcome,
+            "grading": ours.grading,
+            "outcome": ours.outcome,
+            "message": (ours if ours.outcome != "passed" else theirs).message,
+        }
+        for ((problem, number, _), ours), theirs in zip(differ, inline, strict=True)
+        if _other(ours, theirs)
+    ]
+
+
+def _other(ours: Execution, theirs: Execution) -> bool:
+    """Whether one passes a program and the other fails it."""
+    outcomes = (ours.outcome, theirs.outcome)
+    return "infra_error" not in outcomes and outcomes.count("passed") == 1
+
+
+def run_fairly(jobs: Sequence[Program], sandbox: Runner) -> tuple[list[Execution], int]:
+    """Run programs so that a busy machine is not held against them.
+
+    Infrastructure errors are retried. Then time-outs are run once more by themselves, and that verdict holds.
+
+    Returns:
+        The executions, in order, and how many programs timed out at first.
+    """
+    executions = list(sandbox.run(jobs))
+
+    def again(outcome: str) -> int:
+        places = [i for i, e in enumerate(executions) if e.outcome == outcome]
+        if places:
+            for i, e in zip(places, sandbox.run([jobs[i] for i in places]), strict=True):
+                executions[i] = e if e.outcome != "infra_error" else executions[i]
+        return len(places)
+
+    for _ in range(INFRA_RETRIES):
+        again("infra_error")
+    return executions, again("timeout")
+
+
+def job(problem: Problem, code: str, grading: Judging | None = None, timeout: float | None = None) -> Program:
+    """What the sandbox runs for the whole program ``code`` as an answer to ``problem``."""
+    helpers = "" if problem.tests else problem.prompt
+    return Program(
+        code,
+        problem.tests,
+        problem.setup,
+        problem.test,
+        problem.entry_point,
+        helpers,
+        timeout,
+        grading,
+        harness=grading == "inline",
+    )
+
+
+def _count(row: Sequence[Execution]) -> tuple[int | None, int]:
+    """How many samples of a problem could be judged, and how many of them pass.
+
+    None where all were lost to the infrastructure: that says nothing. No samples at all is 0: not solved.
+    """
+    judged = [e for e in row if e.outcome != "infra_error"]
+    return (len(judged) if judged or not row else None), sum(e.outcome == "passed" for e in judged)
+
+
+def _first(row: Sequence[Execution]) -> bool | None:
+    """Whether the first sample passes; None where it is lost to the infrastructure."""
+    if not row:
+        return False
+    return None if row[0].outcome == "infra_error" else row[0].outcome == "passed"
+
+
+def _estimates(counts: Sequence[tuple[int | None, int]], n: int, k: int) -> list[float]:
+    """pass@k of each problem for which it can be told."""
+    if k > n:
+        return []
+    return [pass_at_k(m, c, k) for m, c in counts if m is not None and (m >= k or m == 0)]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _test_pass_rate(problems: Sequence[Problem], rows: Sequence[Sequence[Execution]]) -> float | None:
+    judged = [
+        (p, e) for p, row in zip(problems, rows, strict=True) for e in row if e.outcome != "infra_error"
+    ]
+    # A program that never got as far as its tests failed all of them, however many the sandbox counted.
+    total = sum(max(e.total, len(p.tests), 1) for p, e in judged)
+    return sum(e.passed for _, e in judged) / total if total else None
+
+
+def _circumstances(executions: Sequence[Execution], timeout: float | None) -> dict[str, Any]:
+    return {
+        **({} if timeout is None else {"timeout": timeout}),
+        "tier": sorted({e.tier for e in executions}),
+        "grading": dict(Counter(e.grading for e in executions).most_common()),
+        "cpu": _cpu_model(),
+    }
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(), re.M) if info.is_file() else []
+    return names[0] if names else platform.processor() or platform.machine()

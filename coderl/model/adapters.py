@@ -1,0 +1,204 @@
+"""LoRA adapters on one base: the policy's, the critic's, and the frozen one that is the reference."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from coderl.errors import UsageError, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+POLICY, REFERENCE, CRITIC = "default", "reference", "critic"
+"""Names of the adapters; ``default`` is peft's own."""
+
+
+@dataclass
+class LoRA:
+    """Low-rank adapters (arXiv:2106.09685), with the original recipe's values.
+
+    Args:
+        r: Rank.
+        alpha: Updates are scaled by alpha / r.
+        dropout: Probability, used only where ``Policy.train_dropout`` is set.
+        target_modules: Names of the linear layers that get an adapter.
+    """
+
+    r: int = 64
+    alpha: int = 16
+    dropout: float = 0.1
+    target_modules: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise UsageError(f"lora.r is {self.r}: set policy.lora.r to 1 or more, or policy.lora to null")
+
+
+def fresh(base: PreTrainedModel, lora: LoRA, name: str) -> Any:
+    """A peft model with a new adapter, which changes nothing yet. ``name`` is the model's, for errors.
+
+    Raises:
+        UserError: If one of the target modules is not there, which peft would leave out without a word, or
+            can never be merged.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    _check_targets(base, lora, name)
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules),
+        task_type="SEQ_2_SEQ_LM" if base.config.is_encoder_decoder else "CAUSAL_LM",
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings")  # refused below
+            net: Any = get_peft_model(base, config)
+    except ValueError as error:
+        raise UserError(f"lora.target_modules do not fit {name}: {str(error).splitlines()[0]}") from error
+    require_own_weights(net.get_base_model(), name)
+    return net
+
+
+def require_own_weights(base: PreTrainedModel, name: str) -> None:
+    """Refuse an adapter on an embedding or a head that are one: their sum would have to be in one alone.
+
+    Args:
+        base: The model, with or without adapters on it.
+        name: What it is called, for the error.
+
+    Raises:
+        UserError: There is one.
+    """
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    plain = [getattr(end, "base_layer", end) for end in ends]
+    if None in plain or plain[0].weight is not plain[1].weight:
+        return
+    adapted = [
+        path
+        for path, module in base.named_modules()
+        if any(module is end for end in ends) and hasattr(module, "base_layer")
+    ]
+    if adapted:
+        raise UserError(
+            f"lora.target_modules: in {name} {adapted[0]} shares its weights, embedding and head are one, so "
+            "an adapter on it can never be merged: train one on the blocks' layers alone"
+        )
+
+
+def _check_targets(base: PreTrainedModel, lora: LoRA, name: str) -> None:
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    paths = {f".{path}" for path, _ in base.named_modules()}
+    odd = [target for target in lora.target_modules if not any(p.endswith(f".{target}") for p in paths)]
+    if not odd:
+        return
+    head = base.get_output_embeddings()
+    layers = {
+        path.rpartition(".")[2]: None  # in the model's order
+        for path, module in base.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
+    raise UserError(
+        f"lora.target_modules {', '.join(odd)} match no layer of {name}, whose blocks have "
+        f"{', '.join(layers) or 'no linear layers'}: set policy.lora.target_modules to those, or --preset to "
+        "the model's family"
+    )
+
+
+def stored(base: PreTrainedModel, folder: str) -> Any:
+    """A peft model with a saved adapter to train on, and a frozen copy of it as the reference."""
+    from peft import PeftModel
+
+    if not (Path(folder) / "adapter_config.json").is_file():
+        raise UserError(f"no adapter_config.json in {folder}: give the folder of a saved adapter")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found missing adapter keys")  # said below, as an error
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings")  # said where it is merged
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing")  # peft 0.21 asks by an old name
+        try:
+            net = PeftModel.from_pretrained(base, folder, is_trainable=True)
+            loaded = net.load_adapter(folder, adapter_name=REFERENCE, is_trainable=False)
+        except Exception as error:  # json's, safetensors', the hub's, torch's
+            lines = str(error).strip().splitlines() or ["no message"]
+            raise UserError(
+                f"the adapter {folder} could not be loaded: {type(error).__name__}: "
+                f"{' '.join(lines[:2])[:300]}; is it an adapter of another model, or damaged?"
+            ) from error
+    odd = [*loaded.missing_keys, *loaded.unexpected_keys]
+    if odd := [key for key in odd if ".lora_" in key]:
+        raise UserError(f"the adapter {folder} does not fit its base: {odd[0]} and {len(odd) - 1} more")
+    return net
+
+
+def has(net: Any, adapter: str) -> bool:
+    """Whether the model has an adapter of that name."""
+    return adapter in getattr(net, "peft_config", {})
+
+
+def add(net: Any, adapter: str, trains: bool) -> None:
+    """Give the model one more adapter of the policy's shape, equal to none until it is trained or filled."""
+    with _same_parameters_train(net):
+        net.add_adapter(adapter, net.peft_config[POLICY])
+    for name, parameter in net.named_parameters():
+        if f".{adapter}." in name:
+            parameter.requires_grad_(trains)
+
+
+@torch.no_grad()
+def fill(net: Any, adapter: str, values: dict[str, Tensor]) -> None:
+    """Set an adapter's weights to those that :func:`weights` gave, of whichever adapter."""
+    for name, parameter in weights(net, adapter).items():
+        parameter.copy_(values[name])
+
+
+def weights(net: Any, adapter: str) -> dict[str, Tensor]:
+    """An adapter's parameters, by names that are the same for every adapter."""
+    marked = {name: p for name, p in net.named_parameters() if f".{adapter}." in name}
+    return {name.replace(f".{adapter}.", "."): p.detach() for name, p in marked.items()}
+
+
+@contextmanager
+def using(net: Any, adapter: str | None) -> Iterator[None]:
+    """Inside, the model computes with this adapter, or with none. What trains stays as it was."""
+    if adapter is None:
+        with _same_parameters_train(net), net.disable_adapter():
+            yield
+        return
+    with _same_parameters_train(net):
+        net.set_adapter(adapter)
+    try:
+        yield
+    finally:
+        with _same_parameters_train(net):
+            net.set_adapter(POLICY)
+
+
+@contextmanager
+def _same_parameters_train(net: nn.Module) -> Iterator[None]:
+    """Peft freezes what it switches off, and unfreezes what it switches on: put that back."""
+    trains = [(parameter, parameter.requires_grad) for parameter in net.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, required in trains:
+            parameter.requires_grad_(required)

@@ -1,0 +1,399 @@
+"""The policy: one 4-bit base in memory, a LoRA adapter on it, and the base without it as the reference."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from coderl.errors import UsageError, UserError
+from coderl.model import adapters, architectures, loading, tokenization
+from coderl.model.adapters import LoRA
+from coderl.model.logprobs import EntropyMode, Scores, ValueHead, Values, token_scores, values_of
+from coderl.problems import prompts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from coderl.types import Problem
+
+
+class Policy(nn.Module):
+    """A code model under training. Making one is free; :meth:`load` reads the weights.
+
+    Args:
+        model: A folder, a hub id, or ``embedded`` for the tiny model in the package.
+        gguf_file: Name of a GGUF file in ``model``, for checkpoints kept that way.
+        quantization: ``nf4`` holds the base in 4 bits (QLoRA, arXiv:2305.14314); ``none`` does not.
+        compute_dtype: ``auto`` is bfloat16 on a GPU that has it, else float16; float32 on a CPU.
+        lora: The adapter; null trains all weights (needs ``quantization: none``).
+        adapter: Folder of an adapter to start from, in peft's format. A frozen copy of it is the reference.
+        from_scratch: Start from random weights for the model's config.json.
+        prompt_form: ``completion`` lets the model continue the problem's text; ``chat`` asks through the
+            model's chat template, with the answer opened at a fenced code block.
+        gradient_checkpointing: Trade about 30 % of the update's speed for most of its activation memory.
+        train_dropout: Let dropout act in the update. Off, the policy's ratio to itself is exactly 1.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        gguf_file: str | None = None,
+        quantization: loading.Quantization = "nf4",
+        compute_dtype: loading.ComputeDtype = "auto",
+        lora: LoRA | None = LoRA(),  # noqa: B008 -- a dataclass of plain values, never changed
+        adapter: str | None = None,
+        from_scratch: bool = False,
+        prompt_form: prompts.PromptForm = "completion",
+        gradient_checkpointing: bool = False,
+        train_dropout: bool = False,
+    ) -> None:
+        super().__init__()
+        if quantization == "nf4" and lora is None:
+            raise UsageError("lora: null trains all weights, which 4-bit ones cannot: set quantization: none")
+        if lora is None and adapter is None and compute_dtype in ("float16", "bfloat16"):
+            raise UsageError(
+                f"lora: null trains all weights, and {compute_dtype} would round most updates away: set "
+                "compute_dtype: float32, and trainer.precision: bf16-mixed for speed"
+            )
+        if from_scratch and (quantization == "nf4" or lora is not None or adapter):
+            raise UsageError(
+                "from_scratch trains all weights: set quantization: none, lora: null and no adapter"
+            )
+        self.model, self.gguf_file, self.quantization = model, gguf_file, quantization
+        self.compute_dtype, self.lora, self.adapter, self.from_scratch = (
+            compute_dtype,
+            lora,
+            adapter,
+            from_scratch,
+        )
+        self.prompt_form, self.train_dropout = prompt_form, train_dropout
+        self.gradient_checkpointing = gradient_checkpointing
+        self.net: Any = None
+        self.critic: ValueHead | None = None
+        self.reference_renewed = False
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    # -- loading ---------------------------------------------------------------------------------------------
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether all weights train, in float32, rather than an adapter."""
+        return self.lora is None and self.adapter is None
+
+    @property
+    def source(self) -> str:
+        """The folder or hub id of the base's plain weights."""
+        return loading.resolve(self.model, self.gguf_file)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer, read on first use; it always has a pad token."""
+        if self._tokenizer is None:
+            self._tokenizer = loading.load_tokenizer(self.source)
+            if self.prompt_form == "chat" and not self._tokenizer.chat_template:
+                raise UserError(
+                    f"{self.model} has no chat template: set prompt_form: completion, or drop --chat"
+                )
+        return self._tokenizer
+
+    def load(self, device: torch.device, for_training: bool = True) -> None:
+        """Read the weights and put the adapter on. Does nothing when that has been done.
+
+        Args:
+            device: Where they go.
+            for_training: Whether there is to be something that trains. Otherwise a fresh adapter, which
+                changes nothing, is left out.
+        """
+        if self.net is not None:
+            return
+        self._unknown  # noqa: B018 -- refuses a tokenizer that does not fit before weights are read
+        whole = for_training and self.trains_all
+        dtype = torch.float32 if whole else loading.compute_dtype(self.compute_dtype, device)
+        base = loading.load_base(self.source, self.quantization, dtype, device, random=self.from_scratch)
+        if for_training:
+            architectures.check_head(base.config)
+        plain = whole or (self.adapter is None and not for_training)
+        self.net = base if plain else self._adapted(base)
+        if self.gradient_checkpointing:
+            # transformers renamed it within version 5.
+            enable = (
+                getattr(self.base, "activation_checkpointing_enable", None)
+                or self.base.gradient_checkpointing_enable
+            )
+            enable({"use_reentrant": False})
+            self.base.enable_input_require_grads()
+        self.train(self.training)
+
+    def _adapted(self, base: PreTrainedModel) -> Any:
+        if self.adapter is not None:
+            return adapters.stored(base, self.adapter)
+        assert self.lora is not None
+        return adapters.fresh(base, self.lora, self.model)
+
+    def add_critic(self, own_adapter: bool) -> None:
+        """Give the policy a value head on its trunk. Does nothing the second time.
+
+        Args:
+            own_adapter: Let the critic read the base through an adapter of its own. Otherwise it shares the
+                policy's, and one forward serves both.
+
+        Raises:
+            UsageError: If all weights train: there is no second adapter then.
+        """
+        if self.critic is not None:
+            return
+        if own_adapter:
+            if self.net is self.base:
+                raise UsageError(
+                    "all weights train, so the critic has no adapter of its own: set critic_adapter: false"
+                )
+            adapters.add(self.net, adapters.CRITIC, trains=True)
+        width = self.base.get_output_embeddings().weight.shape[1]
+        self.critic = ValueHead(int(width)).to(self.device)
+        self.train(self.training)
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The transformers model, adapters included where there are any."""
+        net = self.net.get_base_model() if hasattr(self.net, "get_base_model") else self.net
+        return net  # type: ignore[no-any-return]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.net.parameters()).device  # type: ignore[no-any-return]
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that training changes, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def train(self, mode: bool = True) -> Policy:
+        """Set the mode, but keep dropout off unless ``train_dropout`` asks for it."""
+        super().train(mode)
+        if not self.train_dropout:
+            for module in self.modules():
+                if isinstance(module, nn.Dropout):
+                    module.eval()
+        return self
+
+    @contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """Inside, dropout is off even where ``train_dropout`` asks for it."""
+        training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(training)
+
+    # -- text ------------------------------------------------------------------------------------------------
+
+    def encode(self, problem: Problem) -> list[int]:
+        """Token ids of the problem's prompt in this policy's prompt form.
+
+        Raises:
+            UserError: If a special token that the model has no row for is written out in it.
+        """
+        ids = list(self.tokenizer(self._asked(problem), add_special_tokens=self._adds_special)["input_ids"])
+        return self._known(ids, f"the prompt of {problem.id}")
+
+    def encode_answer(self, problem: Problem, answer: str) -> list[int]:
+        """Token ids of an answer to the problem as the model would write it, its end included.
+
+        Raises:
+            UserError: See :meth:`encode`.
+        """
+        end = int(self.tokenizer.eos_token_id)
+        if self._encodes:  # an answer is a text of its own then, with all that belongs to one
+            ids = list(self.tokenizer(answer)["input_ids"])
+            ids = ids[:-1] if ids[-1:] == [end] else ids
+        else:
+            ids = tokenization.following(self.tokenizer, self._asked(problem), answer, self._adds_special)
+        return [*self._known(ids, f"the answer to {problem.id}"), end]
+
+    def _known(self, ids: list[int], where: str) -> list[int]:
+        if odd := self._unknown.intersection(ids):
+            token = self.tokenizer.convert_ids_to_tokens(min(odd))
+            raise UserError(
+                f"{self.model} does not know the token {token} in {where}: change that text, or leave the "
+                "problem out"
+            )
+        return ids
+
+    @cached_property
+    def _unknown(self) -> set[int]:
+        return tokenization.unknown(self.tokenizer, loading.embedding_rows(self.source), self.model)
+
+    def _asked(self, problem: Problem) -> str:
+        if self.prompt_form == "completion":
+            return problem.prompt
+        text = self.tokenizer.apply_chat_template(
+            prompts.chat_messages(problem), tokenize=False, add_generation_prompt=True
+        )
+        assert isinstance(text, str)
+        return text + prompts.CHAT_OPENING
+
+    @cached_property
+    def _encodes(self) -> bool:
+        return architectures.encodes(self.source)
+
+    @property
+    def _adds_special(self) -> bool:
+        return self.prompt_form == "completion"  # a chat template writes them itself
+
+    def eos_ids(self) -> set[int]:
+        """Every token that ends a sequence: the tokenizer's, and all of the model's generation config."""
+        listed = self.base.generation_config.eos_token_id
+        more = listed if isinstance(listed, list) else [listed]
+        return {int(i) for i in [self.tokenizer.eos_token_id, *more] if i is not None}
+
+    # -- scoring ---------------------------------------------------------------------------------------------
+
+    def score(
+        self,
+        ids: Tensor,
+        attention: Tensor,
+        mask: Tensor,
+        temperature: float,
+        entropy: EntropyMode = "none",
+        values: bool = False,
+    ) -> Scores:
+        """Log-probabilities of the tokens under ``mask``, and what else is asked for, from one forward.
+
+        Position ids count attended tokens, so that padding on either side changes nothing. Only tokens under
+        the mask meet the vocabulary.
+
+        Args:
+            ids: ``[B, T]``.
+            attention: ``[B, T]`` bool.
+            mask: ``[B, T]`` bool, tokens to score; never one without a token before it.
+            temperature: Logits are divided by it, as in sampling.
+            entropy: Also return the entropy, with or without gradient.
+            values: Also return the values of a critic that shares the trunk.
+        """
+        hidden = self._hidden(ids, attention, mask)
+        head = self.base.get_output_embeddings()
+        states = architectures.head_input(self.base, hidden[:, :-1][mask[:, 1:]])
+        chosen, spread = token_scores(head, states, ids[mask], temperature, entropy)
+        zeros = torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
+        return Scores(
+            zeros.masked_scatter(mask, chosen),
+            None if entropy == "none" else zeros.masked_scatter(mask, spread),
+            values_of(self._value_head, hidden, mask) if values else None,
+        )
+
+    def values(self, ids: Tensor, attention: Tensor, mask: Tensor) -> Values:
+        """What the critic expects. One with its own adapter speaks and learns in :meth:`critic_adapter`."""
+        return values_of(self._value_head, self._hidden(ids, attention, mask), mask)
+
+    def _hidden(self, ids: Tensor, attention: Tensor, mask: Tensor) -> Tensor:
+        return architectures.hidden_states(self.base, ids, attention, mask)
+
+    @property
+    def _value_head(self) -> ValueHead:
+        assert self.critic is not None, "add_critic() comes first"
+        return self.critic
+
+    # -- adapters --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the policy is its reference: the adapter off, or the frozen copy of an earlier state."""
+        if self.net is self.base:
+            raise UsageError(
+                "all weights train, so there is no reference left: set kl_coefficient: 0, or use lora"
+            )
+        with adapters.using(self.net, adapters.REFERENCE if self.has_own_reference else None):
+            yield
+
+    @contextmanager
+    def critic_adapter(self) -> Iterator[None]:
+        """Inside, the trunk is the critic's. Forward *and* backward: checkpointed layers run again in it."""
+        with adapters.using(self.net, adapters.CRITIC):
+            yield
+
+    @property
+    def has_own_reference(self) -> bool:
+        """Whether the reference is a frozen adapter, rather than the base without one."""
+        return adapters.has(self.net, adapters.REFERENCE)
+
+    @staticmethod
+    def is_critics(name: str) -> bool:
+        """Whether a parameter of that name is the critic's alone."""
+        return name.startswith("critic.") or f".{adapters.CRITIC}." in name
+
+    def refresh_reference(self, weights: dict[str, Tensor] | None = None) -> None:
+        """Make the present adapter, or the one given, the reference from now on."""
+        if not self.has_own_reference:
+            adapters.add(self.net, adapters.REFERENCE, trains=False)
+            self.train(self.training)  # the new adapter brings its own dropout
+        self.reference_renewed = True
+        adapters.fill(self.net, adapters.REFERENCE, weights or adapters.weights(self.net, adapters.POLICY))
+
+    def reference_weights(self) -> dict[str, Tensor]:
+        """The reference adapter's weights, for a checkpoint."""
+        return adapters.weights(self.net, adapters.REFERENCE)
+
+    # -- plain weights ---------------------------------------------------------------------------------------
+
+    def dense_copy(
+        self, dtype: torch.dtype | None = None, device: torch.device | None = None
+    ) -> PreTrainedModel:
+        """A model of the base's architecture without adapters or quantization; its weights are not set.
+
+        Args:
+            dtype: Of its weights; by default the base's.
+            device: Where it is made; by default where the policy is.
+        """
+        config = type(self.base.config).from_dict(
+            {k: v for k, v in self.base.config.to_dict().items() if k != "quantization_config"}
+        )
+        dtype = dtype or self.base.dtype
+        with torch.device("meta"):  # random weights would be made only to be overwritten
+            copy = architectures.auto_class(config).from_config(config, dtype=dtype)
+        copy = copy.to_empty(device=device or self.device)
+        # Tied as the base is: a checkpoint may hold its own weights for a head that its config ties.
+        copy.all_tied_weights_keys = dict(self.base.all_tied_weights_keys)
+        copy.tie_weights(recompute_mapping=False)
+        copy.generation_config = self.base.generation_config
+        return copy.eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def merge_into(self, copy: PreTrainedModel, progress: str | None = None) -> None:
+        """Write base + adapter into a plain copy, on whichever device. The base's own bytes are only read.
+
+        Merging and unmerging in place would requantize NF4 each time and let bfloat16 drift. A sum is rounded
+        once, to the copy's precision.
+
+        Args:
+            copy: See :meth:`dense_copy`.
+            progress: Label of a progress bar, in modules; none where None.
+        """
+        base = self.base
+        modules = list(copy.named_modules())
+        for name, module in tqdm(
+            modules, desc=progress, unit="module", leave=False, disable=progress is None
+        ):
+            own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+            if not own:
+                continue
+            source: Any = base.get_submodule(name)
+            layer = source.get_base_layer() if hasattr(source, "get_base_layer") else source
+            for key, value in own.items():
+                dense = loading.dense(layer, key)
+                if key == "weight" and layer is not source:
+                    dense = dense.float() + source.get_delta_weight(adapters.POLICY).float()
+                value.copy_(dense)
+
+    def merged(self, dtype: torch.dtype | None = None, progress: str | None = None) -> PreTrainedModel:
+        """Base + adapter as a new plain model in the CPU's memory: the GPU's may hold the optimizer too."""
+        copy = self.dense_copy(dtype, torch.device("cpu"))
+        self.merge_into(copy, progress)
+        return copy

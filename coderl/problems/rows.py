@@ -1,0 +1,135 @@
+"""From rows (JSON lines, hub data sets) to :class:`~coderl.types.Problem`, with errors that name the line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from typing import TYPE_CHECKING, Any
+
+from coderl.errors import UserError
+from coderl.problems.prompts import (
+    HUMANEVAL_STOP,
+    MBPP_STOP,
+    humaneval_instruction,
+    humaneval_prompt,
+    mbpp_instruction,
+    mbpp_prompt,
+)
+from coderl.types import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+Row = dict[str, Any]
+
+FORMS = (
+    'a row is {"text" or "prompt", "test_list"} (MBPP form) '
+    'or {"prompt", "test", "entry_point"} (HumanEval form)'
+)
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
+    """The rows of a JSON-lines file, ``.gz`` or plain, each with ``file:line`` for messages.
+
+    Raises:
+        UserError: The file cannot be read, or a line is no JSON object.
+    """
+    try:
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as JSON lines in UTF-8 ({error})") from error
+    # Not splitlines(): JSON strings may hold U+2028 and its like unescaped.
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            where = f"{path}:{number}"
+            yield where, _parse(line, where)
+
+
+def _parse(line: str, where: str) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: malformed JSON ({error}); each line is to hold one JSON object") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: holds a JSON {type(row).__name__}, not an object; {FORMS}")
+    return row
+
+
+def problem_from_row(row: Row, where: str, *, source: str, split: str, strip: bool = True) -> Problem:
+    """A problem from a row in MBPP or HumanEval form.
+
+    Args:
+        row: Its fields; those not known are passed over.
+        where: The row's place, for messages.
+        source: Name that goes before a numeric ``task_id``, as in ``mbpp/601``.
+        split: The split the problem is served in.
+        strip: Whether blanks around a HumanEval prompt go.
+
+    Raises:
+        UserError: A field is missing or is of the wrong type.
+    """
+    name = _name(row, where, source)
+    if "test_list" not in row and ("entry_point" in row or "test" in row):
+        return _humaneval_form(row, where, name, split, strip)
+    return _mbpp_form(row, where, name, split)
+
+
+def _mbpp_form(row: Row, where: str, name: str, split: str) -> Problem:
+    text = text_field(row, "text" if "text" in row else "prompt", where)
+    tests = row.get("test_list")
+    if not isinstance(tests, (list, tuple)) or not tests or not all(isinstance(test, str) for test in tests):
+        raise UserError(f"{where}: 'test_list' is to be a list with at least one test, as strings; {FORMS}")
+    return Problem(
+        id=name,
+        prompt=mbpp_prompt(text, tests[0]),
+        instruction=mbpp_instruction(text, tests[0]),
+        tests=tuple(tests),
+        setup=_unix(text_field(row, "test_setup_code", where, "")),
+        solution=_unix(text_field(row, "code", where, "")),
+        stop=MBPP_STOP,
+        split=split,
+    )
+
+
+def _humaneval_form(row: Row, where: str, name: str, split: str, strip: bool) -> Problem:
+    prompt = text_field(row, "prompt", where)
+    solution = text_field(row, "canonical_solution", where, "")
+    return Problem(
+        id=name,
+        prompt=humaneval_prompt(prompt) if strip else prompt,
+        instruction=humaneval_instruction(prompt),
+        test=text_field(row, "test", where),
+        entry_point=text_field(row, "entry_point", where),
+        # The prompt's final newline is stripped, so what goes on from it begins with one.
+        solution="\n" + solution if solution and strip else solution,
+        stop=HUMANEVAL_STOP,
+        split=split,
+    )
+
+
+def text_field(row: Row, field: str, where: str, default: str | None = None) -> str:
+    """A field that is text; the default where it is missing.
+
+    Raises:
+        UserError: It is no text, or missing without a default.
+    """
+    value = row.get(field)
+    if value is None and default is not None:
+        return default
+    if value is None or (value == "" and default is None):
+        raise UserError(f"{where}: field '{field}' is missing or empty; {FORMS}")
+    if not isinstance(value, str):
+        raise UserError(f"{where}: field '{field}' is {type(value).__name__}, not a string; {FORMS}")
+    return value
+
+
+def _name(row: Row, where: str, source: str) -> str:
+    task = row.get("task_id", where.rpartition(":")[2])
+    return task if isinstance(task, str) and "task_id" in row else f"{source}/{task}"
+
+
+def _unix(code: str) -> str:
+    """Plain line ends: MBPP's code has Windows ones (and a few halves), which no model should be taught."""
+    return code.replace("\r\n", "\n").replace("\r", "\n")

@@ -1,0 +1,380 @@
+"""What a run folder holds, as one value; of a run that has not ended, or was killed, what is there so far."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from coderl.errors import UserError
+from coderl.runs.metrics import Series, log_folders, read_metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from coderl.scores.comparison import Comparison
+
+MEND = "move it away to report without it"
+MARKS = ("summary.json", "config.yaml", "*/version_*/metrics.csv", "*/version_*/config.yaml")
+"""What tells a run folder from others."""
+MOST_SECONDS = 1e12
+ROUNDING = 1e-9
+LONGEST_NAME = 200  # bytes of a task's, which becomes part of file names
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, as far as it got.
+
+    Attributes:
+        folder: Where it lies.
+        name: What it is called beside others: its folder's name.
+        summary: ``summary.json``; empty while the run has not ended.
+        config: The settings of the latest start, as ``config.yaml`` nests them; empty where there is none.
+        config_text: The same as text.
+        metrics: From name, such as ``"reward/mean"``, to its values over the steps.
+        completions: Sampled programs, as :class:`coderl.callbacks.CompletionTable` wrote them.
+        before: Results file of the evaluation before training, if there is one.
+        after: That of the one after it.
+        logs: The folders that its starts logged to, oldest first.
+        missing: In words, what a finished run has and this one has not.
+    """
+
+    folder: Path
+    name: str
+    summary: dict[str, Any]
+    config: dict[str, Any]
+    config_text: str
+    metrics: dict[str, Series]
+    completions: list[dict[str, Any]]
+    before: Path | None
+    after: Path | None
+    logs: list[Path]
+    missing: list[str]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return bool(self.summary)
+
+    @property
+    def method(self) -> str:
+        """Name of the algorithm, such as ``"GRPO"``."""
+        named = str(self._setting("model", "class_path") or "").rpartition(".")[2]
+        return named or str(self.summary.get("method", "")).upper() or "unknown"
+
+    @property
+    def model(self) -> str:
+        """The base model's hub id or path."""
+        policy = self._setting("model", "init_args", "policy", "init_args", "model")
+        return str(self.summary.get("model") or policy or "unknown")
+
+    @property
+    def steps(self) -> int:
+        """Steps that were logged, or optimizer steps where none was."""
+        last = [series.steps[-1] for series in self.metrics.values()]
+        return int(max(last)) if last else int(self.summary.get("steps", 0))
+
+    @property
+    def step_name(self) -> str:
+        """What a step is: of reinforcement learning a rollout."""
+        return "rollout step" if "reward/mean" in self.metrics else "step"
+
+    @cached_property
+    def tasks_before(self) -> dict[str, dict[str, Any]]:
+        """What was measured before training: from task to scores, counts per problem and settings."""
+        return _results(self.before) if self.before else {}
+
+    @cached_property
+    def tasks(self) -> dict[str, dict[str, Any]]:
+        """What was measured after training. The split that was held out stands first."""
+        found: dict[str, dict[str, Any]] = _results(self.after) if self.after else {}
+        return found or dict(self.summary.get("tasks") or {})
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """Problem by problem, before against after; empty where the two cannot be compared."""
+        return self.compared[0]
+
+    @cached_property
+    def compared(self) -> tuple[list[Comparison], str]:
+        """The comparisons, and why there is none."""
+        from coderl.scores.comparison import compare
+
+        if self.before is None or self.after is None or not (self.tasks and self.tasks_before):
+            return [], "no results file from before training"
+        try:
+            return compare(self.before, self.after), ""
+        except UserError as error:  # the files are sound: they hold other tasks or problems
+            return [], str(error)
+
+    @property
+    def held_out(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        """The scores of the held-out split before and after training, each None where it is not known.
+
+        What was measured before on other problems than after is not there either.
+        """
+        after = next(iter(self.tasks.values()), None)
+        before = next(iter(self.tasks_before.values()), None)
+        if before and after and self.after and not self.comparisons:
+            return None, after
+        return before or self.summary.get("before"), after
+
+    def _setting(self, *keys: str) -> Any:
+        value: Any = self.config
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+
+def load_run(folder: str | Path, name: str | None = None) -> Run:
+    """Read a run folder.
+
+    Args:
+        folder: Such as ``checkpoints/embedded-embedded-grpo-qlora``.
+        name: What to call the run; by default as its folder.
+
+    Raises:
+        UserError: It is no run folder, or a file in it cannot be read.
+    """
+    folder = Path(folder).expanduser()
+    _require_run(folder)
+    summary, logs = _summary(folder), log_folders(folder)
+    configs = [path / "config.yaml" for path in logs] or sorted(folder.glob("config*.yaml"))
+    text = _latest_config([path for path in configs if holds(folder, path)])
+    before, after = (_results_file(folder, summary, key) for key in ("before", "evaluation"))
+    tables = [path / "metrics.csv" for path in logs if holds(folder, path / "metrics.csv")]
+    run = Run(
+        folder=folder,
+        name=name or folder.resolve().name,
+        summary=summary,
+        config=_parsed(text),
+        config_text=text,
+        metrics=read_metrics(tables),
+        completions=_completions(folder),
+        before=before,
+        after=after,
+        logs=logs,
+        missing=_strayed(folder, logs),
+    )
+    run.missing.extend(_missing(run))
+    return run
+
+
+def load_runs(folders: Sequence[str | Path]) -> list[Run]:
+    """Read several run folders; those of one name are called by as many of their folders as tell them apart.
+
+    Raises:
+        UserError: One is no run folder, or a file in one cannot be read.
+    """
+    paths = list({Path(folder).expanduser().resolve(): folder for folder in folders}.items())
+    names = [path.name for path, _ in paths]
+    depth = 1
+    while len(set(names)) < len(names):
+        depth += 1
+        names = ["/".join(path.parts[-depth:]) for path, _ in paths]
+    return [load_run(folder, name) for (_, folder), name in zip(paths, names, strict=True)]
+
+
+def _require_run(folder: Path) -> None:
+    try:
+        there = folder.is_dir()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror or error})") from error
+    if not there:
+        what = "is a file" if folder.is_file() else "does not exist"
+        raise UserError(f"{folder}: {what}; give the folder of a run, such as checkpoints/NAME")
+    if any(next(folder.glob(mark), None) for mark in MARKS):
+        return
+    inside = sorted(
+        {path.relative_to(folder).parts[0] for mark in MARKS for path in folder.glob(f"*/{mark}")}
+    )
+    beside = folder.with_name(folder.resolve().name.removesuffix("-merged"))
+    hint = "give the folder that a fit wrote to, such as checkpoints/NAME"
+    if inside:
+        hint = f"there are runs in it: give one or more of them, such as {folder / inside[0]}"
+    elif beside != folder and beside.is_dir():
+        hint = f"it is what was made of {beside}: give that"
+    raise UserError(f"{folder}: is no run folder (no summary.json and no logs in it); {hint}")
+
+
+def read_json(path: Path, kind: type | None = None) -> Any:
+    """A JSON file.
+
+    Raises:
+        UserError: It cannot be read, or holds something else than ``kind``.
+    """
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is damaged ({error}); {MEND}") from error
+    if kind is not None and not isinstance(body, kind):
+        raise UserError(f"{path}: is damaged (it holds a JSON {type(body).__name__}); {MEND}")
+    return body
+
+
+def holds(folder: Path, path: Path) -> bool:
+    """Whether a file is there and lies in the run folder, links followed.
+
+    A page is made to be sent on: in a folder that somebody else sent, links and paths could lead anywhere on
+    this machine.
+    """
+    try:
+        return path.is_file() and path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError):  # no name that a file can have, or out of reach
+        return False
+
+
+def _strayed(folder: Path, logs: list[Path]) -> list[str]:
+    """A line for each file that would be read, had it not been a link to elsewhere."""
+    names = ("summary.json", "completions.jsonl", "config*.yaml", "evaluation_results_*", "generations_*")
+    files = [path for name in names for path in sorted(folder.glob(name))]
+    files += [log / name for log in logs for name in ("config.yaml", "metrics.csv")]
+    away = [path for path in files if os.path.isfile(path) and not holds(folder, path)]
+    return [f"{path.relative_to(folder)} leads out of the run folder and is not read" for path in away]
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    """``summary.json``, empty where there is none, with what the report reads in it checked."""
+    path = folder / "summary.json"
+    if not holds(folder, path):
+        return {}
+    body: dict[str, Any] = read_json(path, dict)
+    kinds: dict[str, Any] = {
+        "steps": int,
+        "seconds": (int, float),
+        "paths": dict,
+        "versions": (dict, type(None)),
+        "tasks": (dict, type(None)),
+    }
+    wrong = [key for key, kind in kinds.items() if not isinstance(body.get(key), kind)]
+    wrong += [] if wrong or abs(body["seconds"]) < MOST_SECONDS else ["seconds"]
+    scored = [body.get("before"), *(body.get("tasks") or {}).values()]
+    wrong += [] if wrong or all(scores is None or _are_scores(scores) for scores in scored) else ["scores"]
+    if wrong:
+        raise UserError(f"{path}: is damaged ({wrong[0]} missing, or not what a fit writes); {MEND}")
+    return body
+
+
+def _are_scores(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    kinds = {"outcomes": dict, "settings": dict, "contaminated": list, "interval": list}
+    if not all(value.get(key) is None or isinstance(value[key], kind) for key, kind in kinds.items()):
+        return False
+    ends, score = value.get("interval"), value.get("pass@1")
+    shares = [*(ends or []), *(value[key] for key in value if key.startswith("pass@"))]
+    known = all(share is None or _is_share(share) for share in shares)
+    return known and (ends is None or _are_around(ends, score))
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and -ROUNDING <= value <= 1 + ROUNDING
+
+
+def _are_around(ends: list[Any], score: Any) -> bool:
+    """Whether these are the ends of an interval, with the score in it, if there is one."""
+    if len(ends) != 2 or None in ends:
+        return False
+    inside = [ends[0], *([] if score is None else [score]), ends[1]]
+    return all(low <= high + ROUNDING for low, high in pairwise(inside))
+
+
+def _results(path: Path) -> dict[str, dict[str, Any]]:
+    from coderl.scores.comparison import read_results
+
+    found = read_results(path)
+    for name, scores in found.items():
+        if Path(name).name != name or len(name.encode(errors="replace")) >= LONGEST_NAME:
+            raise UserError(f"{path}: is damaged ({name[:40]!r} is no name of a task); {MEND}")
+        if not _are_scores(scores):
+            raise UserError(f"{path}: is damaged (the scores of {name!r} are none); {MEND}")
+    return found
+
+
+def _results_file(folder: Path, summary: dict[str, Any], key: str) -> Path | None:
+    """The results that the summary names, also where the run was moved; without a summary the newest."""
+    if summary:
+        named = Path(str(summary["paths"].get(key, "")))
+        places = [folder / named.name, named] if named.name else []
+    else:
+        early = sorted(folder.glob("evaluation_results_*_before_*.json"), reverse=True)
+        late = sorted(set(folder.glob("evaluation_results_*.json")) - set(early), reverse=True)
+        places = early if key == "before" else late
+    return next((path for path in places if holds(folder, path)), None)
+
+
+def _latest_config(files: list[Path]) -> str:
+    """Of the last of the files; without a logger they lie in the run folder itself."""
+    try:
+        return files[-1].read_text(encoding="utf-8", errors="replace") if files else ""
+    except OSError as error:
+        raise UserError(f"{files[-1]}: cannot be read ({error.strerror or error})") from error
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """The settings; none where the file is not what a fit writes, which is then shown as it is."""
+    try:
+        found = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _completions(folder: Path) -> list[dict[str, Any]]:
+    """The rows of ``completions.jsonl``; a resumed run's take the place of those that it went back behind."""
+    path = folder / "completions.jsonl"
+    if not holds(folder, path):
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged ({error}); {MEND}") from error
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines[:-1], 1):  # behind the last line end stands nothing, or half a row
+        try:
+            row = json.loads(line)
+            step, row["reward"] = float(row["rollout_step"]), float(row["reward"])
+            row["rollout_step"] = int(step) if step.is_integer() else step
+        except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
+            raise UserError(f"{path}: line {number} is damaged ({error}); {MEND}") from error
+        if rows and step < rows[-1]["rollout_step"]:
+            rows = [kept for kept in rows if kept["rollout_step"] < step]
+        rows.append(row)
+    return rows
+
+
+def _missing(run: Run) -> list[str]:
+    """What a finished run has and this one has not."""
+    found = []
+    if not run.finished:
+        found.append("no summary.json: the run has not ended, or was killed; this is how far it got")
+    if not run.metrics:
+        found.append("no metrics.csv: no curves")
+    if not run.config_text:
+        found.append("no config.yaml: settings are not known")
+    if run.method == "SFT":
+        return found
+    before, after = run.held_out
+    if before is None and after is None:
+        found.append("nothing was evaluated: no held-out scores")
+    elif after is None:
+        found.append("no evaluation after training: what was won is not known")
+    elif before is None:
+        why = run.compared[1] if run.before else "no evaluation before training"
+        found.append(f"{why}: what was won is not known")
+    elif not run.comparisons:
+        found.append(f"{run.compared[1]}: no paired difference, and no problems won and lost")
+    if not run.completions:
+        found.append("no completions.jsonl: no sampled programs")
+    return found

@@ -1,0 +1,117 @@
+"""The messages between the trusted side, a lane's zygote, and a run's child.
+
+Control socket (sequenced packets, trusted side and zygote): the lane's settings, answered by ``HELLO``; then
+``JOB`` with one end of a fresh socket pair, answered by ``DONE`` after everything the run started is dead.
+``STOP`` may come in between. In rpc grading a job brings an end of a second pair, the link between two runs.
+Run socket (stream, trusted side and child): one frame with the payload in, frames of records out. The zygote
+never reads it, so that no child can find an earlier run's tests in memory it shares with the zygote.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from .codec import CodecError, Opaque, decode, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+HELLO = struct.Struct(">4sI")  # b"hey!", user id of the runs
+JOB = struct.Struct(">IdQI")  # run number, seconds, bytes of address space, processes and threads
+STOP = struct.Struct(">I")  # number of the run that need not go on
+DONE = struct.Struct(">IBid")  # run number, how it ended, exit status or signal (negative), seconds
+LENGTH = struct.Struct(">I")
+GREETING = b"hey!"
+EXITED, TIMED_OUT, NOT_STARTED, STOPPED = range(4)
+SETTINGS_LIMIT = 1 << 17
+"""Bytes of a lane's settings, which are one packet."""
+
+OUTPUT_LIMIT = 16 << 20
+"""Bytes that one run may answer with, all records together."""
+
+Kind = Literal["ready", "broken", "refused", "defined", "value", "raised", "passed", "unfit", "gone", "end"]
+
+
+class Record(NamedTuple):
+    """One message of a child.
+
+    Attributes:
+        kind: A :data:`Kind`. ``ready`` and ``broken`` come before the candidate has run, so they can be
+            believed; everything after them comes from a process that the candidate shares.
+        token: Proof, in inline grading, that the record comes from the runner.
+        value: The answer, or ``(outcome, message)``.
+    """
+
+    kind: str
+    token: bytes = b""
+    value: Any = None
+
+
+def frame(body: bytes) -> bytes:
+    """The body with its length in front."""
+    return LENGTH.pack(len(body)) + body
+
+
+def pack_record(record: Record) -> bytes:
+    """One record as a frame.
+
+    Raises:
+        CodecError: Its value is too large.
+    """
+    return frame(encode((record.kind, record.token, encode(record.value))))
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of it, in as many pieces as the other side takes it."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def read_frame(read: Callable[[int], bytes]) -> bytes:
+    """One frame's body.
+
+    Args:
+        read: Gives at most that many bytes, and none at the end, as ``os.read`` on one descriptor does.
+    """
+    (length,) = LENGTH.unpack(_read_exactly(read, LENGTH.size))
+    return _read_exactly(read, length)
+
+
+def _read_exactly(read: Callable[[int], bytes], count: int) -> bytes:
+    parts: list[bytes] = []
+    while count:
+        part = read(min(count, 1 << 20))
+        if not part:
+            raise EOFError("the other side closed the socket")
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def records(data: bytes) -> Iterator[Record]:
+    """The well-formed records at the head of the data; what follows the first malformed one is dropped."""
+    at = 0
+    while at + LENGTH.size <= len(data):
+        (length,) = LENGTH.unpack_from(data, at)
+        at += LENGTH.size
+        if at + length > len(data):
+            return
+        try:
+            fields = decode(data[at : at + length])
+        except CodecError:
+            return
+        if not (type(fields) is tuple and tuple(map(type, fields)) == (str, bytes, bytes)):
+            return
+        yield Record(fields[0], fields[1], _answer(fields[2]))
+        at += length
+
+
+def _answer(data: bytes) -> Any:
+    """A record's value; one that cannot be read is equal to nothing, and costs only itself."""
+    try:
+        return decode(data)
+    except CodecError:
+        return Opaque()

@@ -1,0 +1,201 @@
+"""What an evaluation found: the figures, the files they are written to, and the words they are told in."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from coderl.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one task, with what they rest on.
+
+    Attributes:
+        task: Name, such as ``"mbpp"``.
+        pass_at_k: From k to the mean over problems, 0 to 1; None where it cannot be told (k is above ``n``).
+        interval: Bootstrap interval over problems of pass@1, 95 %; None where pass@1 cannot be told.
+        accuracy: Share of problems whose first sample passes.
+        success_rate: Share of problems with a sample that passes, that is, of positive reward.
+        test_pass_rate: Share of single tests that held, over all samples.
+        n: Samples asked for per problem.
+        problems: Number of problems.
+        outcomes: How many samples ended in each way, after the re-runs.
+        timeouts_rerun: Time-outs of the first run; each was run once more.
+        infra_errors: Samples that could not be judged even when retried. They are left out, not called wrong.
+        seconds: Wall time of sampling and running.
+        settings: Sampling, prompt form, isolation and processor: what must stand beside the scores.
+        contaminated: Ids of the problems that the model was trained on; None where nobody knows what it was.
+        disagreements: Samples that pass in one grading and fail in the other, where both were asked for.
+        ids: The problems, in order.
+        correct: Per problem, samples that pass.
+        counted: Per problem, samples that could be judged.
+        first: Per problem, whether its first sample passes; None where that could not be judged.
+        generations: Per problem, the whole programs, as the harness saves and loads them.
+        references: Per problem, the program that the harness runs after a generation.
+    """
+
+    task: str
+    pass_at_k: dict[int, float | None]
+    interval: tuple[float, float] | None
+    accuracy: float | None
+    success_rate: float | None
+    test_pass_rate: float | None
+    n: int
+    problems: int
+    outcomes: dict[str, int]
+    timeouts_rerun: int
+    infra_errors: int
+    seconds: float
+    settings: dict[str, Any]
+    contaminated: list[str] | None
+    disagreements: list[dict[str, Any]]
+    ids: list[str]
+    correct: list[int]
+    counted: list[int]
+    first: list[bool | None]
+    generations: list[list[str]] = field(repr=False)
+    references: list[str] = field(repr=False)
+
+    def scores(self) -> dict[str, float | None]:
+        """``{"pass@1": x, ...}``; None where a k cannot be told."""
+        return {f"pass@{k}": value for k, value in self.pass_at_k.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the programs, for ``json.dump``. The pass@k stand first, each under its name."""
+        apart = {"task", "pass_at_k", "generations", "references"}
+        return self.scores() | {k: v for k, v in asdict(self).items() if k not in apart}
+
+
+def results_name(model: str, method: str, when: datetime | None = None) -> str:
+    """The original recipe's file name: ``evaluation_results_{model}_{method}_{YYYYMMDD_HHMMSS}.json``."""
+    name = re.sub(r"[^\w.-]+", "-", f"{model}_{method}")
+    return f"evaluation_results_{name}_{when or datetime.now():%Y%m%d_%H%M%S}.json"
+
+
+def save_results(
+    evaluations: Mapping[str, Evaluation], path: Path, config: Mapping[str, Any] | None = None
+) -> list[Path]:
+    """Write the scores to ``path`` in the harness's layout, and each task's programs beside it.
+
+    Args:
+        evaluations: From task to evaluation.
+        path: The JSON file, see :func:`results_name`.
+        config: What goes under ``"config"``. None: the settings of each task.
+
+    Returns:
+        The files written: ``path``, then for each task ``generations_..._{task}.json``, lists of whole
+        programs, and ``references_..._{task}.json``.
+
+    Raises:
+        UserError: A file cannot be written.
+    """
+    tasks = {name.lower(): evaluation for name, evaluation in evaluations.items()}
+    settings = dict(config) if config is not None else {name: e.settings for name, e in tasks.items()}
+    body = {name: e.to_json() for name, e in tasks.items()} | {"config": settings}
+    stem = path.stem.removeprefix("evaluation_results_")
+    # Samples, and even ids, may hold lone surrogates, which UTF-8 cannot: JSON's escapes stay on.
+    texts = {path: json.dumps(body, indent=2)}
+    for name, e in tasks.items():
+        texts[path.with_name(f"generations_{stem}_{name}.json")] = json.dumps(e.generations)
+        texts[path.with_name(f"references_{stem}_{name}.json")] = json.dumps(e.references)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for file, text in texts.items():
+            file.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} could not be written: {error.strerror or error}") from error
+    return list(texts)
+
+
+def logged_scores(evaluations: Mapping[str, Evaluation]) -> dict[str, float]:
+    """The scores that are known, by the original recipe's keys, such as ``final_eval/mbpp_pass@1``."""
+    return {
+        f"final_eval/{name.lower()}_{metric}": value
+        for name, evaluation in evaluations.items()
+        for metric, value in evaluation.scores().items()
+        if value is not None
+    }
+
+
+def summary_text(evaluations: Mapping[str, Evaluation], path: Path | str, logged: Sequence[str] = ()) -> str:
+    """The original recipe's console summary.
+
+    Args:
+        evaluations: From task to evaluation.
+        path: Where the results were saved.
+        logged: The keys that were logged to W&B. Empty: that line is left out.
+    """
+    lines = ["🎯 Automatic evaluation completed! Results summary:", "=" * 60, ""]
+    for name, evaluation in evaluations.items():
+        lines += [f"📊 {name.upper()} Results:"]
+        lines += [
+            f"   {metric}: {_shown(metric, x, evaluation)}" for metric, x in evaluation.scores().items()
+        ]
+        lines += [f"   {note}" for note in _notes(evaluation)]
+        lines.append("")
+    lines.append(f"📁 Complete evaluation results saved to: {path}")
+    if logged:
+        lines.append(f"📊 Evaluation results logged to WandB: {list(logged)}")
+    return "\n".join(lines)
+
+
+def _shown(metric: str, value: float | None, evaluation: Evaluation) -> str:
+    if value is not None:
+        return f"{value:.3f}"
+    return f"missing (needs {metric.removeprefix('pass@')} judged samples per problem, n is {evaluation.n})"
+
+
+def _notes(evaluation: Evaluation) -> list[str]:
+    """What the scores rest on, and whatever makes them worth less."""
+    notes = [_footing(evaluation), _details(evaluation)]
+    if trained := evaluation.contaminated:
+        notes.append(
+            f"⚠️  NOT HELD OUT: {len(trained)} of {evaluation.problems} problems were in the training data "
+            f"({_some(trained)})"
+        )
+    if short := sum(0 < count < evaluation.n for count in evaluation.counted):
+        notes.append(f"{short} problems lack verdicts, and count for the k alone that they have samples for")
+    if found := evaluation.disagreements:
+        named = [
+            f"{d['id']}#{d['sample']} {d['inline']} inline, {d['grading']} {d['outcome']}" for d in found
+        ]
+        notes.append(f"{len(found)} samples judged otherwise by inline grading: {_some(named, '; ')}")
+    elif evaluation.settings.get("judging") == "auto":
+        notes.append("inline grading, the harness's, agrees on every sample")
+    return notes
+
+
+def _footing(evaluation: Evaluation) -> str:
+    """One line on what the scores rest on."""
+    parts = [f"{evaluation.problems} problems, n {evaluation.n}"]
+    if evaluation.interval:
+        low, high = evaluation.interval
+        parts.insert(0, f"95% interval of pass@1 {low:.3f} to {high:.3f}")
+    chosen = [f"{k} {evaluation.settings[k]}" for k in ("temperature", "top_p") if k in evaluation.settings]
+    timeouts = evaluation.outcomes.get("timeout", 0)
+    parts += [*chosen, f"{timeouts} time-outs", f"{evaluation.infra_errors} infrastructure errors"]
+    return f"({', '.join(parts)})"
+
+
+def _details(evaluation: Evaluation) -> str:
+    rates = {
+        "tests passed": evaluation.test_pass_rate,
+        "accuracy": evaluation.accuracy,
+        "success rate": evaluation.success_rate,
+    }
+    shares = [f"{name} {rate:.1%}" for name, rate in rates.items() if rate is not None]
+    return ", ".join([*shares, *(f"{name} {count}" for name, count in evaluation.outcomes.items())])
+
+
+def _some(names: Sequence[str], between: str = ", ", most: int = 5) -> str:
+    more = f"{between}and {len(names) - most} more" if len(names) > most else ""
+    return between.join(names[:most]) + more

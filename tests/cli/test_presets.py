@@ -1,0 +1,373 @@
+"""Presets suit a model by its name or type, over the shipped config and under everything else."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonargparse import Namespace
+from lightning import LightningDataModule, LightningModule
+
+from coderl.algorithms import GRPO, SFT
+from coderl.cli import main, presets, run
+from coderl.cli.config_files import configs_folder
+from coderl.cli.overlays import changes, flat, merge
+from coderl.errors import UsageError
+from coderl.model.policy import Policy
+
+MISSION = {
+    "codellama/CodeLlama-7b-Python-hf": "codellama-7b",
+    "codellama/CodeLlama-7b-hf": "codellama-7b",
+    "codellama/CodeLlama-13b-Python-hf": "codellama-13b",
+    "deepseek-ai/deepseek-coder-6.7b-base": "deepseek-coder",
+    "Qwen/Qwen2.5-Coder-7B": "qwen2.5-coder",
+    "Qwen/Qwen2.5-Coder-1.5B-Instruct": "qwen2.5-coder",
+    "bigcode/starcoder2-15b": "starcoder2",
+    "Salesforce/codet5p-770m": "codet5p",
+    "checkpoints/codellama-13b-python-mbpp-grpo-qlora-merged": "codellama-13b",
+    "checkpoints/codellama-13b-python-mbpp-grpo-qlora-merged/epoch-2": "codellama-13b",
+    "/cache/hub/models--codellama--CodeLlama-7b-Python-hf/snapshots/0a1b2c3d": "codellama-7b",
+    "~/weights/./deepseek-coder-6.7b-base/": "deepseek-coder",
+}
+OTHERS = [
+    "embedded",
+    "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "codellama/CodeLlama-34b-Python-hf",
+    "codellama/CodeLlama-70b-hf",
+    "Salesforce/codet5p-2b",
+    "deepseek-ai/DeepSeek-Coder-V2-Lite-Base",
+    "Qwen/Qwen3-8B",
+    "Qwen/Qwen2-VL-7B-Instruct",
+    "Qwen/Qwen2-57B-A14B",
+    "somebody/my-codellama-v113b",
+    "~nobody-of-that-name/x",
+    "x" * 5000,
+    "codellama/another-model",
+    "",
+    "a/b/c/d",
+]
+STARCODER = ["q_proj", "k_proj", "v_proj", "o_proj", "c_fc", "c_proj"]
+M = ["--model.policy.model", "bigcode/starcoder2-15b"]
+FIT = "fit -c {} --model.policy.model bigcode/starcoder2-15b"
+
+
+def folder_of(tmp_path: Path, name: str, kind: str) -> str:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "config.json").write_text(json.dumps({"model_type": kind}))
+    return str(tmp_path / name)
+
+
+def shown(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], str]:
+    """The flat configuration that a call would run with, and what was said beside it."""
+    assert main([*shlex.split(line), "--print_config"]) == 0, capsys.readouterr().err
+    out, err = capsys.readouterr()
+    return {k.replace("init_args.", ""): v for k, v in flat(yaml.safe_load(out)).items()}, err
+
+
+@pytest.mark.parametrize(("model", "name"), MISSION.items())
+def test_the_missions_models_have_theirs_by_name(model: str, name: str) -> None:
+    found = presets.choose("auto", model)
+    assert found is not None and (found.name, found.why) == (name, "by the model's name")
+
+
+@pytest.mark.parametrize("model", OTHERS)
+def test_other_models_have_none(model: str) -> None:
+    assert presets.choose("auto", model) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("starcoder2", "starcoder2"), ("t5", "codet5p"), ("qwen2", "qwen2.5-coder")]
+)
+def test_a_type_that_one_preset_has_is_enough(kind: str, name: str, tmp_path: Path) -> None:
+    found = presets.choose("auto", folder_of(tmp_path, "mine", kind))
+    assert found is not None and found.name == name and kind in found.why
+
+
+def test_a_type_that_several_have_is_not_and_another_type_forbids_the_name(tmp_path: Path) -> None:
+    assert presets.choose("auto", folder_of(tmp_path, "mine", "llama")) is None
+    assert presets.choose("auto", folder_of(tmp_path, "codellama-7b-pruned", "mistral")) is None
+    named = presets.choose("auto", folder_of(tmp_path, "CodeLlama-7b", "llama"))
+    assert named is not None and named.name == "codellama-7b"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"model_type": 3}', '{"other": 1}'])
+def test_a_config_that_tells_no_type_leaves_the_name(text: str, tmp_path: Path) -> None:
+    model = tmp_path / "starcoder2-3b"
+    model.mkdir()
+    (model / "config.json").write_text(text)
+    found = presets.choose("auto", str(model))
+    assert found is not None and found.name == "starcoder2"
+
+
+def test_a_gguf_files_name_tells_more_than_its_folders() -> None:
+    found = presets.choose("auto", "somewhere/weights", "deepseek-coder-6.7b-base.Q4_K_M.gguf")
+    assert found is not None and found.name == "deepseek-coder"
+
+
+@pytest.mark.parametrize("config", ["grpo.yaml", "ppo.yaml", "grpo"])
+def test_it_lies_over_the_shipped_config_and_is_shown(
+    config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, said = shown(FIT.format(config), capsys)
+    assert settings["model.policy.lora.target_modules"] == STARCODER
+    assert settings["model.micro_batch_size"] == 1
+    assert settings["preset"] == "starcoder2"
+    assert settings["model.policy.lora.r"] == 64  # what the preset does not name stays
+    assert said.count("\n") == 1
+    assert "preset starcoder2" in said and "micro_batch_size 1" in said and "--preset none" in said
+    assert "otherwise" not in said
+
+
+def test_everything_explicit_wins(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "model: {init_args: {micro_batch_size: 3}}\ndata.init_args.batch_size: 5"
+    )
+    mine = tmp_path / "mine.yaml"
+    settings, said = shown(f"{FIT.format('grpo.yaml')} -c {mine} --model.max_new_tokens=99", capsys)
+    assert settings["model.micro_batch_size"] == 3
+    assert settings["data.batch_size"] == 5
+    assert settings["model.max_new_tokens"] == 99
+    assert settings["model.policy.lora.target_modules"] == STARCODER
+    does, _, yours = said.partition("set otherwise by you: ")
+    assert "target_modules" in does and "batch_size" not in does and "max_new_tokens" not in does
+    assert set(yours.partition(";")[0].split(", ")) == {
+        "data.batch_size",
+        "model.max_new_tokens",
+        "model.micro_batch_size",
+    }
+    mine.write_text("model: {class_path: GRPO, init_args: {micro_batch_size: 3}}")
+    settings, _ = shown(f"fit --config={mine} -c grpo.yaml {FIT.partition('{}')[2]}", capsys)
+    assert settings["model.micro_batch_size"] == 4  # grpo.yaml came last
+
+
+def test_a_config_of_ones_own_that_is_whole_is_left_as_it_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    main([*FIT.format("grpo.yaml").split(), "--preset", "none", "--print_config"])
+    whole = tmp_path / "whole.yaml"
+    whole.write_text(capsys.readouterr().out.replace("preset: none", "preset: auto"))
+    settings, said = shown(f"fit -c {whole}", capsys)
+    plain, silent = shown(f"{FIT.format('grpo.yaml')} --preset none", capsys)
+    assert {k: (plain[k], settings[k]) for k in plain if plain[k] != settings[k]} == {
+        "preset": ("none", "auto")
+    }
+    assert "changes nothing; set otherwise by you: " in said and "target_modules" in said and not silent
+
+
+ORDERS = [
+    "fit -c{grpo}",
+    "fit -c {path}",
+    "fit -c ./{relative}",
+    "fit -c {grpo} -c grpo-tuned.yaml",
+    "fit --config={grpo} -c auto-eval.yaml -c no-wandb.yaml",
+    "validate -c {grpo}",
+]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_it_is_over_the_shipped_config_however_that_is_named(
+    order: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = configs_folder() / "grpo.yaml"
+    monkeypatch.chdir(path.parents[1])
+    line = order.format(grpo="grpo.yaml", path=path, relative=path.relative_to(Path.cwd()))
+    settings, said = shown(f"{line} {' '.join(M)}", capsys)
+    assert settings["model.policy.lora.target_modules"] == STARCODER
+    assert "lora.target_modules [q_proj, k_proj, v_proj, o_proj, c_fc, c_proj]" in said
+
+
+def test_an_overlay_that_stands_first_is_under_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings, _ = shown(f"fit -c no-wandb.yaml -c grpo.yaml {' '.join(M)}", capsys)
+    assert settings["model.policy.lora.target_modules"] == STARCODER
+
+
+def test_a_config_before_the_command_is_under_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    whole = {"fit": yaml.safe_load((configs_folder() / "grpo.yaml").read_text())}
+    (tmp_path / "all.yaml").write_text(yaml.safe_dump(whole))
+    assert main(["--config", str(tmp_path / "all.yaml"), "fit", *M, "--print_config"]) == 0
+    out, err = capsys.readouterr()
+    settings = yaml.safe_load(out)["model"]["init_args"]
+    assert settings["policy"]["init_args"]["lora"]["init_args"]["target_modules"] == STARCODER
+    assert "preset starcoder2" in err
+
+
+def test_overlays_come_after_it(capsys: pytest.CaptureFixture[str]) -> None:
+    settings, _ = shown(FIT.format("ppo.yaml -c ppo-tuned.yaml"), capsys)
+    assert settings["model.learning_rate"] == 1e-4
+    assert settings["model.micro_batch_size"] == 1
+
+
+def test_without_any_config_flags_are_enough(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "fit --model GRPO --model.policy.model Qwen/Qwen2.5-Coder-7B --data CodeDataModule"
+    settings, said = shown(f"{line} --data.source MBPP --data.batch_size 3", capsys)
+    assert (settings["model.max_new_tokens"], settings["data.batch_size"]) == (768, 3)
+    assert settings["model.engine.batch_size"] == 16 and "engine.batch_size 16" in said
+
+
+def test_a_warm_start_takes_what_concerns_the_policy(capsys: pytest.CaptureFixture[str]) -> None:
+    plain, _ = shown(FIT.format("sft.yaml") + " --preset none", capsys)
+    settings, _ = shown(FIT.format("sft.yaml"), capsys)
+    moved = {k for k in plain if plain[k] != settings[k]}
+    assert moved == {"model.policy.lora.target_modules", "model.micro_batch_size", "preset"}
+
+
+def test_it_can_be_named_or_be_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for name in ("codet5p", "models/codet5p.yaml"):
+        settings, said = shown(f"{FIT.format('grpo.yaml')} --preset {name}", capsys)
+        assert settings["model.policy.lora.target_modules"] == ["q", "k", "v", "o", "wi", "wo"]
+        assert "(asked for)" in said
+    own = tmp_path / "own.yaml"
+    own.write_text("model: {init_args: {learning_rate: 7.0e-6}}")
+    settings, _ = shown(f"{FIT.format('grpo.yaml')} --preset {own}", capsys)
+    assert settings["model.learning_rate"] == 7e-6 and settings["preset"] == str(own)
+
+
+def test_as_an_overlay_it_is_a_config_like_any_other(capsys: pytest.CaptureFixture[str]) -> None:
+    settings, _ = shown("fit -c quickstart.yaml -c models/starcoder2.yaml", capsys)
+    assert settings["model.policy.lora.target_modules"] == STARCODER
+    assert not any(key.startswith("match") for key in settings)
+
+
+@pytest.mark.parametrize(
+    ("asked", "text", "message"),
+    [
+        ("codelama-7b", None, "did you mean codellama-7b?"),
+        ("nothing-like-it", None, "there are auto, none, codellama-13b"),
+        ("own.yaml", "model: [", "own.yaml cannot be used"),
+        ("own.yaml", "- 1", "own.yaml cannot be used"),
+        ("own.yaml", "data: null", "data must hold init_args"),
+        ("own.yaml", "model: {learning_rate: 7.0e-6}", "model must hold init_args"),
+        ("own.yaml", "model: {class_path: PPO, init_args: {}}", "model must hold init_args"),
+        ("x" * 5000, None, "there are auto, none"),
+        (
+            "own.yaml",
+            "model: {init_args: {learning_rat: 1}}",
+            "does not fit: model: GRPO has no argument 'learning_rat'",
+        ),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    asked: str, text: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        Path(asked).write_text(text)
+    with pytest.raises(UsageError, match="preset") as caught:
+        run(["fit", "-c", "grpo.yaml", "--preset", asked])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+POLICY = {"class_path": "Policy", "init_args": {"model": "bigcode/starcoder2-15b"}}
+DATA = {"class_path": "CodeDataModule", "init_args": {"source": {"class_path": "MBPP"}}}
+WHOLE = {"class_path": "GRPO", "init_args": {"policy": POLICY, "learning_rate": 1e-4}}
+SHORT = {"class_path": "GRPO", "init_args": {"policy": POLICY["init_args"], "learning_rate": 1e-4}}
+CALLS: list[Any] = [
+    {"subcommand": "fit", "fit": {"model": WHOLE, "data": DATA}},
+    {"subcommand": "fit", "fit": {"model": SHORT, "data": DATA}},
+    {"fit": {"model": WHOLE, "data": DATA}},
+    {"subcommand": "fit", "fit.model": WHOLE, "fit.data": DATA},
+    Namespace(subcommand="fit", fit=Namespace(model=WHOLE, data=DATA)),
+]
+
+
+@pytest.mark.parametrize("call", CALLS, ids=range(len(CALLS)))
+def test_a_configuration_from_python_lies_over_it(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked at before anything is made."""
+    seen = []
+
+    class Enough(Exception):
+        pass
+
+    def look(self: Any) -> None:
+        seen.append(self.config.fit.model.init_args)
+        raise Enough
+
+    monkeypatch.setattr("coderl.cli.trainer.CoderlCLI.before_instantiate_classes", look)
+    before = repr(call)
+    with pytest.raises(Enough):
+        run(call)
+    assert list(seen[0].policy.init_args.lora.init_args.target_modules) == STARCODER
+    assert (seen[0].learning_rate, seen[0].micro_batch_size) == (1e-4, 1)
+    assert repr(call) == before
+
+
+class Narrow(GRPO):
+    """An algorithm of one's own with fewer arguments."""
+
+    def __init__(self, policy: Policy, learning_rate: float = 1.0) -> None:
+        super().__init__(policy, learning_rate=learning_rate)
+
+
+class Own(LightningDataModule):
+    """Data of one's own."""
+
+    def __init__(self, rows: int = 3) -> None:
+        super().__init__()
+
+
+class Warm(SFT):
+    """A warm start of one's own."""
+
+
+class Other(LightningModule):
+    """No policy, but an argument of that name."""
+
+    def __init__(self, model: str = "starcoder2") -> None:
+        super().__init__()
+
+
+LAYERS = "policy.lora.target_modules"
+
+
+@pytest.mark.parametrize(
+    ("flags", "moved"),
+    [
+        ("--model tests.cli.test_presets.Narrow", {LAYERS}),
+        ("--model tests.cli.test_presets.Warm", {LAYERS, "micro_batch_size"}),
+        ("--model tests.cli.test_presets.Other", set()),
+        ("-c tiny-sft.yaml", {"micro_batch_size"}),
+    ],
+)
+def test_classes_get_what_they_take(flags: str, moved: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+    base = "" if "-c" in flags else "--data tests.cli.test_presets.Own"
+    model = "" if "Other" in flags else " ".join(M)
+    plain, _ = shown(f"fit {flags} {base} {model} --preset none", capsys)
+    settings, _ = shown(f"fit {flags} {base} {model}", capsys)
+    differs = {key.removeprefix("model.") for key in settings if plain.get(key) != settings[key]}
+    assert differs - {"preset", "learning_rate"} == moved
+
+
+@pytest.mark.parametrize("value", ["7", "[a]", "{a: 1}"])
+def test_a_preset_that_is_no_name_is_one_line(
+    value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.yaml").write_text(f"preset: {value}")
+    assert main(["fit", "-c", "grpo.yaml", "-c", str(tmp_path / "mine.yaml")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_settings_lie_over_each_other() -> None:
+    under, over = {"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"c": [2, 3], "e": None}, "d": {"f": 3}}
+    both = merge(under, over)
+    assert both == {"a": {"b": 1, "c": [2, 3], "e": None}, "d": {"f": 3}}
+    assert flat(both) == {"a.b": 1, "a.c": [2, 3], "a.e": None, "d.f": 3}
+    assert changes(under, both) == [("a.c", [1], [2, 3])]
+    assert merge(under, {}) == under and merge({}, over) == over and merge(over, over) == over
+
+
+@pytest.mark.parametrize("path", sorted(presets.models_folder().glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_table_of_presets_names_what_differs(path: Path) -> None:
+    shipped = flat(yaml.safe_load((configs_folder() / "grpo.yaml").read_text()))
+    differs = {k: v for k, v in flat(yaml.safe_load(path.read_text())).items() if shipped.get(k, v) != v}
+    text = (configs_folder() / "README.md").read_text()
+    [row] = [line for line in text.splitlines() if line.startswith(f"| `models/{path.name}`")]
+    told = {float(number) for number in re.findall(r"\d[\de.-]*", row.split("|")[3])}
+    assert told == {float(value) for value in differs.values() if isinstance(value, int | float)}
+    assert ("layers" in row) == any(key.endswith("target_modules") for key in differs)

