@@ -169,7 +169,7 @@ def sampler_correction(
     """Weights that make up for a rollout engine whose numerics are not the trainer's.
 
     The samples came from the engine, the gradient is taken as if from the trainer's kernels. Weighting by
-    the ratio of both mends that; truncating it bounds the variance ("Your Efficient RL Framework Secretly
+    the ratio of both fixes that; truncating it bounds the variance ("Your Efficient RL Framework Secretly
     Brings You Off-Policy RL Training", F. Yao et al., 2025).
 
     Args:

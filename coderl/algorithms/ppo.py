@@ -132,7 +132,7 @@ class PPO(PolicyGradient):
         ):
             raise UsageError(
                 "adaptive_kl needs a target above 0, a horizon of 1 or more sequences, and a kl_coefficient "
-                "above 0 to start from: mend model.adaptive_kl or model.kl_coefficient"
+                "above 0 to start from: fix model.adaptive_kl or model.kl_coefficient"
             )
 
     # -- the critic ------------------------------------------------------------------------------------------

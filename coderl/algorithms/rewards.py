@@ -106,12 +106,12 @@ class ExecutionReward(Reward):
         weight: float = 1.0,
     ) -> None:
         if not all(map(math.isfinite, (max_reward, min_reward, syntax_penalty, quality_bonus, weight))):
-            raise UsageError("reward values must be finite numbers: mend the reward's settings")
+            raise UsageError("reward values must be finite numbers: fix the reward's settings")
         if not syntax_penalty <= min_reward < max_reward or quality_bonus < 0:
             raise UsageError(
                 "rewards do not favour passing: "
                 f"syntax_penalty {syntax_penalty} <= min_reward {min_reward} < "
-                f"max_reward {max_reward} and quality_bonus {quality_bonus} >= 0 must hold: mend the settings"
+                f"max_reward {max_reward} and quality_bonus {quality_bonus} >= 0 must hold: fix the settings"
             )
         self.max_reward = max_reward
         self.min_reward = min_reward

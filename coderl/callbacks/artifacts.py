@@ -6,11 +6,10 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coderl.callbacks.summary import SUMMARY
 from coderl.errors import UsageError, UserError
 from coderl.publish import card, hub
 from coderl.publish.export import save_adapter, save_merged
-from coderl.runs.folder import merged_folder
+from coderl.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from coderl.model.policy import Policy
@@ -36,13 +35,14 @@ def save_models(policy: Policy, run: Path, trained: TrainingRecord | None, merge
     Raises:
         UserError: What there is to save could not be saved.
     """
-    (run / SUMMARY).unlink(missing_ok=True)  # of an earlier part of the run: it speaks of other weights
+    folder = RunFolder(run)
+    folder.summary.unlink(missing_ok=True)  # of an earlier part of the run: it speaks of other weights
     paths: dict[str, str] = {}
-    if policy.base is not policy.net:
-        paths["adapter"] = str(save_adapter(policy, run / "adapter", trained, run))
+    if policy.has_adapter:
+        paths["adapter"] = str(save_adapter(policy, folder.adapter, trained, run))
     if not merge:
         return paths
-    target = merged_folder(run)
+    target = folder.merged
     try:
         paths["merged"] = str(save_merged(policy, target, trained, run=run))
     except UserError as error:

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from coderl.algorithms.sampled import SampledPolicy
 from coderl.data import CodeDataModule
 from coderl.errors import UsageError
+from coderl.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from lightning import LightningModule, Trainer
@@ -58,7 +59,7 @@ class BestCheckpoint(ModelCheckpoint):
             UserError: There are no problems to validate on.
         """
         if self.dirpath is None:
-            self.dirpath = str(Path(trainer.default_root_dir, "checkpoints"))
+            self.dirpath = str(RunFolder.of(trainer).checkpoints)
         if stage == "fit":
             self._require_validation(trainer, pl_module)
         super().setup(trainer, pl_module, stage)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Callback
@@ -12,6 +11,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from coderl.algorithms import PolicyGradient
+from coderl.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from lightning import LightningModule, Trainer
@@ -43,9 +43,9 @@ class CompletionTable(Callback):
         if (step - 1) % self.every_n_steps or rollout is None:
             return
         table = self._table(rollout, step)
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "completions.jsonl").open("a", encoding="utf-8") as file:
+        path = RunFolder.of(trainer).completions
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(dict(zip(COLUMNS, row, strict=True))) + "\n" for row in table)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):  # CSV and TensorBoard have no tables

@@ -5,12 +5,12 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Callback
 
 from coderl.callbacks.order import run_last
+from coderl.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -64,8 +64,7 @@ class SaveOnInterrupt(Callback):
     ) -> None:
         """A step has ended: save if that was asked for on any rank."""
         if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
-            path = Path(trainer.default_root_dir, "checkpoints", "last.ckpt")
-            trainer.save_checkpoint(path, weights_only=False)
+            trainer.save_checkpoint(RunFolder.of(trainer).last_checkpoint, weights_only=False)
             self.saved = True  # Lightning writes the step's metrics after this hook
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning.pytorch.callbacks import Callback
@@ -13,7 +12,7 @@ from coderl.algorithms import PolicyModule
 from coderl.algorithms.training_data import trained_on
 from coderl.errors import UserError
 from coderl.publish.export import save_merged
-from coderl.runs.folder import merged_folder
+from coderl.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from lightning import LightningModule, Trainer
@@ -37,9 +36,8 @@ class MergedCheckpoints(Callback):
         assert isinstance(pl_module, PolicyModule), "MergedCheckpoints needs a coderl algorithm"
         epoch = trainer.current_epoch + 1
         if epoch % self.every_n_epochs == 0:
-            folder = merged_folder(trainer.default_root_dir) / f"epoch-{epoch}"
+            run = RunFolder.of(trainer)
             try:
-                run = Path(trainer.default_root_dir)
-                save_merged(pl_module.policy, folder, trained_on(trainer), run=run)
+                save_merged(pl_module.policy, run.merged_epoch(epoch), trained_on(trainer), run=run.path)
             except UserError as error:  # no reason to lose the fit
                 log.warning("no merged model of epoch %d: %s", epoch, error)

@@ -28,7 +28,6 @@ from coderl.callbacks.summary import (
     percent,
     say,
     summarized_steps,
-    summary_path,
     versions,
 )
 from coderl.callbacks.summary import summary_text as fit_summary_text
@@ -37,7 +36,7 @@ from coderl.errors import UsageError
 from coderl.evaluation import TASKS, Store, Task, load_task
 from coderl.model.provenance import prior_training
 from coderl.problems.contamination import merge_records
-from coderl.runs.folder import short_name
+from coderl.runs.folder import RunFolder, short_name
 from coderl.scores import Evaluation, logged_scores, results_name, save_results, summary_text
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ class PostFit(Callback):
         limits = " and ".join(f"{name} {limit}" for name, limit in self._reached.items())
         flags = " ".join(f"--trainer.{name} N" for name in self._reached)
         say(f"training was already complete ({limits}); to train on, resume with a higher {flags}")
-        summarized = summarized_steps(summary_path(trainer)) >= self._resumed_at
+        summarized = summarized_steps(RunFolder.of(trainer).summary) >= self._resumed_at
         if not trainer.strategy.broadcast(summarized):
             self._finish(trainer, pl_module, self._resumed_at)
 
@@ -176,7 +175,7 @@ class PostFit(Callback):
         metrics = Path(trainer.log_dir or root) / "metrics.csv"
         if metrics.is_file():
             paths["metrics"] = str(metrics)
-        self._conclude(pl_module, summary_path(trainer), steps, paths, found)
+        self._conclude(pl_module, RunFolder.of(trainer).summary, steps, paths, found)
 
     def _measure_all(self, trainer: Trainer, module: PolicyGradient) -> dict[str, Evaluation]:
         """The split's scores first, then the benchmarks' that ask anything else."""

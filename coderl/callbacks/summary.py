@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_only
@@ -13,13 +12,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from coderl import __version__
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lightning import Trainer
 
     from coderl.scores import Evaluation
 
-
-SUMMARY = "summary.json"
-"""What the summary of a fit is called, in its run folder."""
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "lightning")
 
@@ -28,11 +26,6 @@ def versions() -> dict[str, str]:
     """What a fit ran on, from name to version."""
     packages = {name: metadata.version(name) for name in PACKAGES}
     return {"coderl": __version__, "python": platform.python_version()} | packages
-
-
-def summary_path(trainer: Trainer) -> Path:
-    """Where the summary of a fit goes."""
-    return Path(trainer.default_root_dir) / SUMMARY
 
 
 def summarized_steps(path: Path) -> int:

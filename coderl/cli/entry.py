@@ -129,7 +129,7 @@ def _check_command(args: list[str]) -> None:
 
 
 def main(args: ArgsType = None) -> int:
-    """Run one command and return its exit code, with one line on stderr for an error that the user can mend.
+    """Run one command and return its exit code, with one line on stderr for an error that the user can fix.
 
     Args:
         args: See :func:`run`.

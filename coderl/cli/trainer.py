@@ -28,9 +28,10 @@ from coderl.cli.config_files import find_config
 from coderl.cli.messages import explain
 from coderl.cli.overlays import changes, last_of_each, overlaid
 from coderl.errors import UsageError, UserError
-from coderl.runs import folder as runs
+from coderl.files import free_path
 from coderl.runs import loggers
 from coderl.runs.console import ConsoleLog
+from coderl.runs.folder import DEBUG, ROOT, RunFolder, run_name
 
 SEED = 42
 _PARSER = {"prog": "coderl", "exit_on_error": False, "allow_abbrev": False}
@@ -66,7 +67,7 @@ class SaveConfig(SaveConfigCallback):
         """Take the first free of ``config.yaml``, ``config-2.yaml`` ..., then save as Lightning does."""
         folder = trainer.log_dir  # a collective call: every rank makes it
         if not self.already_saved and folder is not None and trainer.is_global_zero:
-            self.config_filename = runs.free_path(Path(folder, self.config_filename)).name
+            self.config_filename = free_path(Path(folder, self.config_filename)).name
         super().setup(trainer, pl_module, stage)
 
 
@@ -107,9 +108,9 @@ class CoderlCLI(LightningCLI):
                     args=args,
                 )
         except (MisconfigurationException, ValueError) as error:
-            if (mendable := _mendable(error)) is None:
+            if (fixable := _fixable(error)) is None:
                 raise
-            raise mendable from None
+            raise fixable from None
         finally:
             if main_thread:
                 signal.signal(signal.SIGINT, interrupt)  # Lightning leaves it ignored after Ctrl-C
@@ -175,7 +176,7 @@ class CoderlCLI(LightningCLI):
         config = self.config[self.subcommand]
         trainer = config.trainer
         if trainer.default_root_dir is None:
-            trainer.default_root_dir = str(runs.ROOT / runs.run_name(*_identity(config)))
+            trainer.default_root_dir = str(ROOT / run_name(*_identity(config)))
         if config.weights_only is None:
             config.weights_only = True  # a checkpoint that somebody sent cannot run code
         if self.subcommand == "validate" and trainer.limit_val_batches == 0:
@@ -183,15 +184,15 @@ class CoderlCLI(LightningCLI):
         fresh = self.subcommand == "fit" and config.ckpt_path is None and not trainer.fast_dev_run
         # Processes that Lightning starts come once rank 0 has written there; a launcher's come together.
         folder, first = Path(trainer.default_root_dir), not getattr(rank_zero_only, "rank", 0)
-        if fresh and (first or (launcher.launched() and folder != runs.DEBUG)):
-            runs.require_fresh(folder)
+        if fresh and (first or (launcher.launched() and folder != DEBUG)):
+            RunFolder(folder).require_fresh()
         self._asked = trainer.logger, config.checkpoint.dirpath
         if config.checkpoint.dirpath is None:
-            config.checkpoint.dirpath = str(Path(trainer.default_root_dir, "checkpoints"))
+            config.checkpoint.dirpath = str(RunFolder(trainer.default_root_dir).checkpoints)
         trainer.logger = loggers.settled(
             trainer.logger,
             Path(trainer.default_root_dir),
-            runs.run_name(*_identity(config)),
+            run_name(*_identity(config)),
             trainer,
             resumed=self.subcommand == "fit" and config.ckpt_path is not None,
         )
@@ -240,9 +241,9 @@ class CoderlCLI(LightningCLI):
                 with loggers.opened(self.trainer.loggers, folder, self._plain, axis):
                     self._run_to_its_end(subcommand)
             except (MisconfigurationException, ValueError) as error:
-                if (mendable := _mendable(error)) is None:
+                if (fixable := _fixable(error)) is None:
                     raise
-                raise mendable from None
+                raise fixable from None
 
     def _run_to_its_end(self, subcommand: str) -> None:
         """Run it; where it is interrupted, say how to go on."""
@@ -251,9 +252,9 @@ class CoderlCLI(LightningCLI):
         except SystemExit as stop:
             if self.trainer.state.status != TrainerStatus.INTERRUPTED:
                 raise
-            folder = Path(self.trainer.default_root_dir)
-            checkpoint = runs.latest_checkpoint(folder)
-            resume = checkpoint and f"go on with: {runs.resume_command(folder, checkpoint)}"
+            folder = RunFolder.of(self.trainer)
+            checkpoint = folder.latest_checkpoint()
+            resume = checkpoint and f"go on with: {folder.resume_command(checkpoint)}"
             said = () if getattr(rank_zero_only, "rank", 0) else (resume or "no checkpoint was written yet",)
             raise KeyboardInterrupt(*said) from stop
 
@@ -271,8 +272,8 @@ def _with_progress_bar(callbacks: Any, enabled: bool | None) -> list[Any]:
     return [*given, Namespace(class_path="lightning.pytorch.callbacks.TQDMProgressBar", init_args=arguments)]
 
 
-def _mendable(error: Exception) -> UserError | None:
-    """The error as one line, where the user can mend it; else None.
+def _fixable(error: Exception) -> UserError | None:
+    """The error as one line, where the user can fix it; else None.
 
     jsonargparse wraps what a class's ``__init__`` raises in a ValueError of its own.
     """

@@ -13,6 +13,7 @@ from coderl.model import loading
 from coderl.model.policy import Policy
 from coderl.publish import card, hub
 from coderl.publish.export import require_replaceable, save_merged
+from coderl.runs.folder import RunFolder
 from coderl.runs.model_ref import ModelRef, compute_dtype_of, find_model, quantization_of
 
 Weights = Literal["dequantized", "original"]
@@ -95,7 +96,7 @@ def _named(adapter: str, base: str | None, gguf_file: str | None) -> ModelRef:
                 f"there is no folder {adapter}: give an adapter's, a run's, or a hub id owner/name"
             )
         place = hub.fetch_adapter(adapter)
-    own = next((f for f in (place, place / "adapter") if (f / "adapter_config.json").is_file()), None)
+    own = next((f for f in (place, RunFolder(place).adapter) if (f / "adapter_config.json").is_file()), None)
     if own is None:
         raise UserError(f"no adapter_config.json in {adapter}: give the folder of an adapter, or of its run")
     flags = ("--base_model", "--adapter_model_id")

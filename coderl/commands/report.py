@@ -8,6 +8,7 @@ from coderl.errors import UsageError, UserError
 from coderl.report.page import MARK, page, png
 from coderl.report.programs import visible
 from coderl.report.words import headline
+from coderl.runs.folder import RunFolder
 from coderl.runs.reading import load_runs
 
 SIGNS = (f'<meta name="generator" content="{MARK},'.encode(), f"tEXtSoftware\0{MARK}".encode())
@@ -33,7 +34,7 @@ def report(runs: list[str], output: str | None = None) -> None:
     """
     loaded = load_runs(runs)
     beside = Path() if len(loaded) > 1 else loaded[0].folder
-    target = Path(output).expanduser() if output else beside / "report.html"
+    target = Path(output).expanduser() if output else RunFolder(beside).report
     if target.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"--output {target}: is no name for a page; give one in .html")
     picture = target.with_suffix(".png")

@@ -99,15 +99,15 @@ class PassHistory:
         Raises:
             UserError: The file is missing, or was not written by it.
         """
-        mend = "give data.curriculum.history the curriculum.json of an earlier run, or null"
+        fix = "give data.curriculum.history the curriculum.json of an earlier run, or null"
         try:
             counts = json.loads(path.expanduser().read_text(encoding="utf-8"))
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); {mend}") from error
+            raise UserError(f"{path}: cannot be read ({error.strerror}); {fix}") from error
         except ValueError as error:
-            raise UserError(f"{path}: malformed JSON ({error}); {mend}") from error
+            raise UserError(f"{path}: malformed JSON ({error}); {fix}") from error
         if not isinstance(counts, dict) or not all(map(_is_pair, counts.values())):
-            raise UserError(f'{path}: is to hold an object of "id": [passed, failed] pairs; {mend}')
+            raise UserError(f'{path}: is to hold an object of "id": [passed, failed] pairs; {fix}')
         self.load_state_dict({"counts": counts})
 
 

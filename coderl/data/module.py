@@ -18,6 +18,7 @@ from coderl.data.sampler import EpochSampler
 from coderl.errors import UsageError, UserError
 from coderl.problems.contamination import TrainingRecord, as_published, describe, overlaps
 from coderl.problems.sources import SPLITS, ProblemSource
+from coderl.runs.folder import RunFolder
 from coderl.types import Problem
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ class CodeDataModule(LightningDataModule):
         for row in counts.any(dim=1).nonzero().flatten().tolist():
             history.observe(train[row].id, *counts[row].tolist())
         if self.trainer is not None and self.trainer.is_global_zero:
-            history.save(Path(self.trainer.default_root_dir, "curriculum.json"))
+            history.save(RunFolder.of(self.trainer).curriculum)
 
     def draw(self, count: int, without: Collection[str]) -> list[Problem]:
         """Further training problems, different ones, at random from torch's global generator.

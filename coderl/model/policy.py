@@ -150,7 +150,7 @@ class Policy(nn.Module):
         if self.critic is not None:
             return
         if own_adapter:
-            if self.net is self.base:
+            if not self.has_adapter:
                 raise UsageError(
                     "all weights train, so the critic has no adapter of its own: set critic_adapter: false"
                 )
@@ -164,6 +164,11 @@ class Policy(nn.Module):
         """The transformers model, adapters included where there are any."""
         net = self.net.get_base_model() if hasattr(self.net, "get_base_model") else self.net
         return net  # type: ignore[no-any-return]
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the loaded model computes through an adapter, rather than by its base's weights alone."""
+        return self.net is not self.base
 
     @property
     def device(self) -> torch.device:
@@ -306,7 +311,7 @@ class Policy(nn.Module):
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Inside, the policy is its reference: the adapter off, or the frozen copy of an earlier state."""
-        if self.net is self.base:
+        if not self.has_adapter:
             raise UsageError(
                 "all weights train, so there is no reference left: set kl_coefficient: 0, or use lora"
             )

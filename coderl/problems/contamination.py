@@ -192,7 +192,7 @@ class TrainingRecord:
             UserError: The file cannot be read, or was not written by it.
         """
         path = folder / FILE
-        mend = (
+        fix = (
             "bring back the file that the training left, or remove it: nobody then knows what was trained on"
         )
         try:
@@ -200,11 +200,11 @@ class TrainingRecord:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); {mend}") from error
+            raise UserError(f"{path}: cannot be read ({error.strerror}); {fix}") from error
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: malformed JSON ({error}); {mend}") from error
+            raise UserError(f"{path}: malformed JSON ({error}); {fix}") from error
         if not isinstance(body, dict) or not all(_is_texts(body.get(name)) for name in ("ids", "texts")):
-            raise UserError(f'{path}: is to hold {{"ids": [...], "texts": [...]}}, lists of strings; {mend}')
+            raise UserError(f'{path}: is to hold {{"ids": [...], "texts": [...]}}, lists of strings; {fix}')
         return cls(frozenset(body["ids"]), frozenset(body["texts"]))
 
 

@@ -66,7 +66,7 @@ def save_adapter(
         UserError: If the policy has no adapter, the disk is full, or the policy started from a folder whose
             list of training problems is damaged.
     """
-    if policy.base is policy.net:
+    if not policy.has_adapter:
         raise UserError("all weights were trained, so there is no adapter to save: save the merged model")
     with _replacing(folder) as partial:
         _save_trained(policy, trained, partial)

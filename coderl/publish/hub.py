@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from coderl.errors import UsageError, UserError
 from coderl.publish import card
 from coderl.publish.export import WRITTEN
+from coderl.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,11 +64,7 @@ def require_pushable(folder: Path) -> None:
         raise UserError(f"there is no folder {folder} to push")
     kinds = [kind for kind in ("adapter_config.json", "config.json") if (folder / kind).is_file()]
     if not kinds or not any(folder.glob("*.safetensors")):
-        near = [
-            place
-            for place in (folder / "adapter", folder.with_name(f"{folder.name}-merged"))
-            if place.is_dir()
-        ]
+        near = [place for place in (RunFolder(folder).adapter, RunFolder(folder).merged) if place.is_dir()]
         hint = f"; push {' or '.join(map(str, near))}" if near else ""
         raise UserError(
             f"{folder} holds neither an adapter nor a model (a config and weights in safetensors){hint}"

@@ -142,7 +142,7 @@ class Probe:
         self.precision: torch.dtype = policy.base.dtype
         self.device = policy.device
         self.rows = _rows(policy)
-        adapted = policy.net is not policy.base
+        adapted = policy.has_adapter
         with policy.without_dropout():
             self.expected = list(logits(policy.base, self.rows))
             with adapters.using(policy.net, None) if adapted else nullcontext():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from coderl.errors import UserError
-from coderl.runs.reading import MEND, holds, read_json
+from coderl.runs.reading import FIX, holds, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -119,7 +119,7 @@ def _answers(folder: Path, results: Path, task: str, scores: dict[str, Any]) -> 
     programs = read_json(file, list) if holds(folder, file) else [[] for _ in scores["ids"]]
     whole = all(isinstance(row, list) and all(isinstance(each, str) for each in row) for row in programs)
     if not whole or len(programs) != len(scores["ids"]):
-        raise UserError(f"{file}: is damaged (not a list of programs for each of the problems); {MEND}")
+        raise UserError(f"{file}: is damaged (not a list of programs for each of the problems); {FIX}")
     first = scores.get("first")
     known = first if isinstance(first, list) and len(first) == len(programs) else [None] * len(programs)
     known = [passes if isinstance(passes, bool) else None for passes in known]

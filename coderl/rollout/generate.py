@@ -49,7 +49,7 @@ class GenerateEngine(RolloutEngine):
         if self._policy is policy:
             return
         self._policy, self._token_texts = policy, TokenTexts(policy.tokenizer)
-        plain = policy.base is policy.net and policy.quantization == "none"
+        plain = not policy.has_adapter and policy.quantization == "none"
         wanted = _room_for_copy(policy) if self.merged_copy is None else self.merged_copy
         self._dense_copy = policy.dense_copy() if wanted and not plain else None
         log.info(

@@ -20,8 +20,8 @@ from typing import Any, TextIO
 
 from coderl import __version__
 from coderl.errors import UserError
+from coderl.runs.folder import RunFolder
 
-NAME = "console.log"
 _TOKEN = re.compile(
     r"\r?\n|\r|\x1b\[A|\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b\r\n]*(?:\x07|\x1b\\)|[^\r\n\x1b]+|\x1b"
 )
@@ -167,7 +167,7 @@ class ConsoleLog:
     """
 
     def __init__(self, folder: Path, arguments: list[str] | None = None, said: Sequence[str] = ()) -> None:
-        self.path = folder / NAME
+        self.path = RunFolder(folder).console_log
         self._command = "from Python" if arguments is None else shlex.join(["coderl", *arguments])
         self._said = said
         self._file: Any = None

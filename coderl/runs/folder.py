@@ -1,19 +1,25 @@
-"""Names and folders of runs: where a run writes, and that it never writes over another one."""
+"""Names and folders of runs: where everything of a run lies, and that no run writes over another."""
 
 from __future__ import annotations
 
-import itertools
 import re
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coderl.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning import Trainer
 
 ROOT = Path("checkpoints")
 """The folder that run folders lie in, relative to where the command was called."""
 
 DEBUG = ROOT / "debug"
 """The run folder of ``debug.yaml``: the one that the next run in it takes the place of."""
+
+RESULTS = ("evaluation_results", "generations", "references")
+"""What the names of an evaluation's files begin with: its scores, its programs, their tests."""
 
 
 def short_name(model: str) -> str:
@@ -49,61 +55,108 @@ def is_run_name(name: str) -> bool:
     return re.fullmatch(r"[a-z0-9.][a-z0-9.-]*-\S+-\S+-qlora", name) is not None
 
 
-def merged_folder(run: str | Path) -> Path:
-    """Where the merged model of the run in folder ``run`` goes: beside it, with ``-merged``."""
-    run = Path(run)
-    return run.with_name(f"{run.name}-merged")
-
-
-def require_fresh(folder: Path) -> None:
-    """Refuse a run folder that something was written to; :data:`DEBUG` is emptied, unless it is a link.
-
-    A start that failed leaves ``logs/version_n/config.yaml``, ``console.log`` and what W&B and TensorBoard
-    write before the first step; the next one writes beside it, or below. One that was killed while it
-    measured the policy as it was leaves answers, with which the next one goes on; one that was killed between
-    that and its first step leaves results, beside which the next one writes its own.
+class RunFolder:
+    """Every path in the folder of a run, and the rule that nothing in it is written over.
 
     Args:
-        folder: Where the run would write.
+        path: The folder, such as ``checkpoints/embedded-embedded-grpo-qlora``.
 
-    Raises:
-        UserError: If the folder is a file, or holds anything more than that.
+    Attributes:
+        path: The folder.
+        summary: What the fit was worth, written at its end.
+        completions: Sampled programs with their verdicts, a JSON line each.
+        curriculum: How often samples of each problem passed.
+        console_log: What the run has printed.
+        checkpoints: The folder of Lightning's checkpoints.
+        last_checkpoint: The one that a resumed run goes on from.
+        adapter: The folder of the trained adapter, in peft's format.
+        logs: The folder of the CSV logger, with one ``version_n`` for each start.
+        wandb: Where W&B writes.
+        tensorboard: Where TensorBoard writes.
+        report: The page of ``coderl report``.
     """
-    if folder == DEBUG and not folder.is_symlink() and (folder / "console.log").is_file():
-        shutil.rmtree(folder)
-        shutil.rmtree(merged_folder(folder), ignore_errors=True)
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise UserError(
-            f"the run folder {folder} is a file; name a folder with --trainer.default_root_dir DIR"
-        )
-    results = [f"{kind}_*_before_*.json" for kind in ("evaluation_results", "generations", "references")]
-    parts = ("logs", "logs/version_*", "logs/version_*/config.yaml", ".*_before_*.jsonl", *results)
-    parts += ("config.yaml", "console.log", "wandb", "tensorboard")
-    failed_starts = {path for part in parts for path in folder.glob(part)}
-    failed_starts |= {path for name in ("wandb", "tensorboard") for path in folder.glob(f"{name}/**/*")}
-    if set(folder.rglob("*")) - failed_starts:
-        checkpoint = latest_checkpoint(folder)
-        resume = f", or go on with --ckpt_path {checkpoint}" if checkpoint else ""
-        raise UserError(
-            f"the run folder {folder} is not empty and nothing in it is overwritten; "
-            f"remove it, name another with --trainer.default_root_dir DIR{resume}"
-        )
 
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.summary = self.path / "summary.json"
+        self.completions = self.path / "completions.jsonl"
+        self.curriculum = self.path / "curriculum.json"
+        self.console_log = self.path / "console.log"
+        self.checkpoints = self.path / "checkpoints"
+        self.last_checkpoint = self.checkpoints / "last.ckpt"
+        self.adapter = self.path / "adapter"
+        self.logs = self.path / "logs"
+        self.wandb = self.path / "wandb"
+        self.tensorboard = self.path / "tensorboard"
+        self.report = self.path / "report.html"
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The Lightning checkpoint below ``folder`` that was written last, None where there is none."""
-    return max(folder.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, default=None)
+    @classmethod
+    def of(cls, trainer: Trainer) -> RunFolder:
+        """The folder that a trainer writes to."""
+        return cls(trainer.default_root_dir)
 
+    @property
+    def merged(self) -> Path:
+        """The folder of base and adapter as one model: beside the run's, with ``-merged``."""
+        return self.path.with_name(f"{self.path.name}-merged")
 
-def free_path(path: Path) -> Path:
-    """``path`` itself, or ``stem-2.suffix``, ``stem-3.suffix`` ... : the first one that nothing lies at."""
-    numbered = (path.with_name(f"{path.stem}-{i}{path.suffix}") for i in itertools.count(2))
-    return next(p for p in itertools.chain([path], numbered) if not p.exists())
+    def merged_epoch(self, epoch: int) -> Path:
+        """The folder of the merged model of an epoch, counted from 1."""
+        return self.merged / f"epoch-{epoch}"
 
+    def starts(self) -> list[Path]:
+        """The folders that the starts of the run have logged to, oldest first."""
+        found = [path for path in self.path.glob("*/version_*") if path.is_dir()]
 
-def resume_command(folder: Path, checkpoint: Path) -> str:
-    """The command that continues the run in ``folder`` from ``checkpoint``, with its latest configuration."""
-    config = max(folder.rglob("config.yaml"), key=lambda path: path.stat().st_mtime, default=None)
-    return f"coderl fit --config {config or 'CONFIG'} --ckpt_path {checkpoint}"
+        def number(path: Path) -> int:
+            digits = path.name.removeprefix("version_")
+            return int(digits) if digits.isdecimal() else -1
+
+        return sorted(found, key=lambda path: (number(path), path.name))
+
+    def latest_config(self) -> Path | None:
+        """The settings of the latest start; None where none were saved."""
+        return max(self.path.rglob("config.yaml"), key=lambda path: path.stat().st_mtime, default=None)
+
+    def latest_checkpoint(self) -> Path | None:
+        """The checkpoint that was written last; None where there is none."""
+        return max(self.path.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, default=None)
+
+    def resume_command(self, checkpoint: Path) -> str:
+        """The command that goes on from a checkpoint, with the settings of the latest start."""
+        return f"coderl fit --config {self.latest_config() or 'CONFIG'} --ckpt_path {checkpoint}"
+
+    def require_fresh(self) -> None:
+        """Refuse a folder that a run has written to; :data:`DEBUG` is emptied, unless it is a link.
+
+        A start that failed leaves settings, ``console.log`` and what W&B and TensorBoard write before the
+        first step; the next one writes beside it, or below. One that was killed while it measured the policy
+        as it was leaves answers, with which the next one goes on; one that was killed between that and its
+        first step leaves results, beside which the next one writes its own.
+
+        Raises:
+            UserError: The folder is a file, or holds anything more than that.
+        """
+        folder = self.path
+        if folder == DEBUG and not folder.is_symlink() and self.console_log.is_file():
+            shutil.rmtree(folder)
+            shutil.rmtree(self.merged, ignore_errors=True)
+        if not folder.exists():
+            return
+        if not folder.is_dir():
+            raise UserError(
+                f"the run folder {folder} is a file; name a folder with --trainer.default_root_dir DIR"
+            )
+        names = [
+            *("logs", "logs/version_*", "logs/version_*/config.yaml", "config.yaml", "console.log"),
+            *(".*_before_*.jsonl", *(f"{kind}_*_before_*.json" for kind in RESULTS)),
+            *("wandb", "wandb/**/*", "tensorboard", "tensorboard/**/*"),
+        ]
+        failed_starts = {path for name in names for path in folder.glob(name)}
+        if set(folder.rglob("*")) - failed_starts:
+            checkpoint = self.latest_checkpoint()
+            resume = f", or go on with --ckpt_path {checkpoint}" if checkpoint else ""
+            raise UserError(
+                f"the run folder {folder} is not empty and nothing in it is overwritten; "
+                f"remove it, name another with --trainer.default_root_dir DIR{resume}"
+            )

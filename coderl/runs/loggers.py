@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 
 from coderl import __version__
 from coderl.errors import UserError
-from coderl.runs.folder import is_run_name
+from coderl.runs.folder import RunFolder, is_run_name
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def device_tag(trainer: Namespace) -> str:
 
 def wandb_id(folder: Path) -> str | None:
     """The id of the W&B run that wrote to a run folder last; None if none did."""
-    found = [_WANDB_FOLDER.fullmatch(path.name) for path in Path(folder, "wandb").glob("*run-*")]
+    found = [_WANDB_FOLDER.fullmatch(path.name) for path in RunFolder(folder).wandb.glob("*run-*")]
     latest = max((match for match in found if match), key=lambda match: match["time"], default=None)
     return latest["id"] if latest else None
 
@@ -196,7 +196,7 @@ def _wandb(loggers: list[WandbLogger], folder: Path, axis: str) -> Iterator[None
     import wandb
 
     theirs = wandb.run is not None  # a notebook's own run, which Lightning takes: its owner ends it
-    ours = _WANDB_SETTINGS | {"WANDB_DATA_DIR": str(Path(folder, "wandb").resolve())}
+    ours = _WANDB_SETTINGS | {"WANDB_DATA_DIR": str(RunFolder(folder).wandb.resolve())}
     ours = {name: value for name, value in ours.items() if name not in os.environ}
     os.environ.update(ours)
     code = 1

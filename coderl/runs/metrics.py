@@ -49,17 +49,6 @@ class Series:
         return float(known.mean()) if len(known) else math.nan
 
 
-def log_folders(folder: Path) -> list[Path]:
-    """The folders that a run's starts logged to, oldest first."""
-    found = [path for path in folder.glob("*/version_*") if path.is_dir()]
-    return sorted(found, key=lambda path: (_number(path), path.name))
-
-
-def _number(path: Path) -> int:
-    digits = path.name.removeprefix("version_")
-    return int(digits) if digits.isdecimal() else -1
-
-
 def read_metrics(files: list[Path]) -> dict[str, Series]:
     """All metrics of a run, by name.
 

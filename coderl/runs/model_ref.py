@@ -11,7 +11,7 @@ from typing import Any, get_args
 from coderl.errors import UsageError, UserError
 from coderl.model.loading import ComputeDtype, Quantization
 from coderl.model.provenance import POLICY_FILE
-from coderl.runs.folder import merged_folder, short_name
+from coderl.runs.folder import RunFolder, short_name
 
 _RUN = re.compile(r"(?P<model>.+)-[^-]+-(?P<method>[^-]+)-qlora(-merged)?")
 
@@ -64,7 +64,9 @@ def find_model(
     if folder.is_file():
         hint = f" and --gguf_file {folder.name}" if folder.suffix == ".gguf" else ""
         raise UserError(f"{model} is a file: give {flags[0]} its folder{hint}")
-    own = next((f for f in (folder, folder / "adapter") if (f / "adapter_config.json").is_file()), None)
+    own = next(
+        (f for f in (folder, RunFolder(folder).adapter) if (f / "adapter_config.json").is_file()), None
+    )
     if own is not None and adapter is not None:
         raise UsageError(f"{model} is an adapter already: give {flags[0]} the base of {flags[1]} {adapter}")
     if adapter is not None:
@@ -74,7 +76,7 @@ def find_model(
         base = model
     else:
         base = model if own is None else _base_of(own, flags)
-    merged = merged_folder(folder)
+    merged = RunFolder(folder).merged
     if own is None and (merged / "config.json").is_file() and not (folder / "config.json").is_file():
         raise UserError(f"{model} holds no adapter: its model is in {merged}, give that")
     # A run's folder is named for what is in it, its adapter is not.
@@ -112,14 +114,14 @@ def _noted(adapter: str, key: str) -> Any:
 
 
 def _base_of(adapter: Path, flags: tuple[str, str]) -> str:
-    mend = f"give it as {flags[0]} BASE {flags[1]} {adapter}"
+    fix = f"give it as {flags[0]} BASE {flags[1]} {adapter}"
     try:
         base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
         name = base["base_model_name_or_path"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{adapter}/adapter_config.json names no base model: {error!r}") from error
     if not isinstance(name, str) or not name:
-        raise UserError(f"{adapter} names no base model: {mend}")
+        raise UserError(f"{adapter} names no base model: {fix}")
     if name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().is_dir():
-        raise UserError(f"the base {name} of {adapter} is not there any more: {mend}")
+        raise UserError(f"the base {name} of {adapter} is not there any more: {fix}")
     return name

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from coderl.errors import UserError
-from coderl.runs.metrics import Series, log_folders, read_metrics
+from coderl.runs.folder import RunFolder
+from coderl.runs.metrics import Series, read_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from coderl.scores.comparison import Comparison
 
-MEND = "move it away to report without it"
+FIX = "move it away to report without it"
 MARKS = ("summary.json", "config.yaml", "*/version_*/metrics.csv", "*/version_*/config.yaml")
 """What tells a run folder from others."""
 MOST_SECONDS = 1e12
@@ -145,7 +146,7 @@ def load_run(folder: str | Path, name: str | None = None) -> Run:
     """
     folder = Path(folder).expanduser()
     _require_run(folder)
-    summary, logs = _summary(folder), log_folders(folder)
+    summary, logs = _summary(folder), RunFolder(folder).starts()
     configs = [path / "config.yaml" for path in logs] or sorted(folder.glob("config*.yaml"))
     text = _latest_config([path for path in configs if holds(folder, path)])
     before, after = (_results_file(folder, summary, key) for key in ("before", "evaluation"))
@@ -215,9 +216,9 @@ def read_json(path: Path, kind: type | None = None) -> Any:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is damaged ({error}); {MEND}") from error
+        raise UserError(f"{path}: is damaged ({error}); {FIX}") from error
     if kind is not None and not isinstance(body, kind):
-        raise UserError(f"{path}: is damaged (it holds a JSON {type(body).__name__}); {MEND}")
+        raise UserError(f"{path}: is damaged (it holds a JSON {type(body).__name__}); {FIX}")
     return body
 
 
@@ -244,7 +245,7 @@ def _strayed(folder: Path, logs: list[Path]) -> list[str]:
 
 def _summary(folder: Path) -> dict[str, Any]:
     """``summary.json``, empty where there is none, with what the report reads in it checked."""
-    path = folder / "summary.json"
+    path = RunFolder(folder).summary
     if not holds(folder, path):
         return {}
     body: dict[str, Any] = read_json(path, dict)
@@ -260,7 +261,7 @@ def _summary(folder: Path) -> dict[str, Any]:
     scored = [body.get("before"), *(body.get("tasks") or {}).values()]
     wrong += [] if wrong or all(scores is None or _are_scores(scores) for scores in scored) else ["scores"]
     if wrong:
-        raise UserError(f"{path}: is damaged ({wrong[0]} missing, or not what a fit writes); {MEND}")
+        raise UserError(f"{path}: is damaged ({wrong[0]} missing, or not what a fit writes); {FIX}")
     return body
 
 
@@ -294,9 +295,9 @@ def _results(path: Path) -> dict[str, dict[str, Any]]:
     found = read_results(path)
     for name, scores in found.items():
         if Path(name).name != name or len(name.encode(errors="replace")) >= LONGEST_NAME:
-            raise UserError(f"{path}: is damaged ({name[:40]!r} is no name of a task); {MEND}")
+            raise UserError(f"{path}: is damaged ({name[:40]!r} is no name of a task); {FIX}")
         if not _are_scores(scores):
-            raise UserError(f"{path}: is damaged (the scores of {name!r} are none); {MEND}")
+            raise UserError(f"{path}: is damaged (the scores of {name!r} are none); {FIX}")
     return found
 
 
@@ -331,7 +332,7 @@ def _parsed(text: str) -> dict[str, Any]:
 
 def _completions(folder: Path) -> list[dict[str, Any]]:
     """The rows of ``completions.jsonl``; a resumed run's take the place of those that it went back behind."""
-    path = folder / "completions.jsonl"
+    path = RunFolder(folder).completions
     if not holds(folder, path):
         return []
     try:
@@ -339,7 +340,7 @@ def _completions(folder: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
-        raise UserError(f"{path}: is damaged ({error}); {MEND}") from error
+        raise UserError(f"{path}: is damaged ({error}); {FIX}") from error
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines[:-1], 1):  # behind the last line end stands nothing, or half a row
         try:
@@ -347,7 +348,7 @@ def _completions(folder: Path) -> list[dict[str, Any]]:
             step, row["reward"] = float(row["rollout_step"]), float(row["reward"])
             row["rollout_step"] = int(step) if step.is_integer() else step
         except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
-            raise UserError(f"{path}: line {number} is damaged ({error}); {MEND}") from error
+            raise UserError(f"{path}: line {number} is damaged ({error}); {FIX}") from error
         if rows and step < rows[-1]["rollout_step"]:
             rows = [kept for kept in rows if kept["rollout_step"] < step]
         rows.append(row)

@@ -42,7 +42,7 @@ class Primitive:
     Attributes:
         name: What it is.
         works: Whether it does what it should.
-        detail: A version or a reason, and what would mend it.
+        detail: A version or a reason, and what would fix it.
     """
 
     name: str

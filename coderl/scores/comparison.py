@@ -193,16 +193,16 @@ def read_results(path: Path) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: It cannot be read, is no results file, or lacks the counts per problem.
     """
-    mend = "give an evaluation_results_*.json of `coderl evaluate`"
+    fix = "give an evaluation_results_*.json of `coderl evaluate`"
     try:
         body = json.loads(path.expanduser().read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {mend}") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {fix}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: malformed JSON ({error}); {mend}") from error
+        raise UserError(f"{path}: malformed JSON ({error}); {fix}") from error
     tasks = {k: v for k, v in body.items() if k != "config"} if isinstance(body, dict) else {}
     if not tasks or not all(map(_is_task, tasks.values())):
-        raise UserError(f"{path}: is no results file; {mend}")
+        raise UserError(f"{path}: is no results file; {fix}")
     for name, task in tasks.items():
         if fault := _fault(task):
             raise UserError(

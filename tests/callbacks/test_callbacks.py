@@ -36,7 +36,7 @@ from coderl.model.adapters import LoRA
 from coderl.model.policy import Policy
 from coderl.problems import ProblemSource
 from coderl.rollout import RolloutEngine, Sampling
-from coderl.runs.folder import require_fresh, short_name
+from coderl.runs.folder import RunFolder, short_name
 from coderl.sandbox import Sandbox
 from coderl.scores import Evaluation
 from coderl.scores.comparison import compare
@@ -437,11 +437,11 @@ def test_a_run_killed_before_its_first_step_can_be_started_again(llama: Path, tm
     assert list(folder.glob("evaluation_results_*_before_*.json"))
     for log in folder.glob("logs/version_*/hparams.yaml"):
         log.unlink()  # CoderlCLI writes config.yaml instead
-    require_fresh(folder)
+    RunFolder(folder).require_fresh()
     fit(rl(llama), folder, PostFit(merge=False), steps=1)
     assert Path(summary(folder)["paths"]["before"]).is_file()
     with pytest.raises(UserError, match="is not empty"):
-        require_fresh(folder)
+        RunFolder(folder).require_fresh()
 
 
 class Killed(Exception):

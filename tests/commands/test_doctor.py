@@ -29,7 +29,7 @@ from coderl.types import Execution
 
 GOOD = Check("one", "ok", "is there", data={"tier": "A"})
 MISSING = Check("another", "warn", "is not there", "put it there")
-BROKEN = Check("a third", "fail", "is broken", "mend it")
+BROKEN = Check("a third", "fail", "is broken", "fix it")
 
 
 def doctor(monkeypatch: pytest.MonkeyPatch, found: list[Check], *args: str) -> int:
@@ -66,7 +66,7 @@ def test_json_is_one_document_and_nothing_else(
     shown = json.loads(capsys.readouterr().out)
     assert shown["ok"] is (code == 0) and shown["tier"] == "A"
     assert [check["status"] for check in shown["checks"]] == [check.status for check in found]
-    assert shown["checks"][1]["mend"] == found[1].mend
+    assert shown["checks"][1]["fix"] == found[1].fix
     assert sum(shown["counts"].values()) == 2
 
 
@@ -121,7 +121,7 @@ def test_a_package_that_is_missing_is_found(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(metadata, "version", version)
     found = machine.versions()
-    assert found.status == "fail" and found.mend == "pip install peft"
+    assert found.status == "fail" and found.fix == "pip install peft"
     assert "peft missing" in found.detail and found.data["peft"] is None
 
 
@@ -162,7 +162,7 @@ def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gib: float, statu
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=int(gib * machine.GIB)))
     found = machine.disk(tmp_path / "checkpoints" / "run")
     assert found.status == status and f"{gib:.1f} GiB free" in found.detail
-    assert bool(found.mend) == (status != "ok")
+    assert bool(found.fix) == (status != "ok")
     assert not any(tmp_path.iterdir())
 
 

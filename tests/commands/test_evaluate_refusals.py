@@ -1,4 +1,4 @@
-"""Calls of ``coderl evaluate`` that cannot work: each ends in one line that says how to mend it."""
+"""Calls of ``coderl evaluate`` that cannot work: each ends in one line that says how to fix it."""
 
 from __future__ import annotations
 

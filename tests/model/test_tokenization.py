@@ -70,9 +70,9 @@ def test_a_byte_level_tokenizer_is_one_where_its_class_is_believed(repositories:
     folder, own = str(repositories["deepseek-coder"]), families.trained("deepseek-coder")
     believed = LlamaTokenizer.from_pretrained(folder)
     assert believed(PROMPT)["input_ids"] != own.encode(PROMPT).ids
-    mended = loading._as_stored(believed, folder)
-    assert mended(PROMPT)["input_ids"] == own.encode(PROMPT).ids
-    assert (mended.bos_token, mended.eos_token) == (DEEPSEEK_BOS, DEEPSEEK_EOS)
+    fixed = loading._as_stored(believed, folder)
+    assert fixed(PROMPT)["input_ids"] == own.encode(PROMPT).ids
+    assert (fixed.bos_token, fixed.eos_token) == (DEEPSEEK_BOS, DEEPSEEK_EOS)
 
 
 BYTE_LEVEL = processors.ByteLevel(trim_offsets=False)

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "coderl"
 LAYERS = {
-    0: ["__init__", "errors", "launcher", "types"],
+    0: ["__init__", "errors", "files", "launcher", "types"],
     1: ["problems", "sandbox", "scores"],
     2: ["embedded", "model"],
     3: ["data", "rollout", "runs"],
@@ -91,11 +91,6 @@ def test_starts_without_heavy_imports(name: str) -> None:
     code = f"import sys, {name}; print({{'torch', 'numpy', 'lightning', 'jsonargparse'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
-
-
-def test_files_fit_in_the_eye() -> None:
-    lengths = {path: len(path.read_text().splitlines()) for path in modules()}
-    assert max(lengths.values()) <= 400, max(lengths, key=lambda path: lengths[path])
 
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:

@@ -26,7 +26,7 @@ from coderl import __version__
 from coderl.cli import main, run
 from coderl.errors import UserError
 from coderl.runs.console import ConsoleLog, Transcript
-from coderl.runs.folder import require_fresh
+from coderl.runs.folder import RunFolder
 from tests.cli.test_cli import FAKES
 from tests.support import fakes
 
@@ -343,10 +343,10 @@ def test_what_a_failed_start_leaves_is_no_use_of_a_folder(tmp_path: Path) -> Non
     for name in ("console.log", "wandb/offline-run-1-a/run-a.wandb", "tensorboard/version_0/events.out.1"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    require_fresh(tmp_path)
+    RunFolder(tmp_path).require_fresh()
     (tmp_path / "completions.jsonl").touch()
     with pytest.raises(UserError, match="not empty"):
-        require_fresh(tmp_path)
+        RunFolder(tmp_path).require_fresh()
 
 
 def test_a_bug_leaves_its_traceback(config: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,13 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coderl.errors import UserError
+from coderl.files import free_path
 from coderl.runs import folder as runs
 from coderl.runs.folder import (
-    free_path,
-    latest_checkpoint,
-    merged_folder,
-    require_fresh,
-    resume_command,
+    RunFolder,
     run_name,
     short_name,
 )
@@ -48,28 +45,28 @@ def test_run_name_is_one_plain_path_component(model: str) -> None:
 
 
 def test_merged_folder_lies_beside_the_run() -> None:
-    assert merged_folder("checkpoints/a-qlora") == Path("checkpoints/a-qlora-merged")
-    assert merged_folder(Path("checkpoints/smollm2-q4.1/")) == Path("checkpoints/smollm2-q4.1-merged")
+    assert RunFolder("checkpoints/a-qlora").merged == Path("checkpoints/a-qlora-merged")
+    assert RunFolder("checkpoints/smollm2-q4.1/").merged == Path("checkpoints/smollm2-q4.1-merged")
 
 
 def test_fresh_means_absent_or_empty(tmp_path: Path) -> None:
-    require_fresh(tmp_path / "absent")
-    require_fresh(tmp_path)
+    RunFolder(tmp_path / "absent").require_fresh()
+    RunFolder(tmp_path).require_fresh()
     (tmp_path / "metrics.csv").touch()
     with pytest.raises(UserError, match="default_root_dir"):
-        require_fresh(tmp_path)
+        RunFolder(tmp_path).require_fresh()
     with pytest.raises(UserError, match="is a file"):
-        require_fresh(tmp_path / "metrics.csv")
+        RunFolder(tmp_path / "metrics.csv").require_fresh()
 
 
 def test_a_start_that_failed_does_not_take_the_folder(tmp_path: Path) -> None:
     config = tmp_path / "logs" / "version_0" / "config.yaml"
     config.parent.mkdir(parents=True)
     config.touch()
-    require_fresh(tmp_path)
+    RunFolder(tmp_path).require_fresh()
     (config.parent / "metrics.csv").touch()
     with pytest.raises(UserError, match="not empty"):
-        require_fresh(tmp_path)
+        RunFolder(tmp_path).require_fresh()
 
 
 def test_refusal_names_the_checkpoint_to_resume_from(tmp_path: Path) -> None:
@@ -78,9 +75,9 @@ def test_refusal_names_the_checkpoint_to_resume_from(tmp_path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         path.touch()
         os.utime(path, (age, age))
-    assert latest_checkpoint(tmp_path) == tmp_path / "deep/a.ckpt"
+    assert RunFolder(tmp_path).latest_checkpoint() == tmp_path / "deep/a.ckpt"
     with pytest.raises(UserError, match=r"--ckpt_path .*deep/a\.ckpt"):
-        require_fresh(tmp_path)
+        RunFolder(tmp_path).require_fresh()
 
 
 def test_free_path_is_never_taken(tmp_path: Path) -> None:
@@ -95,9 +92,12 @@ def test_free_path_is_never_taken(tmp_path: Path) -> None:
 
 def test_resume_command_names_the_runs_own_config(tmp_path: Path) -> None:
     checkpoint = tmp_path / "last.ckpt"
-    assert resume_command(tmp_path, checkpoint) == f"coderl fit --config CONFIG --ckpt_path {checkpoint}"
+    assert (
+        RunFolder(tmp_path).resume_command(checkpoint)
+        == f"coderl fit --config CONFIG --ckpt_path {checkpoint}"
+    )
     (tmp_path / "config.yaml").touch()
-    assert f"--config {tmp_path / 'config.yaml'} " in resume_command(tmp_path, checkpoint)
+    assert f"--config {tmp_path / 'config.yaml'} " in RunFolder(tmp_path).resume_command(checkpoint)
 
 
 @pytest.mark.parametrize("newest", ["version_0", "version_2", "version_10"])
@@ -108,24 +108,24 @@ def test_resume_command_names_the_latest_of_several_configs(newest: str, tmp_pat
         config.touch()
         os.utime(config, (1, 1 + (version == newest)))
     chosen = tmp_path / "logs" / newest / "config.yaml"
-    assert f"--config {chosen} " in resume_command(tmp_path, tmp_path / "last.ckpt")
+    assert f"--config {chosen} " in RunFolder(tmp_path).resume_command(tmp_path / "last.ckpt")
 
 
 def test_a_debug_run_takes_the_place_of_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for folder in (runs.DEBUG, runs.merged_folder(runs.DEBUG), tmp_path / "elsewhere" / "debug"):
+    for folder in (runs.DEBUG, RunFolder(runs.DEBUG).merged, tmp_path / "elsewhere" / "debug"):
         folder.mkdir(parents=True)
         (folder / "weights").touch()
     with pytest.raises(UserError, match="not empty"):  # whose is it?
-        runs.require_fresh(runs.DEBUG)
+        RunFolder(runs.DEBUG).require_fresh()
     for folder in (runs.DEBUG, tmp_path / "elsewhere" / "debug"):
         (folder / "console.log").touch()
-    runs.require_fresh(runs.DEBUG)
-    assert not runs.DEBUG.exists() and not runs.merged_folder(runs.DEBUG).exists()
+    RunFolder(runs.DEBUG).require_fresh()
+    assert not runs.DEBUG.exists() and not RunFolder(runs.DEBUG).merged.exists()
     with pytest.raises(UserError, match="not empty"):
-        runs.require_fresh(tmp_path / "elsewhere" / "debug")
+        RunFolder(tmp_path / "elsewhere" / "debug").require_fresh()
 
 
 def test_a_debug_folder_that_is_a_link_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,5 +136,5 @@ def test_a_debug_folder_that_is_a_link_is_left_alone(tmp_path: Path, monkeypatch
     runs.DEBUG.parent.mkdir()
     runs.DEBUG.symlink_to(tmp_path / "mine")
     with pytest.raises(UserError, match="not empty"):
-        require_fresh(runs.DEBUG)
+        RunFolder(runs.DEBUG).require_fresh()
     assert (tmp_path / "mine" / "weights").exists() and runs.DEBUG.is_symlink()

@@ -146,7 +146,7 @@ def test_no_tests_never_pass(sandbox: Sandbox) -> None:
 
 
 def test_bad_tests_are_the_users_error(sandbox: Sandbox) -> None:
-    with pytest.raises(UserError, match=r"not valid Python.*mend"):
+    with pytest.raises(UserError, match=r"not valid Python.*fix"):
         one(sandbox, "x = 1", "assert f( == 3")
 
 

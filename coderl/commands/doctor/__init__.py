@@ -1,4 +1,4 @@
-"""``coderl doctor``: what this machine has, found by using it, and what would mend what is missing."""
+"""``coderl doctor``: what this machine has, found by using it, and what would fix what is missing."""
 
 from __future__ import annotations
 

@@ -17,12 +17,12 @@ class Check:
         status: ``ok``; ``warn`` where something is missing that training can do without; ``fail`` where
             training cannot run, or not safely.
         detail: What was found, in one line.
-        mend: What to do about it; empty where it is ok.
+        fix: What to do about it; empty where it is ok.
         data: The same as plain values, for ``--json``.
     """
 
     name: str
     status: Status
     detail: str
-    mend: str = ""
+    fix: str = ""
     data: dict[str, Any] = field(default_factory=dict)

@@ -54,14 +54,14 @@ def checks() -> Iterator[Check]:
 
 
 def line(check: Check, colour: bool = False) -> str:
-    """A check as the table shows it: one line, and a second one below it where there is something to mend."""
+    """A check as the table shows it: one line, and a second one below it where there is something to fix."""
     mark = f"{MARKS[check.status]:<5}"
     if colour:
         mark = f"\033[{COLOURS[check.status]}m{mark}\033[0m"
     head = f"{mark} {check.name:<{WIDTH}} {check.detail}"
-    if not check.mend or check.status == "ok":
+    if not check.fix or check.status == "ok":
         return head
-    return head + "\n" + textwrap.indent(f"-> {check.mend}", " " * (WIDTH + 7))
+    return head + "\n" + textwrap.indent(f"-> {check.fix}", " " * (WIDTH + 7))
 
 
 def document(found: list[Check]) -> str:

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from coderl.sandbox.jail import Jail
     from coderl.types import Execution
 
-MEND_TIER = (
-    "mend what is marked below; or, where nothing on this machine is worth protecting, accept it with "
+FIX_TIER = (
+    "fix what is marked below; or, where nothing on this machine is worth protecting, accept it with "
     f"{ALLOWED}=1 or allow_weak_isolation"
 )
-MEND_SANDBOX = "this should not happen: do not train with it, and report the line above"
+FIX_SANDBOX = "this should not happen: do not train with it, and report the line above"
 TESTS = ("assert f(2) == 4", "assert f(3) == 9")
 _SOCKET = """
 import socket
@@ -56,7 +56,7 @@ def checks() -> Iterator[Check]:
         try:
             jail = sandbox.jail
         except Exception as error:  # whatever the trials of the primitives met
-            yield Check("isolation", "fail", f"cannot be found out: {error}", MEND_SANDBOX)
+            yield Check("isolation", "fail", f"cannot be found out: {error}", FIX_SANDBOX)
             return
         yield tier(jail)
         yield from primitives(jail)
@@ -69,7 +69,7 @@ def tier(jail: Jail) -> Check:
     data = {"tier": jail.tier}
     detail = f"tier {jail.tier}: {jail.reason}"
     if jail.tier == "C":
-        return Check("isolation", _weak(), detail, MEND_TIER, data)
+        return Check("isolation", _weak(), detail, FIX_TIER, data)
     return Check("isolation", "ok", detail, data=data)
 
 
@@ -91,7 +91,7 @@ def trials(sandbox: Sandbox) -> Iterator[Check]:
         with attacks() as programs:
             results = dict(zip(programs, sandbox.run(list(programs.values())), strict=True))
     except Exception as error:
-        yield Check("verdicts", "fail", f"the sandbox cannot run: {error}", MEND_SANDBOX)
+        yield Check("verdicts", "fail", f"the sandbox cannot run: {error}", FIX_SANDBOX)
         return
     yield containment(results, sandbox.tier)
 
@@ -104,7 +104,7 @@ def verdicts(good: Execution, wrong: Execution) -> Check:
         detail = f"a right program passes, a wrong one fails ({milliseconds:.0f} ms)"
         return Check("verdicts", "ok", detail, data={"milliseconds": round(milliseconds, 1)})
     said = "; ".join(f"{run.outcome} {run.passed}/{run.total} {run.message}".strip() for run in (good, wrong))
-    return Check("verdicts", "fail", f"a right and a wrong program got: {said}", MEND_SANDBOX)
+    return Check("verdicts", "fail", f"a right and a wrong program got: {said}", FIX_SANDBOX)
 
 
 def containment(results: dict[str, Execution], tier: str) -> Check:
@@ -113,10 +113,10 @@ def containment(results: dict[str, Execution], tier: str) -> Check:
     unknown = [name for name, run in results.items() if run.outcome == "infra_error"]
     data = {name: run.outcome for name, run in results.items()}
     if open_holes:
-        status, mend = (_weak(), MEND_TIER) if tier == "C" else ("fail", MEND_SANDBOX)
-        return Check("containment", status, f"programs can {', '.join(open_holes)}", mend, data)
+        status, fix = (_weak(), FIX_TIER) if tier == "C" else ("fail", FIX_SANDBOX)
+        return Check("containment", status, f"programs can {', '.join(open_holes)}", fix, data)
     if unknown:
-        return Check("containment", "fail", f"no answer to: {', '.join(unknown)}", MEND_SANDBOX, data)
+        return Check("containment", "fail", f"no answer to: {', '.join(unknown)}", FIX_SANDBOX, data)
     return Check("containment", "ok", f"programs cannot {', '.join(results)}", data=data)
 
 

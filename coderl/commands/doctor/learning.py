@@ -22,7 +22,7 @@ SECONDS = 180.0
 """How long the process may take; importing torch from a cold disk alone can take a minute."""
 WORST = 0.153
 """NF4's largest error in units of its block's largest value: half its widest gap, (1 - 0.6962) / 2."""
-MEND_BNB = "pip install -U bitsandbytes; on a GPU also check that torch's CUDA version is one it supports"
+FIX_BNB = "pip install -U bitsandbytes; on a GPU also check that torch's CUDA version is one it supports"
 
 
 def checks(command: tuple[str, ...] = (sys.executable, "-m", __name__)) -> Iterator[Check]:
@@ -76,10 +76,10 @@ def _gpu(torch: Any) -> Check:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:
         why = "torch finds no GPU" if build else "this is torch's CPU build"
-        mend = "fine for small models; a 7B model needs a GPU with 16 GB" + (
+        fix = "fine for small models; a 7B model needs a GPU with 16 GB" + (
             ", its driver and, in a container, --gpus all" if build else " and a CUDA build of torch"
         )
-        return Check("GPU", "warn", f"none: {why}", mend, {"count": 0, "build": build})
+        return Check("GPU", "warn", f"none: {why}", fix, {"count": 0, "build": build})
     properties = [torch.cuda.get_device_properties(index) for index in range(count)]
     names = [f"{found.name}, {found.total_memory / (1 << 30):.0f} GiB" for found in properties]
     data = {
@@ -95,8 +95,8 @@ def _gpu(torch: Any) -> Check:
             if (ones @ ones).sum().item() != 64.0**3:
                 raise RuntimeError(f"cuda:{index} multiplies wrongly")
     except Exception as error:
-        mend = "check the driver with nvidia-smi, and that torch's CUDA build fits it"
-        return Check("GPU", "fail", f"{detail}: {_first_line(error)}", mend, data)
+        fix = "check the driver with nvidia-smi, and that torch's CUDA build fits it"
+        return Check("GPU", "fail", f"{detail}: {_first_line(error)}", fix, data)
     return Check("GPU", "ok", detail, data=data)
 
 
@@ -107,10 +107,10 @@ def _nf4(torch: Any, device: str) -> Check:
 
         problem, worst = round_trip(bitsandbytes, torch, device)
     except Exception as error:
-        return Check(name, "fail", f"bitsandbytes fails: {_first_line(error)}", MEND_BNB)
+        return Check(name, "fail", f"bitsandbytes fails: {_first_line(error)}", FIX_BNB)
     detail = f"bitsandbytes {bitsandbytes.__version__}, largest error {worst:.3f} of a block's largest value"
     if problem:
-        return Check(name, "fail", f"{detail}: {problem}", MEND_BNB)
+        return Check(name, "fail", f"{detail}: {problem}", FIX_BNB)
     return Check(name, "ok", detail, data={"largest_error": worst})
 
 

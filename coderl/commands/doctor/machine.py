@@ -61,8 +61,8 @@ def cores() -> Check:
     why = "CPU quota" if usable < affinity else "CPU affinity"
     detail = f"{usable} usable" + (f" of {present} (the rest is barred by {why})" if usable < present else "")
     if usable < 2:
-        mend = "give the machine, container or job two or more: programs run beside the training"
-        return Check("cores", "warn", detail, mend, data)
+        fix = "give the machine, container or job two or more: programs run beside the training"
+        return Check("cores", "warn", detail, fix, data)
     return Check("cores", "ok", detail, data=data)
 
 
@@ -97,9 +97,9 @@ def disk(folder: Path) -> Check:
     free = shutil.disk_usage(place).free
     data = {"folder": str(path), "free": free}
     detail = f"{free / GIB:.1f} GiB free for {path}"
-    mend = "make room, or name another folder with --trainer.default_root_dir; a merged 7B model takes 14 GiB"
+    fix = "make room, or name another folder with --trainer.default_root_dir; a merged 7B model takes 14 GiB"
     if free < MANY_BYTES:
-        return Check("disk", "fail" if free < FEW_BYTES else "warn", detail, mend, data)
+        return Check("disk", "fail" if free < FEW_BYTES else "warn", detail, fix, data)
     return Check("disk", "ok", detail, data=data)
 
 

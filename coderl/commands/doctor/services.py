@@ -39,10 +39,8 @@ def hub() -> Check:
     problem = reach(constants.ENDPOINT)
     data["reachable"] = not problem
     if problem:
-        mend = (
-            "check the network and HTTPS_PROXY, or set HF_ENDPOINT to a mirror; the quickstart needs no hub"
-        )
-        return Check("hub", "warn", f"{constants.ENDPOINT}: {problem}; {said}", mend, data)
+        fix = "check the network and HTTPS_PROXY, or set HF_ENDPOINT to a mirror; the quickstart needs no hub"
+        return Check("hub", "warn", f"{constants.ENDPOINT}: {problem}; {said}", fix, data)
     return Check("hub", "ok", f"{constants.ENDPOINT} answers; {said}", data=data)
 
 
@@ -90,8 +88,8 @@ def wandb() -> Check:
         return Check("W&B", "ok", f"WANDB_MODE is {mode}: nothing is sent", data=data)
     if logged_in:
         return Check("W&B", "ok", f"logged in to {host}", data=data)
-    mend = "`wandb login`, or WANDB_MODE=offline; only configs with a WandbLogger, such as grpo.yaml, need it"
-    return Check("W&B", "warn", f"not logged in to {host}", mend, data)
+    fix = "`wandb login`, or WANDB_MODE=offline; only configs with a WandbLogger, such as grpo.yaml, need it"
+    return Check("W&B", "warn", f"not logged in to {host}", fix, data)
 
 
 def _in_netrc(host: str) -> bool:

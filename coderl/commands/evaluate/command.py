@@ -15,9 +15,9 @@ from coderl.commands.evaluate.run import ModelRun
 from coderl.errors import UsageError, UserError
 from coderl.evaluation import EvaluationSettings, Task, load_task, score_task
 from coderl.evaluation.tasks import TASKS, TIMEOUT
+from coderl.files import free_path
 from coderl.model.loading import ComputeDtype, Quantization, find_device
 from coderl.model.policy import Policy
-from coderl.runs.folder import free_path
 from coderl.runs.model_ref import find_model, quantization_of
 from coderl.sandbox import Sandbox
 from coderl.scores import Evaluation, comparison, results_name, save_results, summary_text

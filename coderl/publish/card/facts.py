@@ -14,6 +14,7 @@ import yaml
 
 from coderl.model.loading import EMBEDDED, resolve
 from coderl.problems.contamination import FILE as TRAINED
+from coderl.runs.folder import RunFolder
 
 MERGED = "merge.json"
 """What lies in a merged model's folder and says what it was made from, and how it was verified."""
@@ -123,7 +124,9 @@ def run_of(folder: Path) -> Path | None:
         run = folder.with_name(folder.name.removesuffix("-merged"))
     else:
         run = folder.parent
-    return run if (folder.name == "adapter" or run != folder.parent) and (run / "logs").is_dir() else None
+    return (
+        run if (folder.name == "adapter" or run != folder.parent) and RunFolder(run).logs.is_dir() else None
+    )
 
 
 def note(folder: Path, base: str, dtype: str, held: dict[str, Any], verified: dict[str, Any]) -> None:
@@ -180,7 +183,7 @@ def gather(folder: Path, name: str, run: Path | None, measured: bool) -> Facts:
 
 def _summary(run: Path) -> dict[str, Any]:
     """What a fit left. Of one in several parts it knows the last one's seconds alone: those are left out."""
-    found = _json(run / "summary.json")
+    found = _json(RunFolder(run).summary)
     if len(list(run.glob("logs/version_*"))) > 1:
         found.pop("seconds", None)
     return found

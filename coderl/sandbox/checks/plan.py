@@ -140,7 +140,7 @@ def _parse(source: str) -> ast.Module:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         shown = textwrap.shorten(source, 60)
         raise UserError(
-            f"a test is not valid Python: {error} in {shown!r}: mend the problem's tests"
+            f"a test is not valid Python: {error} in {shown!r}: fix the problem's tests"
         ) from None
 
 
