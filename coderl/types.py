@@ -1,12 +1,12 @@
 """The values that travel through one training step.
 
-``Problem -> Completion -> Execution -> Experience``: each is made once, by one module, never reaching back.
-This module imports nothing heavy, so that the sandbox and the command line start fast.
+``Problem -> Completion -> Execution -> Credit -> Experience``: each is made once, by one module, never
+reaching back. This module imports nothing heavy, so that the sandbox and the command line start fast.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -95,6 +95,21 @@ class Execution:
     tier: Tier = "C"
 
 
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """What an algorithm makes of rewards: how much each token is to be reinforced.
+
+    Attributes:
+        advantages: ``[B, T]`` float, finite.
+        returns: ``[B, T]`` float, what the critic is to learn; None without a critic.
+        metrics: Values to be logged with the step, by name.
+    """
+
+    advantages: Tensor
+    returns: Tensor | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
 @dataclass
 class Experience:
     """Scored completions, ready for the optimizer. Rows are sequences: prompt, completion, padding.
@@ -112,9 +127,9 @@ class Experience:
         ref_logprobs: ``[B, T]`` float, or None where no KL term needs them.
         sampler_logprobs: ``[B, T]`` float, as the rollout engine reported them.
         entropy: ``[B, T]`` float, of the policy before the update, or None where no mask needs it.
-        old_values: ``[B, T]`` float, what the critic said before the update, or None without one.
-        final_values: ``[B]`` float, the critic's word on the state after the last token.
-        returns: ``[B, T]`` float, what the critic should have said.
+        old_values: ``[B, T]`` float, the critic's values before the update, or None without a critic.
+        final_values: ``[B]`` float, the critic's value of the state after the last token.
+        returns: ``[B, T]`` float, the critic's targets.
 
     Column ``t`` of every per-token tensor belongs to the token ``ids[:, t]`` (not to its predecessor).
     """
@@ -146,7 +161,7 @@ class Experience:
         return Experience(**changed)
 
     def take(self, rows: Tensor) -> Experience:
-        """The given rows, shorn of the columns that are padding in all of them."""
+        """The given rows, without the columns that are padding in all of them."""
         keep = self.attention[rows].any(dim=0)
         return self._map(lambda column: column[rows][:, keep] if column.ndim == 2 else column[rows])
 
@@ -161,5 +176,5 @@ class Experience:
             getattr(self, name)[place] = values.to(self.ids.device)
 
     def chunks(self, rows: Tensor, size: int) -> tuple[Tensor, ...]:
-        """The given rows, at most ``size`` at a time, alike in length so that little is padding."""
+        """The given rows, at most ``size`` at a time, sorted by length so that little is padding."""
         return rows[self.attention[rows].sum(dim=1).argsort(stable=True)].split(size) if len(rows) else ()

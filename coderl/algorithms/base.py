@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
 import torch
 from lightning import LightningModule
@@ -13,14 +13,18 @@ from torch import Tensor
 
 from coderl import launcher
 from coderl.algorithms import distributed, rng
+from coderl.data import CodeDataModule
 from coderl.errors import UsageError, UserError
+from coderl.model.provenance import prior_training
+from coderl.problems.contamination import merge_records
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
     from coderl.model.policy import Policy
+    from coderl.problems import TrainingRecord
     from coderl.types import Experience, Problem
 
 HARMLESS = {
@@ -39,11 +43,35 @@ HARMLESS = {
 """Warnings that do not apply here, or that a user can do nothing about; and why."""
 
 T = TypeVar("T")
+Init = TypeVar("Init", bound="Callable[..., None]")
 Schedule = Literal["constant_with_warmup", "linear", "cosine"]
 
 
+class ModuleOptions(TypedDict, total=False):
+    """Options of :class:`PolicyModule` that its subclasses pass on; there they are explained."""
+
+    learning_rate: float
+    weight_decay: float
+    warmup_steps: int
+    schedule: Schedule
+    max_grad_norm: float
+    micro_batch_size: int
+    max_prompt_tokens: int
+
+
+def passes_options_on(init: Init) -> Init:
+    """Mark an ``__init__`` that passes ``**options: Unpack[...]`` on to its parent's.
+
+    The type checker reads the annotation and finds a misspelt option. jsonargparse would take the same names
+    for options without a default; without the annotation it reads the parent's signature, defaults and units
+    included.
+    """
+    init.__annotations__["options"] = Any
+    return init
+
+
 def ignore_harmless() -> None:
-    """Let nobody see the warnings in ``HARMLESS``, until the warning filters are set anew."""
+    """Ignore the warnings in :data:`HARMLESS`, until the warning filters are set anew."""
     for message in HARMLESS:
         warnings.filterwarnings("ignore", message=f".*{message}")
 
@@ -55,8 +83,8 @@ class PolicyModule(LightningModule):
     are those of one process that holds all rows. Ranks may have unequally many rows or micro-batches: they
     meet in :meth:`step`, :meth:`mean_over_ranks` and :meth:`gathered`, which all of them must call alike.
 
-    Hyper-parameters are not stored in checkpoints: the run folder's ``config.yaml`` holds them, and on a
-    resumed run the flags of the day win.
+    Hyper-parameters are not stored in checkpoints: the run folder's ``config.yaml`` holds them, and flags
+    given when a run is resumed win.
 
     Args:
         policy: The model to train.
@@ -81,7 +109,6 @@ class PolicyModule(LightningModule):
         max_prompt_tokens: int = 512,
     ) -> None:
         super().__init__()
-        ignore_harmless()
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold only what trains; on_load_checkpoint checks the rest
         self.policy = policy
@@ -119,6 +146,7 @@ class PolicyModule(LightningModule):
             UsageError: If the strategy would divide the policy up, or the trainer change its precision, or a
                 launcher started other processes than the trainer takes.
         """
+        ignore_harmless()
         launched = launcher.launched()
         if launched and launched[1] != self.trainer.world_size:
             raise UsageError(
@@ -138,13 +166,32 @@ class PolicyModule(LightningModule):
                 f"{type(strategy).__name__} divides the weights up, and here every process holds them all: "
                 "set trainer.strategy: ddp"
             )
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if datamodule is not None:
-            datamodule.keep(self.fits, self.filter_reason)
+        if self.datamodule is not None:
+            self.datamodule.keep(self.fits, self.filter_reason)
+
+    @property
+    def datamodule(self) -> CodeDataModule | None:
+        """The data module that serves the problems; None where the trainer was given loaders.
+
+        Raises:
+            UsageError: It is none of coderl's, so it cannot leave problems out or draw further ones.
+        """
+        found = getattr(self.trainer, "datamodule", None)
+        if found is None or isinstance(found, CodeDataModule):
+            return found
+        raise UsageError(
+            f"{type(found).__name__} is no CodeDataModule: subclass coderl.data.CodeDataModule, or give it a "
+            "ProblemSource of your own"
+        )
+
+    def training_record(self) -> TrainingRecord | None:
+        """The problems that the policy is trained on, here and before; None where nothing is known of any."""
+        here = self.datamodule.trained() if self.datamodule is not None else None
+        return merge_records(prior_training(self.policy), here)
 
     @property
     def filter_reason(self) -> str:
-        """Why :meth:`fits` says no."""
+        """Why :meth:`fits` leaves a problem out, for the log."""
         return f"prompt over {self.max_prompt_tokens} tokens (model.max_prompt_tokens)"
 
     def fits(self, problem: Problem) -> bool:
@@ -193,7 +240,7 @@ class PolicyModule(LightningModule):
         return int(steps) if steps != float("inf") else 0
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Leave the batch alone: it is text, and Lightning cannot rebuild frozen dataclasses."""
+        """Return the batch as it is: it is text, and Lightning cannot rebuild frozen dataclasses."""
         return batch
 
     # -- a step ----------------------------------------------------------------------------------------------
@@ -205,18 +252,19 @@ class PolicyModule(LightningModule):
 
     @property
     def loss_scale(self) -> float:
-        """A power of two that lifts gradients off float16's floor: a token may weigh 1 / 50,000."""
+        """Factor on the loss against float16 gradients underflowing; :meth:`step` takes it off again."""
+        # A token may weigh 1 / 50,000. A power of two changes no bit of the mantissa.
         return 1024.0 if self.policy.base.dtype == torch.float16 else 1.0
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """A backward on this rank alone: gradients are exchanged once, and scaled back, in :meth:`step`."""
         strategy = self.trainer.strategy
-        apart = strategy.block_backward_sync() if isinstance(strategy, DDPStrategy) else nullcontext()
-        with apart:
+        no_sync = strategy.block_backward_sync() if isinstance(strategy, DDPStrategy) else nullcontext()
+        with no_sync:
             super().manual_backward(self.loss_scale * loss, *args, **kwargs)
 
     def clip_groups(self) -> list[list[torch.nn.Parameter]]:
-        """Parameters in sets, each of which is clipped by its own norm."""
+        """Groups of parameters, each of which is clipped by its own norm."""
         return [list(self.policy.trainable().values())]
 
     def step(self) -> Tensor:
@@ -233,15 +281,16 @@ class PolicyModule(LightningModule):
         for parameter in parameters if self.loss_scale != 1 else []:
             if parameter.grad is not None:
                 parameter.grad /= self.loss_scale
-        sets = self.clip_groups()
-        norms = [torch.nn.utils.clip_grad_norm_(one, self.max_grad_norm) for one in sets]
+        norms = [torch.nn.utils.clip_grad_norm_(group, self.max_grad_norm) for group in self.clip_groups()]
         norm: Tensor = torch.stack(norms).norm()
         if not torch.isfinite(norm):
             raise UserError(
                 f"the gradient of step {self.trainer.global_step} is not finite; the step was not made: set "
                 "policy.compute_dtype to bfloat16 or float32, or lower model.learning_rate; then resume"
             )
-        if norm == 0:  # no evidence: without gradients the step counts, but Adam's momentum moves nothing
+        if norm == 0:
+            # No sample had an advantage. With gradients set to None the step counts (for schedules and
+            # limits), but Adam's momentum does not move the weights on no evidence.
             optimizer.zero_grad()
         optimizer.step()
         optimizer.zero_grad()
@@ -295,19 +344,19 @@ class PolicyModule(LightningModule):
         self._rng, self._stream = checkpoint.get("rng"), checkpoint.get("stream")
 
     def on_train_start(self) -> None:
-        """Agree on what the random streams of the ranks follow from."""
+        """Agree on the seed that the random streams of all ranks are derived from."""
         self._stream = self.trainer.strategy.broadcast(self._stream or torch.initial_seed())
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Take the random generators up where the last step, in this run or its checkpoint, left them.
+        """Restore the random generators to where the last step, in this run or its checkpoint, left them.
 
         What draws between steps (loaders, evaluations, setting up a resumed run) does not change training.
-        A checkpoint holds the generators of rank 0; those of the others begin anew with each step, so that
-        they follow from its number.
         """
         if self._rng is not None:
             rng.restore(self._rng)
             self._rng = None
+        # A checkpoint holds the generators of rank 0. Those of the others begin anew with each step, from a
+        # name that follows from the step's number, so that they resume too.
         if rank := self.trainer.global_rank:
             rng.begin(f"{self._stream}, rank {rank}, step {self.trainer.fit_loop.total_batch_idx}")
 

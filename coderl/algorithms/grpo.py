@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from coderl.algorithms.advantages import AdvantageScale, Baseline, group_advantages, no_signal
+from coderl.algorithms.base import passes_options_on
 from coderl.algorithms.losses import KLEstimator, LossType, kl_divergence, policy_loss
-from coderl.algorithms.policy_gradient import Loss, PolicyGradient
+from coderl.algorithms.policy_gradient import Loss, PolicyGradient, PolicyGradientOptions
 from coderl.algorithms.step import Rollout
 from coderl.errors import UsageError
 from coderl.model.logprobs import Scores
 from coderl.model.policy import Policy
-from coderl.types import Experience
+from coderl.types import Credit, Experience
 
 LEGAL_SCALES: dict[Baseline, tuple[AdvantageScale, ...]] = {
     "group": ("group", "batch", "none"),
@@ -31,6 +32,9 @@ class GRPO(PolicyGradient):
     Args:
         policy: The model to train.
         group_size: Completions sampled per problem, at least 2.
+        inner_epochs: Optimizer steps made on one batch of rollouts.
+        clip: The ratio to the policy that sampled is clipped below at 1 - clip, and above at 1 + clip. Acts
+            from the second inner epoch on.
         kl_coefficient: Weight of the divergence from the reference. 0 skips its forward.
         kl: Its estimator. ``k3`` (the paper's) and ``k2`` stand in the loss; on-policy, k2's gradient is
             that of the divergence. ``k1`` has none of use there: its sum is taken off a sample's reward
@@ -45,22 +49,33 @@ class GRPO(PolicyGradient):
         scale: Divide advantages by the deviation of the ``group``, of the ``batch``, or not (``none``).
         refill_budget: Problems that a step may sample beyond its batch, to take the place of groups whose
             rewards are all equal (dynamic sampling, arXiv:2503.14476, 3.2). 0 is off.
-        **shared: What every :class:`~coderl.algorithms.PolicyGradient` takes.
+        **options: What every :class:`~coderl.algorithms.PolicyGradient` takes.
     """
 
+    @passes_options_on
     def __init__(
         self,
         policy: Policy,
         group_size: int = 8,
+        inner_epochs: int = 1,
+        clip: float = 0.2,
         kl_coefficient: float = 0.02,
         kl: KLEstimator = "k3",
         loss_type: LossType = "grpo",
         baseline: Baseline = "group",
         scale: AdvantageScale = "group",
         refill_budget: int = 0,
-        **shared: Any,
+        **options: Unpack[PolicyGradientOptions],
     ) -> None:
-        super().__init__(policy, group_size=group_size, kl_coefficient=kl_coefficient, kl=kl, **shared)
+        super().__init__(
+            policy,
+            group_size=group_size,
+            inner_epochs=inner_epochs,
+            clip=clip,
+            kl_coefficient=kl_coefficient,
+            kl=kl,
+            **options,
+        )
         if group_size < 2 and (baseline in ("group", "rloo") or scale == "group"):
             raise UsageError(
                 f"group_size {group_size}: GRPO compares samples of one problem and needs at least 2; "
@@ -86,12 +101,11 @@ class GRPO(PolicyGradient):
         self.baseline, self.scale, self.refill_budget = baseline, scale, refill_budget
 
     def setup(self, stage: str) -> None:
-        """Where nothing can be drawn to refill with, that is said before weights load."""
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and self.refill_budget and not hasattr(datamodule, "draw"):
+        """Where nothing can be drawn to refill with, that is reported before weights load."""
+        if stage == "fit" and self.refill_budget and self.datamodule is None:
             raise UsageError(
                 f"refill_budget {self.refill_budget} needs a data module to draw further problems from, and "
-                "this fit has none that can: fit with a CodeDataModule, or set model.refill_budget to 0"
+                "this fit has none: fit with a CodeDataModule, or set model.refill_budget to 0"
             )
         super().setup(stage)
 
@@ -111,16 +125,17 @@ class GRPO(PolicyGradient):
             return known
         return known & (self._sample_advantages(rewards) != 0)
 
-    def advantages(self, rewards: Tensor, experience: Experience) -> Tensor:
+    def advantages(self, rewards: Tensor, experience: Experience) -> Credit:
         """The sample's advantage on each of its tokens."""
         if self._kl_in_reward:
             assert experience.old_logprobs is not None and experience.ref_logprobs is not None
             kl = kl_divergence(experience.old_logprobs, experience.ref_logprobs, "k1")
             paid = torch.where(experience.mask, kl, 0.0).sum(dim=1).view_as(rewards)
             counts = experience.mask.any(dim=1).view_as(rewards)
-            # A truncated sample that is masked was not scored: without its divergence it is no baseline.
+            # A truncated sample that is masked has no divergence: with its bare reward it would spoil the
+            # baseline.
             rewards = torch.where(counts, rewards - self.kl_coefficient * paid, torch.nan)
-        return self._sample_advantages(rewards).flatten()[:, None].expand_as(experience.mask)
+        return Credit(self._sample_advantages(rewards).flatten()[:, None].expand_as(experience.mask))
 
     def _sample_advantages(self, rewards: Tensor) -> Tensor:
         return group_advantages(rewards, self.scale, self.baseline, self.mean_over_ranks)
@@ -145,19 +160,21 @@ class GRPO(PolicyGradient):
         return (policy.loss if self._kl_in_reward else policy.loss + self.kl_coefficient * kl), values
 
     def refill(self, rollout: Rollout) -> list[Rollout]:
-        """Put groups of other problems in the place of those without signal, as far as the budget goes."""
-        no_signal_groups = no_signal(rollout.rewards).nonzero().flatten().tolist()
-        were, chosen, more, budget = len(no_signal_groups), rollout, [], self.refill_budget
-        met = {problem.id for problem in rollout.problems}
-        while no_signal_groups and budget > 0:
-            problems = self.trainer.datamodule.draw(min(len(no_signal_groups), budget), met)  # type: ignore[attr-defined]
+        """Replace groups without signal by groups of other problems, as far as the budget goes."""
+        if not self.refill_budget:
+            return [rollout]
+        assert self.datamodule is not None  # see setup
+        empty = no_signal(rollout.rewards).nonzero().flatten().tolist()
+        count, chosen, more, budget = len(empty), rollout, [], self.refill_budget
+        sampled = {problem.id for problem in rollout.problems}
+        while empty and budget > 0:
+            problems = self.datamodule.draw(min(len(empty), budget), sampled)
             if not problems:
                 break
-            met |= {problem.id for problem in problems}
+            sampled |= {problem.id for problem in problems}
             budget -= len(problems)
             more.append(self.collect(problems))
             for group in (~no_signal(more[-1].rewards)).nonzero().flatten().tolist():
-                chosen = chosen.replaced(no_signal_groups.pop(), more[-1], group)
-        if self.refill_budget:
-            self._meter.values["groups/refilled"] = (were - len(no_signal_groups)) / len(rollout.rewards)
+                chosen = chosen.replaced(empty.pop(), more[-1], group)
+        self._meter.values["groups/refilled"] = (count - len(empty)) / len(rollout.rewards)
         return [chosen, *more]

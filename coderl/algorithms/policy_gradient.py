@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from coderl.algorithms import distributed
 from coderl.algorithms.advantages import overlong_penalty
+from coderl.algorithms.base import ModuleOptions, PolicyModule, passes_options_on
 from coderl.algorithms.losses import (
     KLEstimator,
     LossType,
@@ -21,31 +25,55 @@ from coderl.algorithms.losses import (
     top_entropy_mask,
 )
 from coderl.algorithms.rewards import ExecutionReward, Reward, Sample, total
-from coderl.algorithms.sampled import SampledPolicy
 from coderl.algorithms.step import Meter, Rollout
 from coderl.errors import UsageError, UserError
-from coderl.evaluation import job
+from coderl.evaluation import Evaluation, EvaluationSettings, Evaluator, Ranks, Task, to_program
 from coderl.model.logprobs import EntropyMode, Scores
 from coderl.model.padding import pad_rows, spread
 from coderl.model.policy import Policy
+from coderl.model.provenance import prior_training
 from coderl.problems import prompts
-from coderl.types import Experience, Problem
+from coderl.rollout import RolloutEngine, Sampling, default_engine
+from coderl.sandbox import ProgramRunner, default_sandbox
+from coderl.types import Credit, Experience, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+log = logging.getLogger(__name__)
 
 Loss = tuple[Tensor, dict[str, Tensor]]
 """Per-token loss ``[B, T]``, and per-token values ``[B, T]`` to be logged as means over the step."""
 
 
-class PolicyGradient(SampledPolicy, ABC):
+class PolicyGradientOptions(ModuleOptions, total=False):
+    """Options of :class:`PolicyGradient` that GRPO and PPO pass on; there they are explained."""
+
+    rewards: list[Reward] | None
+    clip_high: float | None
+    reference_refresh: int
+    entropy_coefficient: float
+    top_entropy: float
+    truncated: Literal["keep", "mask"]
+    overlong_buffer: int
+    sampler_correction: SamplerCorrection | None
+    sampler_cap: float
+    sandbox: ProgramRunner | None
+    engine: RolloutEngine | None
+    temperature: float
+    max_new_tokens: int
+    evaluation: EvaluationSettings
+
+
+class PolicyGradient(PolicyModule, ABC):
     """Sample programs, run them, and make the good ones likelier.
 
-    A subclass gives ``advantages`` and ``loss``; everything else is here.
+    A subclass gives ``advantages`` and ``loss``; everything else is here. The rollout engine and the sandbox
+    belong to the module, and held-out pass@k is measured with them too.
 
     Args:
         policy: The model to train.
-        rewards: What is rewarded; the weighted sum counts. Null is the original recipe's execution reward.
+        rewards: Terms of the reward; the weighted sum counts. Null is the original recipe's execution reward.
         group_size: Completions sampled per problem.
         inner_epochs: Optimizer steps made on one batch of rollouts.
         clip: The ratio to the policy that sampled is clipped below at 1 - clip, and above at 1 + clip. Acts
@@ -53,7 +81,7 @@ class PolicyGradient(SampledPolicy, ABC):
         clip_high: Another clip above ("clip higher", arXiv:2503.14476). Null is ``clip``.
         kl_coefficient: Weight of the divergence from the reference. 0 skips the reference's forward.
         kl: Its estimator (J. Schulman, 2020): see the algorithm for which goes where.
-        reference_refresh: Rollout steps after which the policy of the day becomes the reference; 0 never.
+        reference_refresh: Rollout steps after which the current policy becomes the reference; 0 never.
         entropy_coefficient: Weight of an entropy bonus, in reward per nat.
         top_entropy: Of a step's tokens that have an advantage only this share, the least certain, has a
             policy gradient (arXiv:2506.01939; 0.2 there). 1 is all.
@@ -64,14 +92,20 @@ class PolicyGradient(SampledPolicy, ABC):
         sampler_correction: Importance weights for an engine whose numerics are not the trainer's (see
             ``mismatch_kl``): by ``token``, by ``sequence``, or ``mask`` tokens that are too far off.
         sampler_cap: The largest such weight.
-        **shared: What every :class:`~coderl.algorithms.sampled.SampledPolicy` takes.
+        sandbox: Where programs run. Null is a :class:`~coderl.sandbox.Sandbox` with default limits.
+        engine: What samples. Null is :class:`~coderl.rollout.GenerateEngine` with its defaults.
+        temperature: Of sampling, and of every log-probability that is compared with it.
+        max_new_tokens: Longest completion, in tokens.
+        evaluation: How held-out pass@k is measured by validate, test and the post-fit evaluation.
+        **options: What every :class:`~coderl.algorithms.PolicyModule` takes.
     """
 
     weighting: LossType = "dapo"
     """How tokens are averaged."""
     reads_values = False
-    """Whether a critic speaks in the policy's own forward."""
+    """Whether a critic's values come out of the policy's own forward."""
 
+    @passes_options_on
     def __init__(
         self,
         policy: Policy,
@@ -89,9 +123,20 @@ class PolicyGradient(SampledPolicy, ABC):
         overlong_buffer: int = 0,
         sampler_correction: SamplerCorrection | None = None,
         sampler_cap: float = 2.0,
-        **shared: Any,
+        sandbox: ProgramRunner | None = None,
+        engine: RolloutEngine | None = None,
+        temperature: float = 1.0,
+        max_new_tokens: int = 512,
+        evaluation: EvaluationSettings = EvaluationSettings(),  # noqa: B008 -- plain values, never changed
+        **options: Unpack[ModuleOptions],
     ) -> None:
-        super().__init__(policy, **shared)
+        super().__init__(policy, **options)
+        if max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens is {max_new_tokens}: model.max_new_tokens must be 1 or more")
+        self.sampling = Sampling(temperature=temperature, max_new_tokens=max_new_tokens).for_training()
+        self.sandbox = sandbox if sandbox is not None else default_sandbox()
+        self.engine = engine if engine is not None else default_engine()
+        self.evaluation = evaluation
         self.rewards = rewards if rewards is not None else [ExecutionReward()]
         self.group_size, self.inner_epochs = group_size, inner_epochs
         self.clip, self.clip_high = clip, clip if clip_high is None else clip_high
@@ -101,6 +146,8 @@ class PolicyGradient(SampledPolicy, ABC):
         self.sampler_correction, self.sampler_cap = sampler_correction, sampler_cap
         self.rollout: Rollout | None = None
         self._meter = Meter()
+        self._bound = False
+        self._held_out: list[Problem] = []
         self._check_settings()
 
     def _check_settings(self) -> None:
@@ -133,15 +180,18 @@ class PolicyGradient(SampledPolicy, ABC):
     # -- what an algorithm adds ------------------------------------------------------------------------------
 
     @abstractmethod
-    def advantages(self, rewards: Tensor, experience: Experience) -> Tensor:
-        """From rewards ``[P, G]`` (NaN where unknown) to finite advantages ``[B, T]``.
+    def advantages(self, rewards: Tensor, experience: Experience) -> Credit:
+        """From rewards ``[P, G]`` (NaN where unknown) to what each token is credited with.
 
-        ``experience`` holds the step's rows in the order of the rewards, with what :meth:`score` gave.
+        Args:
+            rewards: One for each sample, a row for each problem.
+            experience: The step's rows in the order of the rewards, with the columns that :meth:`score`
+                returned. It is only read.
         """
 
     @abstractmethod
     def loss(self, scores: Scores, batch: Experience) -> Loss:
-        """The loss of a micro-batch, token by token, and what is to be logged of it."""
+        """The loss of a micro-batch, token by token, and the values to log."""
 
     def score(self, batch: Experience) -> dict[str, Tensor]:
         """Columns of a micro-batch that must be known before its first update (without gradient)."""
@@ -160,24 +210,47 @@ class PolicyGradient(SampledPolicy, ABC):
 
     @property
     def reads_old_policy(self) -> bool:
-        """Whether credit needs the policy's own scores before the update, which the first pass gives else."""
+        """Whether credit needs the policy's log-probs first; otherwise the first pass gives them."""
         return self.top_entropy < 1 or self.sampler_correction is not None
 
     def has_gradient(self, rewards: Tensor) -> Tensor:
-        """``[P, G]`` bool: samples that can move a parameter. The others are spared their forwards."""
+        """``[P, G]`` bool: samples that can move a parameter. No forward is spent on the others."""
         return ~rewards.isnan()
 
     def critic_backward(self, batch: Experience) -> dict[str, Tensor]:
-        """A second backward on a micro-batch, and what is to be logged of it. Here: none."""
+        """A second backward on a micro-batch, for a critic of its own; the values to log. Here: none."""
         return {}
 
     def refill(self, rollout: Rollout) -> list[Rollout]:
-        """The rollout to learn from, and those sampled beside it. Here: what was collected."""
+        """The rollout to learn from, then further ones that were sampled for it. Here: the one collected."""
         return [rollout]
 
     def too_far(self, kl: float) -> bool:
-        """Whether a policy that has left the one that sampled by ``kl`` nats a token needs no more epochs."""
+        """Whether to stop the inner epochs: the policy is ``kl`` nats a token from the one that sampled."""
         return False
+
+    # -- engine and sandbox ----------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Start the sandbox first: where its isolation is refused, that is reported before weights load."""
+        self.sandbox.start()
+        super().setup(stage)
+
+    def bind(self) -> None:
+        """Give the loaded policy to the engine; does nothing the second time."""
+        self.engine.bind(self.policy)
+        self._bound = True
+
+    def load_state_dict(self, *args: Any, **options: Any) -> Any:
+        """As torch does it; an engine that samples from a copy of the weights is synced."""
+        result = super().load_state_dict(*args, **options)
+        if self._bound:
+            self.engine.sync()
+        return result
+
+    def teardown(self, stage: str) -> None:
+        """Leave no process behind."""
+        self.sandbox.close()
 
     # -- one step --------------------------------------------------------------------------------------------
 
@@ -192,10 +265,10 @@ class PolicyGradient(SampledPolicy, ABC):
         self._meter = Meter()
         self.rollout = self.collect(batch)
         chosen, *rest = self.refill(self.rollout)
-        self._remember([self.rollout, *rest])
-        experience = self.prepare(chosen)
-        self.update(experience)
-        self._refresh_reference()
+        self._observe([self.rollout, *rest])
+        self.update(self.prepare(chosen))
+        if self.reference_refresh and self._rollout_step % self.reference_refresh == 0:
+            self.policy.refresh_reference()
         self.report(self.rollout)
 
     def collect(self, problems: Sequence[Problem]) -> Rollout:
@@ -207,16 +280,17 @@ class PolicyGradient(SampledPolicy, ABC):
         programs = [prompts.program(problems[c.problem], c.text, form) for c in completions]
         with self._meter.time("execution"):
             runs = self.sandbox.run(
-                [job(problems[c.problem], code) for c, code in zip(completions, programs, strict=True)]
+                [to_program(problems[c.problem], code) for c, code in zip(completions, programs, strict=True)]
             )
         samples = [
             Sample(problem=problems[c.problem], completion=c, program=code, execution=run)
             for c, code, run in zip(completions, programs, runs, strict=True)
         ]
         self._meter.tokens += sum(len(c.ids) for c in completions)
-        return Rollout(samples, self._rewarded(samples).view(len(problems), self.group_size))
+        return Rollout(samples, self._rewards(samples).view(len(problems), self.group_size))
 
-    def _rewarded(self, samples: list[Sample]) -> Tensor:
+    def _rewards(self, samples: list[Sample]) -> Tensor:
+        """``[P * G]``, NaN where the machinery failed."""
         rewards = torch.tensor(total(self.rewards, samples))
         if rewards.isinf().any():
             raise UserError(
@@ -228,16 +302,19 @@ class PolicyGradient(SampledPolicy, ABC):
         return rewards
 
     def prepare(self, rollout: Rollout) -> list[Experience]:
-        """Scored and credited micro-batches; rows that cannot move a parameter are spared their forwards."""
+        """Scored and credited micro-batches, without the rows that cannot move a parameter."""
         whole = self.experience(rollout)
-        live = self.has_gradient(rollout.rewards).flatten() & whole.mask.any(dim=1)
-        rows = live.nonzero().flatten()
-        # Credit asks for columns, if only of zeros, and on every rank: the others wait there.
+        rows = (self.has_gradient(rollout.rewards).flatten() & whole.mask.any(dim=1)).nonzero().flatten()
+        # Without such rows one is scored all the same: advantages need the columns, if only zeros, and take
+        # means over ranks, in which every rank must take part.
         scored = rows if len(rows) else torch.tensor([0])
         with self._meter.time("scoring"), torch.no_grad(), self.policy.without_dropout():
             for chunk in whole.chunks(scored, self.micro_batch_size):
                 whole.put(chunk, **self.score(whole.take(chunk).to(self.device)))
-        whole.advantages = self._credit(rollout.rewards, whole)
+        credit = self.advantages(rollout.rewards, whole)
+        whole.advantages = self._weighted(credit.advantages, whole)
+        whole.returns = credit.returns
+        self._meter.values |= credit.metrics
         return list(self.micro_batches(whole.take(rows))) if len(rows) else []
 
     def experience(self, rollout: Rollout) -> Experience:
@@ -265,8 +342,9 @@ class PolicyGradient(SampledPolicy, ABC):
             sampler_logprobs=sampler_logprobs,
         )
 
-    def _credit(self, rewards: Tensor, whole: Experience) -> Tensor:
-        advantages = torch.where(whole.mask, self.advantages(rewards, whole), 0.0)
+    def _weighted(self, advantages: Tensor, whole: Experience) -> Tensor:
+        """The advantages after sampler correction and the entropy mask, zero outside the mask."""
+        advantages = torch.where(whole.mask, advantages, 0.0)
         if self.sampler_correction is not None and whole.old_logprobs is not None:
             assert whole.sampler_logprobs is not None
             advantages = advantages * sampler_correction(
@@ -277,7 +355,7 @@ class PolicyGradient(SampledPolicy, ABC):
                 self.sampler_cap,
             )
         if whole.entropy is not None:
-            # Rows without advantage rank nowhere, whether or not they were scored.
+            # Rows without advantage may not have been scored: their entropies must not count in the share.
             learning = whole.mask & (advantages != 0).any(dim=1, keepdim=True)
             advantages = advantages * top_entropy_mask(
                 whole.entropy, learning, self.top_entropy, lambda values: torch.cat(self.gathered(values))
@@ -292,7 +370,7 @@ class PolicyGradient(SampledPolicy, ABC):
                 if not stopped:
                     means = self._pass_over(batches)
                     if stopped := self.too_far(means["policy/kl_old"]):
-                        self.zero_grad()  # the policy left the samples behind: what they say is out of date
+                        self.zero_grad()  # this far from the policy that sampled they mislead
                     self._meter.values |= means
                 norm = float(self.step())
                 if not stopped:
@@ -310,7 +388,7 @@ class PolicyGradient(SampledPolicy, ABC):
         scores = self._score(batch, "gradient" if self.entropy_coefficient else "value", self.reads_values)
         logprobs, entropy = scores.logprobs, scores.entropy
         assert entropy is not None and batch.sampler_logprobs is not None
-        if batch.old_logprobs is None:  # first pass over fresh rollouts: strictly on-policy, the ratio is 1
+        if batch.old_logprobs is None:  # first pass over new rollouts: strictly on-policy, the ratio is 1
             batch.old_logprobs = logprobs.detach()
         token_loss, values = self.loss(scores, batch)
         if self.entropy_coefficient:
@@ -331,27 +409,24 @@ class PolicyGradient(SampledPolicy, ABC):
             batch.ids, batch.attention, batch.mask, self.sampling.temperature, entropy, values
         )
 
-    def _refresh_reference(self) -> None:
-        if self.reference_refresh and self._rollout_step % self.reference_refresh == 0:
-            self.policy.refresh_reference()
-
     @property
     def _rollout_step(self) -> int:
         """Number of the step that is being made, from 1."""
         return self.trainer.fit_loop.total_batch_idx + 1
 
-    # -- what a step leaves ----------------------------------------------------------------------------------
+    # -- after a step ----------------------------------------------------------------------------------------
 
-    def _remember(self, rollouts: list[Rollout]) -> None:
-        """Tell the data module how its problems fared: a curriculum draws by that."""
-        datamodule: Any = getattr(self.trainer, "datamodule", None)
-        if hasattr(datamodule, "observe"):
+    def _observe(self, rollouts: list[Rollout]) -> None:
+        """Report to the data module how its problems fared: a curriculum draws by that."""
+        if self.datamodule is not None:
             problems = [problem for rollout in rollouts for problem in rollout.problems]
-            passed, known = zip(*[counts for rollout in rollouts for counts in rollout.verdicts], strict=True)
-            datamodule.observe(problems, passed, known)
+            passed, judged = zip(
+                *[counts for rollout in rollouts for counts in rollout.verdicts], strict=True
+            )
+            self.datamodule.observe(problems, passed, judged)
 
     def report(self, rollout: Rollout) -> None:
-        """Log the step, under the names that the README explains; of several ranks, the means of theirs."""
+        """Log the step under the names that the README explains, as means over ranks."""
         metrics = rollout.metrics() | self._meter.values
         seconds = sum(v for k, v in metrics.items() if k.startswith("seconds/"))
         metrics["speed/tokens_per_second"] = self._meter.tokens / max(seconds, 1e-9)
@@ -365,13 +440,90 @@ class PolicyGradient(SampledPolicy, ABC):
         self.log_dict(shown, batch_size=len(rollout.rewards), prog_bar=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Beside what trains: a reference that was refreshed."""
+        """Save a refreshed reference adapter, beside what trains."""
         super().on_save_checkpoint(checkpoint)
         if self.policy.reference_renewed:
             checkpoint["reference"] = self.policy.reference_weights()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The reference of the day."""
+        """Restore a refreshed reference adapter."""
         super().on_load_checkpoint(checkpoint)
         if "reference" in checkpoint:
             self.policy.refresh_reference(checkpoint["reference"])
+
+    # -- held-out pass@k -------------------------------------------------------------------------------------
+
+    def evaluator(self) -> Evaluator:
+        """Measures the present weights as ``evaluation`` says, with the module's own engine and sandbox."""
+        self.bind()
+        several = self._trainer is not None and self.trainer.world_size > 1
+        return Evaluator(
+            self.engine,
+            self.sandbox,
+            self.evaluation,
+            self.evaluation.sampling(self.sampling.max_new_tokens),
+            self.policy.prompt_form,
+            Ranks(self.trainer.global_rank, self.trainer.world_size, self.gathered) if several else Ranks(),
+        )
+
+    def evaluate(
+        self,
+        problems: Sequence[Problem],
+        progress: str | None = None,
+        contaminated: Sequence[str] | None = None,
+    ) -> Evaluation:
+        """Held-out pass@k of the present weights on problems that need not be a benchmark's.
+
+        Collective: every process calls it and gets the scores.
+
+        Args:
+            problems: At least one. The scores are named after the source of the first.
+            progress: Label of a progress bar; None shows none.
+            contaminated: Ids of problems that the policy was trained on. None: not known.
+        """
+        name = problems[0].id.partition("/")[0].lower() if problems else "problems"
+        task = Task(name, tuple(problems), self.sandbox.timeout)
+        return self.evaluator().run(task, progress=progress, contaminated=contaminated)[name]
+
+    def validation_step(self, batch: list[Problem], batch_idx: int) -> None:
+        """Collect the batch's problems; they are sampled together when the epoch ends."""
+        self._held_out += batch
+
+    def test_step(self, batch: list[Problem], batch_idx: int) -> None:
+        """Collect the batch's problems; they are sampled together when the epoch ends."""
+        self._held_out += batch
+
+    def on_validation_epoch_end(self) -> None:
+        """Log pass@k on the validation split."""
+        if self.trainer.sanity_checking:  # two batches show nothing that the first step of the fit would not
+            self._held_out = []
+            return
+        self._log_held_out("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log pass@k on the test split."""
+        self._log_held_out("test")
+
+    def _log_held_out(self, split: str) -> None:
+        # A distributed sampler deals the problems out in turn, and repeats some so that all ranks get equally
+        # many.
+        dealt = self.gathered(self._held_out)
+        problems = list({p.id: p for turn in zip_longest(*dealt) for p in turn if p is not None}.values())
+        self._held_out = []
+        record = self.training_record() if self._trains_or_resumed() else prior_training(self.policy)
+        contaminated = None if record is None else record.among(problems)
+        if contaminated:
+            log.warning(
+                "%s: NOT HELD OUT: %d of %d problems were in the training data",
+                split,
+                len(contaminated),
+                len(problems),
+            )
+        evaluation = self.evaluate(problems, f"pass@k {split}", contaminated)
+        rates = {name: getattr(evaluation, name) for name in ("accuracy", "success_rate", "test_pass_rate")}
+        known = {name: value for name, value in (evaluation.scores() | rates).items() if value is not None}
+        self.log_dict({f"{split}/{name}": value for name, value in known.items()}, prog_bar=True)
+
+    def _trains_or_resumed(self) -> bool:
+        """Whether the weights have learned from the data module's training problems."""
+        return self.trainer.state.fn == TrainerFn.FITTING or self.trainer.ckpt_path is not None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from coderl.algorithms.advantages import gae, token_rewards, whiten
+from coderl.algorithms.base import passes_options_on
 from coderl.algorithms.losses import (
     KLEstimator,
     adapted_kl_coefficient,
@@ -16,12 +17,12 @@ from coderl.algorithms.losses import (
     kl_divergence,
     value_loss,
 )
-from coderl.algorithms.policy_gradient import Loss, PolicyGradient
+from coderl.algorithms.policy_gradient import Loss, PolicyGradient, PolicyGradientOptions
 from coderl.algorithms.step import Rollout
 from coderl.errors import UsageError
 from coderl.model.logprobs import Scores, Values
 from coderl.model.policy import Policy
-from coderl.types import Experience
+from coderl.types import Credit, Experience
 
 
 @dataclass
@@ -38,7 +39,7 @@ class AdaptiveKL:
 
 
 class PPO(PolicyGradient):
-    """A critic says what to expect after each token; a token's advantage is how much better it came.
+    """A critic estimates the return from each token on; a token's advantage is how much better it turned out.
 
     The critic is a value head on the policy's trunk: there is one base in memory. It starts at the mean
     reward of the first rollout.
@@ -65,9 +66,10 @@ class PPO(PolicyGradient):
             backward, and no tug-of-war with the policy.
         critic_learning_rate: Peak rate of what only the critic has. Null is ``learning_rate``.
         critic_warmup: Rollout steps at the start in which only the critic learns.
-        **shared: What every :class:`~coderl.algorithms.PolicyGradient` takes.
+        **options: What every :class:`~coderl.algorithms.PolicyGradient` takes.
     """
 
+    @passes_options_on
     def __init__(
         self,
         policy: Policy,
@@ -87,7 +89,7 @@ class PPO(PolicyGradient):
         critic_adapter: bool = False,
         critic_learning_rate: float | None = None,
         critic_warmup: int = 0,
-        **shared: Any,
+        **options: Unpack[PolicyGradientOptions],
     ) -> None:
         super().__init__(
             policy,
@@ -96,7 +98,7 @@ class PPO(PolicyGradient):
             clip=clip,
             kl_coefficient=kl_coefficient,
             kl=kl,
-            **shared,
+            **options,
         )
         self.target_kl, self.adaptive_kl = target_kl, adaptive_kl
         self.gamma, self.lam, self.whiten_advantages = gamma, lam, whiten_advantages
@@ -163,7 +165,7 @@ class PPO(PolicyGradient):
     # -- credit ----------------------------------------------------------------------------------------------
 
     def prepare(self, rollout: Rollout) -> list[Experience]:
-        """As for every policy gradient; before the first step the critic is told the mean reward."""
+        """As for every policy gradient; before the first step the critic is set to the mean reward."""
         if self.trainer.global_step == 0:
             self._expect_mean(rollout.rewards)
         return super().prepare(rollout)
@@ -174,7 +176,7 @@ class PPO(PolicyGradient):
         return True
 
     def score(self, batch: Experience) -> dict[str, Tensor]:
-        """Also what a critic with its own adapter says."""
+        """Also the values of a critic with an adapter of its own."""
         columns = super().score(batch)
         if self.critic_adapter:
             with self.policy.critic_adapter():
@@ -182,8 +184,8 @@ class PPO(PolicyGradient):
             columns["old_values"], columns["final_values"] = critic
         return columns
 
-    def advantages(self, rewards: Tensor, experience: Experience) -> Tensor:
-        """Generalized advantage estimates of rewards that came token by token; sets the critic's returns."""
+    def advantages(self, rewards: Tensor, experience: Experience) -> Credit:
+        """Generalized advantage estimates of token rewards, and the returns that the critic is to learn."""
         mask, old = experience.mask, experience.old_logprobs
         assert old is not None and experience.old_values is not None and experience.final_values is not None
         kl = torch.zeros_like(old)
@@ -194,24 +196,22 @@ class PPO(PolicyGradient):
         final = torch.where(ended, 0.0, experience.final_values)
         paid = token_rewards(verdicts, kl, mask, self.kl_coefficient)
         result = gae(paid, experience.old_values, mask, self.gamma, self.lam, final)
-        experience.returns = result.returns
-        self._log_critic(experience, kl)
-        return (
-            whiten(result.advantages, mask, self.mean_over_ranks)
-            if self.whiten_advantages
-            else result.advantages
-        )
+        advantages = result.advantages
+        if self.whiten_advantages:
+            advantages = whiten(advantages, mask, self.mean_over_ranks)
+        return Credit(advantages, result.returns, self._critic_metrics(experience, result.returns, kl))
 
-    def _log_critic(self, experience: Experience, kl: Tensor) -> None:
-        assert experience.returns is not None and experience.old_values is not None
+    def _critic_metrics(self, experience: Experience, returns: Tensor, kl: Tensor) -> dict[str, float]:
+        assert experience.old_values is not None
         mask = experience.mask
         if not bool(mask.any()):
-            return
-        returns, values = experience.returns[mask], experience.old_values[mask]
-        spread, missed = returns.var(correction=0), (returns - values).var(correction=0)
-        self._meter.values |= {
+            return {}
+        returns, values = returns[mask], experience.old_values[mask]
+        variance, residual = returns.var(correction=0), (returns - values).var(correction=0)
+        return {
             "value/mean": float(values.mean()),
-            "value/explained_variance": float(1 - missed / spread) if spread > 1e-8 else float("nan"),
+            # Of equal returns there is no variance to explain.
+            "value/explained_variance": float(1 - residual / variance) if variance > 1e-8 else float("nan"),
             "reward/kl_penalty": self.kl_coefficient * float(kl[mask].mean()),
         }
 
@@ -228,8 +228,8 @@ class PPO(PolicyGradient):
             values["policy/kl"] = kl_divergence(batch.old_logprobs, batch.ref_logprobs, "k3")
         if scores.critic is None:
             return policy.loss, values
-        critic, said = self._value_loss(scores.critic, batch)
-        return policy.loss + critic, values | said
+        critic, critic_values = self._value_loss(scores.critic, batch)
+        return policy.loss + critic, values | critic_values
 
     def critic_backward(self, batch: Experience) -> dict[str, Tensor]:
         """The backward of a critic with an adapter of its own."""
@@ -237,15 +237,15 @@ class PPO(PolicyGradient):
             return {}
         with self.policy.critic_adapter():
             values = self.policy.values(batch.ids, batch.attention, batch.mask)
-            loss, said = self._value_loss(values, batch)
+            loss, logged = self._value_loss(values, batch)
             self.manual_backward((batch.weights * loss).sum())
-        return said
+        return logged
 
     def _value_loss(self, critic: Values, batch: Experience) -> Loss:
         assert batch.old_values is not None and batch.returns is not None
         result = value_loss(critic.values, batch.old_values, batch.returns, self.value_clip)
-        said = {"loss/value": result.loss, "value/clip_fraction": result.clipped.float()}
-        return self.value_coefficient * result.loss, said
+        logged = {"loss/value": result.loss, "value/clip_fraction": result.clipped.float()}
+        return self.value_coefficient * result.loss, logged
 
     def clip_groups(self) -> list[list[torch.nn.Parameter]]:
         """Policy and critic apart: neither's gradient shrinks the other's step."""
@@ -279,13 +279,13 @@ class PPO(PolicyGradient):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Beside what trains: the coefficient, where it moves."""
+        """Save the KL coefficient where it adapts, beside what trains."""
         super().on_save_checkpoint(checkpoint)
         if self.adaptive_kl is not None:
             checkpoint["kl_coefficient"] = self.kl_coefficient
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The coefficient of the day."""
+        """Restore an adapted KL coefficient."""
         super().on_load_checkpoint(checkpoint)
         if self.adaptive_kl is not None:
             self.kl_coefficient = checkpoint.get("kl_coefficient", self.kl_coefficient)

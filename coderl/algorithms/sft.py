@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -20,32 +18,43 @@ class SFT(PolicyModule):
 
     Args:
         policy: The model to train.
-        max_new_tokens: Problems with a longer solution are left out with those of a longer prompt.
-        **shared: What every :class:`~coderl.algorithms.PolicyModule` takes. Learning rate, schedule and
-            micro-batch have other defaults here.
+        learning_rate: Of AdamW, after warm-up.
+        weight_decay: Of AdamW, on matrices.
+        warmup_steps: Optimizer steps over which the learning rate rises from 0.
+        schedule: What follows warm-up: constant, or down to 0 at the last step (linear, cosine).
+        max_grad_norm: Gradients are scaled down to this norm.
+        micro_batch_size: Sequences in one forward and backward. Changes memory and speed, never the gradient.
+        max_prompt_tokens: Problems with a longer prompt are counted, reported and left out.
+        max_new_tokens: So are problems with a longer solution.
     """
 
     def __init__(
         self,
         policy: Policy,
         learning_rate: float = 1e-4,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
         schedule: Schedule = "cosine",
+        max_grad_norm: float = 1.0,
         micro_batch_size: int = 64,
+        max_prompt_tokens: int = 512,
         max_new_tokens: int = 512,
-        **shared: Any,
     ) -> None:
         super().__init__(
             policy,
-            learning_rate=learning_rate,
-            schedule=schedule,
-            micro_batch_size=micro_batch_size,
-            **shared,
+            learning_rate,
+            weight_decay,
+            warmup_steps,
+            schedule,
+            max_grad_norm,
+            micro_batch_size,
+            max_prompt_tokens,
         )
         self.max_new_tokens = max_new_tokens
 
     @property
     def filter_reason(self) -> str:
-        """Why :meth:`fits` says no."""
+        """Why :meth:`fits` leaves a problem out, for the log."""
         limit = f"solution over {self.max_new_tokens} tokens (model.max_new_tokens) or missing"
         return f"{super().filter_reason}, or {limit}"
 

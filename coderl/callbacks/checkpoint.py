@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from coderl.algorithms.sampled import SampledPolicy
-from coderl.data import CodeDataModule
+from coderl.algorithms import PolicyGradient, PolicyModule
 from coderl.errors import UsageError
 from coderl.runs.folder import RunFolder
 
@@ -69,14 +68,13 @@ class BestCheckpoint(ModelCheckpoint):
             raise UsageError(
                 "BestCheckpoint: nothing is validated while trainer.limit_val_batches is 0: set it to 1.0"
             )
-        if not isinstance(module, SampledPolicy) and self.monitor != "val/loss":
+        if not isinstance(module, PolicyGradient) and self.monitor != "val/loss":
             raise UsageError(
                 f"BestCheckpoint: {type(module).__name__} validates val/loss, not {self.monitor}: set "
                 "monitor: val/loss and mode: min (and the same in EarlyStopping)"
             )
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(data, CodeDataModule):
-            data.problems("validation")  # says what is wrong where there are none
+        if isinstance(module, PolicyModule) and module.datamodule is not None:
+            module.datamodule.problems("validation")  # an empty split is refused with its reason
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on, also in a run folder that was moved: the best weights are looked for where it is now."""

@@ -9,7 +9,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
 from coderl.algorithms import PolicyModule
-from coderl.algorithms.training_data import trained_on
 from coderl.errors import UserError
 from coderl.publish.export import save_merged
 from coderl.runs.folder import RunFolder
@@ -38,6 +37,8 @@ class MergedCheckpoints(Callback):
         if epoch % self.every_n_epochs == 0:
             run = RunFolder.of(trainer)
             try:
-                save_merged(pl_module.policy, run.merged_epoch(epoch), trained_on(trainer), run=run.path)
+                save_merged(
+                    pl_module.policy, run.merged_epoch(epoch), pl_module.training_record(), run=run.path
+                )
             except UserError as error:  # no reason to lose the fit
                 log.warning("no merged model of epoch %d: %s", epoch, error)

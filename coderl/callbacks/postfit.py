@@ -18,7 +18,6 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from coderl.algorithms import PolicyGradient, PolicyModule
-from coderl.algorithms.training_data import trained_on
 from coderl.callbacks.artifacts import check_push, push_models, save_models, write_cards
 from coderl.callbacks.checkpoint import BestCheckpoint
 from coderl.callbacks.order import run_last
@@ -31,11 +30,9 @@ from coderl.callbacks.summary import (
     versions,
 )
 from coderl.callbacks.summary import summary_text as fit_summary_text
-from coderl.data import CodeDataModule
 from coderl.errors import UsageError
 from coderl.evaluation import TASKS, Store, Task, load_task
 from coderl.model.provenance import prior_training
-from coderl.problems.contamination import merge_records
 from coderl.runs.folder import RunFolder, short_name
 from coderl.scores import Evaluation, logged_scores, results_name, save_results, summary_text
 
@@ -105,14 +102,15 @@ class PostFit(Callback):
             raise UsageError(
                 f"PostFit: tasks are not measured, {why}: leave them out, and use coderl evaluate"
             )
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        limit = data.limits["test"] if isinstance(data, CodeDataModule) else None
+        data = module.datamodule
+        limit = data.limits["test"] if data is not None else None
         self._loaded = [load_task(name, limit) for name in self.tasks]
         names = [task.name for task in self._loaded]
         if len(set(names)) < len(names):
             raise UsageError(f"PostFit: two of the tasks have one name ({', '.join(names)}): rename a file")
-        for task in self._loaded if isinstance(data, CodeDataModule) else []:
-            data.guard(task.problems, f"the benchmark {task.name}")
+        if data is not None:
+            for task in self._loaded:
+                data.guard(task.problems, f"the benchmark {task.name}")
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -156,9 +154,8 @@ class PostFit(Callback):
         root = Path(trainer.default_root_dir)
         root.mkdir(parents=True, exist_ok=True)
         paths: dict[str, str] = {}
-        trained = trained_on(trainer)
         if trainer.is_global_zero:
-            paths |= save_models(pl_module.policy, root, trained, self.merge)
+            paths |= save_models(pl_module.policy, root, pl_module.training_record(), self.merge)
         found: dict[str, Evaluation] = {}
         if self.evaluate and isinstance(pl_module, PolicyGradient):
             found = self._measure_all(trainer, pl_module)
@@ -188,9 +185,10 @@ class PostFit(Callback):
 
     def _split(self, trainer: Trainer, module: PolicyGradient) -> Task:
         """The split as a task, under a benchmark's name only if it is that benchmark."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = module.datamodule
+        assert data is not None, "PostFit measures a split of a CodeDataModule"
         problems = tuple(data.problems(self.split))
-        source = data.source.name if isinstance(data, CodeDataModule) else ""
+        source = data.source.name
         name = source if source in TASKS else problems[0].id.partition("/")[0].lower()
         task = Task(name, problems, module.sandbox.timeout)
         known = next((known for known in self._loaded if known.name == name), task)
@@ -199,12 +197,12 @@ class PostFit(Callback):
     def _measure(
         self, trainer: Trainer, module: PolicyGradient, when: str, task: Task
     ) -> dict[str, Evaluation]:
-        module.bind()
-        here = trained_on(trainer) if when == "after" else None
-        known = merge_records(prior_training(module.policy), here)
-        contaminated = None if known is None else known.among(task.problems)
+        evaluator = module.evaluator()
+        record = module.training_record() if when == "after" else prior_training(module.policy)
+        contaminated = None if record is None else record.among(task.problems)
         with self._store(trainer, module, when, task) as store:
-            found = module.evaluate_task(task, f"pass@k {task.name} {when}", contaminated, store)
+            label = f"pass@k {task.name} {when}"
+            found = evaluator.run(task, store=store, contaminated=contaminated, progress=label)
             if store is not None:
                 store.remove()
         return found
@@ -222,7 +220,7 @@ class PostFit(Callback):
         asked = asdict(module.evaluation) | {
             "base": [policy.source, policy.quantization, str(policy.base.dtype), str(policy.device)],
             "longest": module.sampling.max_new_tokens,
-            "samples_from_copy": getattr(module.engine, "samples_from_copy", None),
+            "samples_from_copy": module.engine.samples_from_copy,
             "prompts": [policy.encode(problem) for problem in task.problems],
         }
         digest = hashlib.sha256(json.dumps(asked).encode())

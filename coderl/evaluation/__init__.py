@@ -5,21 +5,24 @@ Problems come in as a :class:`Task`, samples from any rollout engine, verdicts f
 business.
 """
 
-from coderl.evaluation.evaluator import EvaluationSettings, evaluate, score_task
-from coderl.evaluation.grading import job, run_fairly, score
+from coderl.evaluation.evaluator import Evaluator, Ranks
+from coderl.evaluation.grading import Grader, run_fairly, to_program
 from coderl.evaluation.sampling import Store
+from coderl.evaluation.settings import EvaluationSettings
 from coderl.evaluation.tasks import TASKS, Task, load_task, reference
+from coderl.scores import Evaluation
 
 __all__ = [
     "TASKS",
+    "Evaluation",
     "EvaluationSettings",
+    "Evaluator",
+    "Grader",
+    "Ranks",
     "Store",
     "Task",
-    "evaluate",
-    "job",
     "load_task",
     "reference",
     "run_fairly",
-    "score",
-    "score_task",
+    "to_program",
 ]

@@ -1,179 +1,153 @@
-"""From a policy and a task to scores: what `coderl evaluate`, PostFit and validation all call."""
+"""From a policy and a task to scores: one way for `coderl evaluate`, PostFit and validation."""
 
 from __future__ import annotations
 
+import random
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from coderl.errors import UsageError
-from coderl.evaluation.grading import Judging, score
-from coderl.evaluation.sampling import Store, draw
+from tqdm.auto import tqdm
+
+from coderl.evaluation.grading import Grader
+from coderl.evaluation.sampling import Answers, Store, groups
 from coderl.problems.prompts import program
-from coderl.rollout import Sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from coderl.evaluation.grading import Runner
+    from coderl.evaluation.settings import EvaluationSettings
     from coderl.evaluation.tasks import Task
     from coderl.problems.prompts import PromptForm
-    from coderl.rollout import RolloutEngine
-    from coderl.scores.results import Evaluation
+    from coderl.rollout import RolloutEngine, Sampling
+    from coderl.sandbox import ProgramRunner
+    from coderl.scores import Evaluation
+    from coderl.types import Problem
 
 
-@dataclass
-class EvaluationSettings:
-    """How held-out pass@k is measured (the original recipe's values).
+def _single_process(value: Any) -> list[Any]:
+    return [value]
 
-    Args:
-        n: Samples per problem.
-        ks: The k of pass@k. A k over n is reported as missing.
-        temperature: Of sampling; 0 is greedy.
-        top_p: Nucleus sampling, allowed here since nothing is trained on it.
-        max_length_generation: Longest prompt with its completion, in tokens, as the harness counts; null
-            takes the training's longest completion.
-        seed: Of the samples, so that before and after are drawn alike.
-        grading: inline is the harness's way; auto reaches verdicts that cannot be forged, and names the
-            samples that inline grading judges otherwise.
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that share the sampling of an evaluation; by default this one alone.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        count: How many there are.
+        gather: Collective: takes this process's value, returns those of all, in order.
     """
 
-    n: int = 15
-    ks: tuple[int, ...] = (1, 5, 10)
-    temperature: float = 0.2
-    top_p: float = 0.95
-    max_length_generation: int | None = None
-    seed: int = 0
-    grading: Judging = "inline"
-
-    def __post_init__(self) -> None:
-        counts = {
-            "n": self.n,
-            "max_length_generation": self.max_length_generation,
-            "k": min(self.ks, default=1),
-        }
-        for name, count in counts.items():
-            if count is not None and count < 1:
-                raise UsageError(f"evaluation: {name} is {count}; give 1 or more")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise UsageError(
-                f"evaluation: temperature is {self.temperature} and top_p {self.top_p}; give 0 or more, and "
-                "above 0 up to 1"
-            )
-
-    def sampling(self, max_new_tokens: int) -> Sampling:
-        """How completions are drawn.
-
-        Args:
-            max_new_tokens: Longest completion, in tokens, where no ``max_length_generation`` says it.
-        """
-        longest = self.max_length_generation
-        return Sampling(self.temperature, self.top_p, longest or max_new_tokens, longest)
+    rank: int = 0
+    count: int = 1
+    gather: Callable[[Any], list[Any]] = _single_process
 
 
-def evaluate(
-    task: Task,
-    engine: RolloutEngine,
-    sandbox: Runner,
-    settings: EvaluationSettings,
-    sampling: Sampling,
-    *,
-    form: PromptForm = "completion",
-    noted: Mapping[str, Any] | None = None,
-    contaminated: Sequence[str] | None = None,
-    store: Store | None = None,
-    progress: str | None = None,
-    rank: int = 0,
-    gathered: Callable[[Any], list[Any]] | None = None,
-) -> dict[str, Evaluation]:
-    """Sample answers to a task's problems, run them, and score them.
+class Evaluator:
+    """Samples answers to a task's problems, runs them, and scores them.
 
-    Where several processes call it, each samples a part, and the first runs all programs. Every process gets
-    the scores, which are those of one process alone.
+    Where several processes share it, each samples a part of the problems, and the first runs all programs.
+    Every process gets the scores, which are those of one process alone.
 
     Args:
-        task: What is asked.
         engine: What samples; a policy is bound to it.
-        sandbox: Runs the programs.
+        runner: Runs the programs.
         settings: How much is sampled, and how it is judged.
         sampling: How completions are drawn.
-        form: How the policy asks; it decides how programs are made of answers.
-        noted: What else should stand beside the scores.
-        contaminated: Ids of problems that the policy was trained on. None: nobody knows.
-        store: Keeps the answers under way, so that a killed evaluation can go on.
-        progress: Label of a progress bar; None shows none.
-        rank: Number of this process.
-        gathered: Gives the values of every process, in order. None: this one is alone.
-
-    Returns:
-        By the task's name; EvalPlus' tasks also have ``{name}_base``, scores by the original tests.
+        form: How the policy is asked; it decides how programs are made of answers.
+        ranks: The processes that share the work.
     """
-    started = time.monotonic()
-    texts = draw(
-        task.problems,
-        settings.n,
-        sampling,
-        engine,
-        seed=settings.seed,
-        store=store,
-        progress=progress,
-        rank=rank,
-        gathered=gathered,
-    )
-    drawn = asdict(sampling) | {"seed": settings.seed, "form": form, **(noted or {})}
-    scores: dict[str, Evaluation] = {}
-    if rank == 0:
-        programs = [
-            [program(p, text, form) for text in row] for p, row in zip(task.problems, texts, strict=True)
-        ]
-        scores = score_task(
-            task, programs, sandbox, settings, noted=drawn, contaminated=contaminated, started=started
+
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        runner: ProgramRunner,
+        settings: EvaluationSettings,
+        sampling: Sampling,
+        form: PromptForm = "completion",
+        ranks: Ranks = Ranks(),
+    ) -> None:
+        self.engine, self.settings, self.sampling = engine, settings, sampling
+        self.form, self.ranks = form, ranks
+        self.grader = Grader(runner, settings)
+
+    def run(
+        self,
+        task: Task,
+        *,
+        store: Store | None = None,
+        contaminated: Sequence[str] | None = None,
+        notes: Mapping[str, Any] | None = None,
+        progress: str | None = None,
+    ) -> dict[str, Evaluation]:
+        """Evaluate a task.
+
+        Args:
+            task: The problems.
+            store: Saves answers as they come, so that a killed evaluation can go on.
+            contaminated: Ids of problems that the policy was trained on. None: not known.
+            notes: Further settings to save beside the scores.
+            progress: Label of a progress bar; None shows none.
+
+        Returns:
+            By the task's name; EvalPlus' tasks also have ``{name}_base``, scores by the original tests.
+        """
+        started = time.monotonic()
+        texts = self.sample(task.problems, store=store, progress=progress)
+        scores: dict[str, Evaluation] = {}
+        if self.ranks.rank == 0:
+            pairs = zip(task.problems, texts, strict=True)
+            programs = [[program(problem, text, self.form) for text in row] for problem, row in pairs]
+            settings = asdict(self.sampling) | {
+                "seed": self.settings.seed,
+                "form": self.form,
+                **(notes or {}),
+            }
+            scores = self.grader.grade_task(
+                task, programs, notes=settings, contaminated=contaminated, started=started
+            )
+        return self.ranks.gather(scores)[0]  # type: ignore[no-any-return]
+
+    def sample(
+        self, problems: Sequence[Problem], *, store: Store | None = None, progress: str | None = None
+    ) -> list[list[str]]:
+        """Sample ``settings.n`` answers to each problem. The caller's own random stream is left as it was.
+
+        Args:
+            problems: What to answer.
+            store: Where groups are saved; those it holds are not drawn again.
+            progress: Label of a progress bar with the time left; None shows none.
+
+        Returns:
+            Per problem, in order, ``n`` texts.
+        """
+        n, ranks = self.settings.n, self.ranks
+        parts = groups(problems, n, store.size if store else self.engine.batch_size)
+        found: Answers = store.read(problems, n) if store else {}
+        bar = tqdm(
+            total=len(problems) * n,
+            initial=len(found) * n,
+            desc=progress,
+            unit="sample",
+            leave=False,
+            disable=progress is None or ranks.rank > 0,
         )
-    return gathered(scores)[0] if gathered else scores
-
-
-def score_task(
-    task: Task,
-    programs: Sequence[Sequence[str]],
-    sandbox: Runner,
-    settings: EvaluationSettings,
-    *,
-    noted: Mapping[str, Any] | None = None,
-    contaminated: Sequence[str] | None = None,
-    started: float | None = None,
-) -> dict[str, Evaluation]:
-    """Score whole programs by a task's tests, and by its original ones where it has both.
-
-    Args:
-        task: What was asked.
-        programs: Per problem of the task, ``settings.n`` whole programs, or none at all.
-        sandbox: Runs them.
-        settings: How they are judged.
-        noted: What should stand beside the scores.
-        contaminated: Ids of problems that the policy was trained on. None: nobody knows.
-        started: Monotonic time, in seconds, from which the wall time counts. None: now.
-
-    Returns:
-        By the task's name, and ``{name}_base``.
-    """
-    ks = sorted({1, *settings.ks})  # pass@1 is what summaries speak of
-    parts = {task.name: {p.id: p for p in task.problems}}
-    if task.base:
-        parts[f"{task.name}_base"] = {p.id: p for p in task.base}
-    rows = {p.id: row for p, row in zip(task.problems, programs, strict=True)}
-    return {
-        name: score(
-            list(problems.values()),
-            [rows[key] for key in problems],
-            sandbox,
-            n=settings.n,
-            ks=ks,
-            task=name,
-            grading=settings.grading,
-            timeout=task.timeout,
-            settings=noted,
-            contaminated=None if contaminated is None else [key for key in contaminated if key in problems],
-            started=started,
-        )
-        for name, problems in parts.items()
-    }
+        with bar:
+            for number, members in enumerate(parts):
+                if number % ranks.count != ranks.rank or all(i in found for i in members):
+                    continue
+                # The seed follows from the group's number alone: whichever rank samples it, before or after a
+                # kill, the samples are the same.
+                seed = random.Random(f"evaluation {self.settings.seed} {number}").getrandbits(63)
+                drawn = self.engine.generate([problems[i] for i in members], n, self.sampling, seed=seed)
+                texts = [completion.text for completion in drawn]
+                new = {i: texts[place * n : (place + 1) * n] for place, i in enumerate(members)}
+                found |= new
+                if store:
+                    store.add({problems[i].id: row for i, row in new.items()})
+                bar.update(len(members) * n * ranks.count)
+        for others in ranks.gather(found):
+            found |= others
+        return [found[i] for i in range(len(problems))]

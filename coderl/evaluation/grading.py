@@ -12,10 +12,10 @@ import re
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
 from coderl.errors import UserError
-from coderl.evaluation.tasks import reference
+from coderl.evaluation.tasks import Task, reference
 from coderl.sandbox import Program
 from coderl.scores.results import Evaluation
 from coderl.scores.statistics import bootstrap_interval, pass_at_k
@@ -23,122 +23,155 @@ from coderl.scores.statistics import bootstrap_interval, pass_at_k
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from coderl.evaluation.settings import EvaluationSettings, Judging
+    from coderl.sandbox import ProgramRunner
     from coderl.types import Execution, Problem
 
 INFRA_RETRIES = 2
 
-Judging = Literal["inline", "auto"]
-"""``inline`` runs tests beside the program, as the harness does; verdicts of ``auto`` cannot be forged."""
 
-
-class Runner(Protocol):
-    """Anything that runs programs, such as :class:`coderl.sandbox.Sandbox`."""
-
-    def run(self, programs: Sequence[Program]) -> list[Execution]:
-        """One execution per program, in order."""
-
-
-def score(
-    problems: Sequence[Problem],
-    programs: Sequence[Sequence[str]],
-    sandbox: Runner,
-    *,
-    n: int,
-    ks: Sequence[int] = (1, 5, 10),
-    task: str | None = None,
-    grading: Judging = "inline",
-    timeout: float | None = None,
-    settings: Mapping[str, Any] | None = None,
-    contaminated: Sequence[str] | None = None,
-    started: float | None = None,
-) -> Evaluation:
-    """Score whole programs, such as the harness's saved generations.
+class Grader:
+    """Runs whole programs against a task's tests and scores them.
 
     Args:
-        problems: What was asked; at least one.
-        programs: Per problem, ``n`` whole programs, or none at all.
-        sandbox: Runs them.
-        n: Samples per problem.
-        ks: The k of pass@k.
-        task: Name of the task. None: the first part of the first problem's id.
-        grading: How verdicts are reached. After ``auto``, inline grading has its say as well, and the samples
-            that the two judge otherwise are named.
-        timeout: Seconds for a program with all its tests. None: the sandbox's.
-        settings: What should stand beside the scores.
-        contaminated: Ids of problems that the model was trained on. None: nobody knows.
-        started: Monotonic time, in seconds, from which the wall time counts. None: now.
+        runner: Runs the programs.
+        settings: Samples per problem, the k of pass@k, and how verdicts are reached. After ``auto``, the
+            programs are judged inline as well, and samples that the two judge differently are listed.
     """
-    started = time.monotonic() if started is None else started
-    if not problems:
-        raise UserError("nothing to evaluate: there are no problems; choose a split that has some")
-    for problem, row in zip(problems, programs, strict=True):
-        if len(row) not in (0, n):
-            raise ValueError(f"{problem.id}: {len(row)} samples, {n} were asked for")
-    samples = [(p, i, code) for p, row in zip(problems, programs, strict=True) for i, code in enumerate(row)]
-    executions, reran = run_fairly([job(p, code, grading, timeout) for p, _, code in samples], sandbox)
-    other = _disagreements(samples, executions, sandbox, timeout) if grading == "auto" else []
-    remaining = iter(executions)
-    rows = [[next(remaining) for _ in row] for row in programs]
-    counts = [_count(row) for row in rows]
-    values = {k: _estimates(counts, n, k) for k in {1, *ks}}
-    return Evaluation(
-        task=task or problems[0].id.partition("/")[0].lower(),
-        pass_at_k={k: _mean(values[k]) for k in ks},
-        interval=bootstrap_interval(values[1]) if values[1] else None,
-        accuracy=_mean(_estimates([_count(row[:1]) for row in rows], 1, 1)),
-        success_rate=_mean([float(c > 0) for m, c in counts if m is not None]),
-        test_pass_rate=_test_pass_rate(problems, rows),
-        n=n,
-        problems=len(problems),
-        outcomes=dict(Counter(e.outcome for e in executions).most_common()),
-        timeouts_rerun=reran,
-        infra_errors=sum(e.outcome == "infra_error" for e in executions),
-        seconds=time.monotonic() - started,
-        settings={**(settings or {}), **_circumstances(executions, timeout), "judging": grading},
-        contaminated=None if contaminated is None else list(contaminated),
-        disagreements=other,
-        ids=[problem.id for problem in problems],
-        correct=[c for _, c in counts],
-        counted=[m or 0 for m, _ in counts],
-        first=[_first(row) for row in rows],
-        generations=[list(row) for row in programs],
-        references=[reference(problem) for problem in problems],
-    )
 
+    def __init__(self, runner: ProgramRunner, settings: EvaluationSettings) -> None:
+        self.runner, self.settings = runner, settings
 
-def _disagreements(
-    samples: Sequence[tuple[Problem, int, str]],
-    executions: Sequence[Execution],
-    sandbox: Runner,
-    timeout: float | None,
-) -> list[dict[str, Any]]:
-    """The samples that inline grading judges otherwise, where that is not what judged them."""
-    both = [(s, e) for s, e in zip(samples, executions, strict=True) if e.grading != "inline"]
-    inline = sandbox.run([job(p, code, "inline", timeout) for (p, _, code), _ in both])
-    differ = [pair for pair, theirs in zip(both, inline, strict=True) if _other(pair[1], theirs)]
-    # Only where it matters is a time-out of a busy machine's worth a second run.
-    inline, _ = run_fairly([job(p, code, "inline", timeout) for (p, _, code), _ in differ], sandbox)
-    return [
-        {
-            "id": problem.id,
-            "sample": number,
-            "inline": theirs.outcome,
-            "grading": ours.grading,
-            "outcome": ours.outcome,
-            "message": (ours if ours.outcome != "passed" else theirs).message,
+    def grade_task(
+        self,
+        task: Task,
+        programs: Sequence[Sequence[str]],
+        *,
+        notes: Mapping[str, Any] | None = None,
+        contaminated: Sequence[str] | None = None,
+        started: float | None = None,
+    ) -> dict[str, Evaluation]:
+        """Score programs by a task's tests, and by its original ones where it has both.
+
+        Args:
+            task: What was asked.
+            programs: Per problem of the task, ``settings.n`` whole programs, or none at all.
+            notes: Further settings to save beside the scores.
+            contaminated: Ids of problems that the policy was trained on. None: not known.
+            started: Monotonic time, in seconds, from which the wall time counts. None: now.
+
+        Returns:
+            By the task's name, and ``{name}_base``.
+        """
+        tasks = [task]
+        rows = {p.id: row for p, row in zip(task.problems, programs, strict=True)}
+        if task.base:
+            tasks.append(Task(f"{task.name}_base", task.base, task.timeout))
+        return {
+            part.name: self.grade(
+                part,
+                [rows[problem.id] for problem in part.problems],
+                notes=notes,
+                contaminated=contaminated,
+                started=started,
+            )
+            for part in tasks
         }
-        for ((problem, number, _), ours), theirs in zip(differ, inline, strict=True)
-        if _other(ours, theirs)
-    ]
+
+    def grade(
+        self,
+        task: Task,
+        programs: Sequence[Sequence[str]],
+        *,
+        notes: Mapping[str, Any] | None = None,
+        contaminated: Sequence[str] | None = None,
+        started: float | None = None,
+    ) -> Evaluation:
+        """Score programs by the tests of ``task.problems``; see :meth:`grade_task`.
+
+        Raises:
+            UserError: There are no problems.
+            ValueError: A problem has another number of programs than ``settings.n``, and not none.
+        """
+        started = time.monotonic() if started is None else started
+        n, problems, timeout = self.settings.n, task.problems, task.timeout
+        if not problems:
+            raise UserError("nothing to evaluate: there are no problems; choose a split that has some")
+        for problem, row in zip(problems, programs, strict=True):
+            if len(row) not in (0, n):
+                raise ValueError(f"{problem.id}: {len(row)} samples, {n} were asked for")
+        pairs = zip(problems, programs, strict=True)
+        samples = [(problem, i, code) for problem, row in pairs for i, code in enumerate(row)]
+        judging = self.settings.grading
+        executions, timeouts = run_fairly(
+            [to_program(p, code, judging, timeout) for p, _, code in samples], self.runner
+        )
+        other = self._disagreements(samples, executions, timeout) if judging == "auto" else []
+        remaining = iter(executions)
+        rows = [[next(remaining) for _ in row] for row in programs]
+        counts = [_count(row) for row in rows]
+        ks = sorted({1, *self.settings.ks})  # summaries are about pass@1
+        values = {k: _estimates(counts, n, k) for k in ks}
+        ids = [problem.id for problem in problems]
+        return Evaluation(
+            task=task.name,
+            pass_at_k={k: _mean(values[k]) for k in ks},
+            interval=bootstrap_interval(values[1]) if values[1] else None,
+            accuracy=_mean(_estimates([_count(row[:1]) for row in rows], 1, 1)),
+            success_rate=_mean([float(c > 0) for m, c in counts if m is not None]),
+            test_pass_rate=_test_pass_rate(problems, rows),
+            n=n,
+            problems=len(problems),
+            outcomes=dict(Counter(e.outcome for e in executions).most_common()),
+            timeouts_rerun=timeouts,
+            infra_errors=sum(e.outcome == "infra_error" for e in executions),
+            seconds=time.monotonic() - started,
+            settings={**(notes or {}), **_circumstances(executions, timeout), "judging": judging},
+            contaminated=None if contaminated is None else [name for name in contaminated if name in ids],
+            disagreements=other,
+            ids=ids,
+            correct=[c for _, c in counts],
+            counted=[m or 0 for m, _ in counts],
+            first=[_first(row) for row in rows],
+            generations=[list(row) for row in programs],
+            references=[reference(problem) for problem in problems],
+        )
+
+    def _disagreements(
+        self,
+        samples: Sequence[tuple[Problem, int, str]],
+        executions: Sequence[Execution],
+        timeout: float | None,
+    ) -> list[dict[str, Any]]:
+        """The samples that inline grading judges differently, of those that were not judged inline."""
+        both = [(s, e) for s, e in zip(samples, executions, strict=True) if e.grading != "inline"]
+        inline = self.runner.run([to_program(p, code, "inline", timeout) for (p, _, code), _ in both])
+        differ = [pair for pair, theirs in zip(both, inline, strict=True) if _disagree(pair[1], theirs)]
+        # A time-out of a busy machine is worth a second run only where it decides.
+        inline, _ = run_fairly(
+            [to_program(p, code, "inline", timeout) for (p, _, code), _ in differ], self.runner
+        )
+        return [
+            {
+                "id": problem.id,
+                "sample": number,
+                "inline": theirs.outcome,
+                "grading": ours.grading,
+                "outcome": ours.outcome,
+                "message": (ours if ours.outcome != "passed" else theirs).message,
+            }
+            for ((problem, number, _), ours), theirs in zip(differ, inline, strict=True)
+            if _disagree(ours, theirs)
+        ]
 
 
-def _other(ours: Execution, theirs: Execution) -> bool:
+def _disagree(ours: Execution, theirs: Execution) -> bool:
     """Whether one passes a program and the other fails it."""
     outcomes = (ours.outcome, theirs.outcome)
     return "infra_error" not in outcomes and outcomes.count("passed") == 1
 
 
-def run_fairly(jobs: Sequence[Program], sandbox: Runner) -> tuple[list[Execution], int]:
+def run_fairly(jobs: Sequence[Program], runner: ProgramRunner) -> tuple[list[Execution], int]:
     """Run programs so that a busy machine is not held against them.
 
     Infrastructure errors are retried. Then time-outs are run once more by themselves, and that verdict holds.
@@ -146,12 +179,12 @@ def run_fairly(jobs: Sequence[Program], sandbox: Runner) -> tuple[list[Execution
     Returns:
         The executions, in order, and how many programs timed out at first.
     """
-    executions = list(sandbox.run(jobs))
+    executions = list(runner.run(jobs))
 
     def again(outcome: str) -> int:
         places = [i for i, e in enumerate(executions) if e.outcome == outcome]
         if places:
-            for i, e in zip(places, sandbox.run([jobs[i] for i in places]), strict=True):
+            for i, e in zip(places, runner.run([jobs[i] for i in places]), strict=True):
                 executions[i] = e if e.outcome != "infra_error" else executions[i]
         return len(places)
 
@@ -160,7 +193,9 @@ def run_fairly(jobs: Sequence[Program], sandbox: Runner) -> tuple[list[Execution
     return executions, again("timeout")
 
 
-def job(problem: Problem, code: str, grading: Judging | None = None, timeout: float | None = None) -> Program:
+def to_program(
+    problem: Problem, code: str, grading: Judging | None = None, timeout: float | None = None
+) -> Program:
     """What the sandbox runs for the whole program ``code`` as an answer to ``problem``."""
     helpers = "" if problem.tests else problem.prompt
     return Program(

@@ -1,7 +1,7 @@
-"""Answers for an evaluation: drawn in groups that are settled beforehand, kept on disk, resumed bit for bit.
+"""The groups in which answers are sampled, and the file they are saved in to resume bit for bit.
 
-A group is sampled whole, from a random stream that follows from the seed and its place alone. So an
-evaluation that was killed goes on with the group it stood in, and ends as one that was not.
+A group is sampled whole, from a seed that follows from the evaluation's seed and the group's number alone. So
+an evaluation that was killed goes on with the group it was in, and ends like one that was not.
 """
 
 from __future__ import annotations
@@ -9,20 +9,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import random
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-
-import torch
-from tqdm.auto import tqdm
 
 from coderl.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from coderl.rollout import RolloutEngine, Sampling
     from coderl.types import Problem
 
 Answers = dict[int, list[str]]
@@ -32,91 +26,28 @@ Answers = dict[int, list[str]]
 def groups(problems: Sequence[Problem], n: int, size: int) -> list[list[int]]:
     """Numbers of the problems that are sampled together.
 
-    Alike lengths go together, so that little is padding and a batch ends at about one time; the longest come
-    first, so that what does not fit in memory shows at once and the time that is left is not underrated.
+    Problems of similar length go together, so that little is padding and a batch ends at about one time. The
+    longest come first, so that a lack of memory shows at once and the time left is not underestimated.
 
     Args:
-        problems: What is asked.
+        problems: What to answer.
         n: Samples per problem.
-        size: Sequences in a group, about; at least one problem.
+        size: Sequences in a group, about; a group has at least one problem.
     """
     order = sorted(range(len(problems)), key=lambda i: (-len(problems[i].prompt), i))
     step = max(1, size // n)
     return [order[start : start + step] for start in range(0, len(order), step)]
 
 
-def draw(
-    problems: Sequence[Problem],
-    n: int,
-    sampling: Sampling,
-    engine: RolloutEngine,
-    *,
-    seed: int = 0,
-    store: Store | None = None,
-    progress: str | None = None,
-    rank: int = 0,
-    gathered: Callable[[Answers], list[Answers]] | None = None,
-) -> list[list[str]]:
-    """Sample ``n`` answers to each problem. The caller's own random stream is left as it was.
-
-    Args:
-        problems: What is asked.
-        n: Samples per problem.
-        sampling: How they are drawn.
-        engine: What draws them; a policy is bound to it.
-        seed: Settles every draw.
-        store: Where groups are kept; those it holds are not drawn again.
-        progress: Label of a progress bar with the time that is left; None shows none.
-        rank: Number of this process, where several share the work.
-        gathered: Gives the answers of every process. None: this one is alone.
-
-    Returns:
-        Per problem, in order, ``n`` texts.
-    """
-    parts = groups(problems, n, store.size if store else engine.batch_size)
-    found: Answers = store.read(problems, n) if store else {}
-    ranks = 1 if gathered is None else torch.distributed.get_world_size()
-    bar = tqdm(
-        total=len(problems) * n,
-        initial=len(found) * n,
-        desc=progress,
-        unit="sample",
-        leave=False,
-        disable=progress is None or rank > 0,
-    )
-    with bar, _own_stream():
-        for number, members in enumerate(parts):
-            if number % ranks != rank or all(i in found for i in members):
-                continue
-            torch.manual_seed(random.Random(f"evaluation {seed} {number}").getrandbits(63))
-            drawn = engine.generate([problems[i] for i in members], n, sampling)
-            texts = [completion.text for completion in drawn]
-            new = {i: texts[place * n : (place + 1) * n] for place, i in enumerate(members)}
-            found |= new
-            if store:
-                store.add({problems[i].id: row for i, row in new.items()})
-            bar.update(len(members) * n * ranks)
-    for others in gathered(found) if gathered else []:
-        found |= others
-    return [found[i] for i in range(len(problems))]
-
-
-@contextmanager
-def _own_stream() -> Iterator[None]:
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
-        yield
-
-
 class Store:
-    """The answers of an evaluation under way, in a file: a line that says what it is, then a line a group.
+    """The answers of a running evaluation in a file: a header that identifies it, then a line a group.
 
     One process at a time writes it. A line that a kill has cut short is dropped.
 
     Args:
         path: The file; it is made where there is none.
-        asked: Everything that the answers follow from. A file that says otherwise is not gone on with.
-        size: Sequences in a group. A file that exists keeps its own.
+        asked: Everything that the answers depend on. A file with another header is refused.
+        size: Sequences in a group. An existing file keeps its own.
 
     Raises:
         UserError: Another process writes the file, it holds something else, or it cannot be written.

@@ -30,13 +30,13 @@ class Task:
     Attributes:
         name: What results call it, such as ``"mbpp"``.
         problems: What is asked, in the order of saved generations.
-        timeout: Seconds of wall time for a program with all its tests.
+        timeout: Seconds of wall time for a program with all its tests. None: the runner's.
         base: EvalPlus' tasks: the same problems with the tests that they had before, judged besides.
     """
 
     name: str
     problems: tuple[Problem, ...]
-    timeout: float = TIMEOUT
+    timeout: float | None = TIMEOUT
     base: tuple[Problem, ...] = ()
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coderl.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from coderl.model.policy import Policy
     from coderl.types import Completion, Problem
@@ -56,11 +57,28 @@ class Sampling:
         return self
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, torch's global generators draw from ``seed``; outside they are as they were."""
+    import torch
+
+    # Only devices in use: forking the generator of an idle GPU would initialize CUDA there.
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
 class RolloutEngine(ABC):
     """Samples from a policy: ``bind`` once, ``sync`` after each change of weights, ``generate``."""
 
     batch_size: int = 128
     """Number of sequences it works on together: a caller that asks in parts asks for as many at a time."""
+
+    @property
+    def samples_from_copy(self) -> bool:
+        """Whether it samples from a copy of the weights, whose rounding is its own; stands beside scores."""
+        return False
 
     @abstractmethod
     def bind(self, policy: Policy) -> None:
@@ -72,7 +90,13 @@ class RolloutEngine(ABC):
 
     @abstractmethod
     def generate(
-        self, problems: Sequence[Problem], n: int, sampling: Sampling, *, progress: str | None = None
+        self,
+        problems: Sequence[Problem],
+        n: int,
+        sampling: Sampling,
+        *,
+        seed: int | None = None,
+        progress: str | None = None,
     ) -> list[Completion]:
         """Sample ``n`` completions for each problem.
 
@@ -80,6 +104,8 @@ class RolloutEngine(ABC):
             problems: What to answer; ``Completion.problem`` is the index here.
             n: Completions per problem.
             sampling: How to draw them.
+            seed: The same seed and weights give the same completions, and the caller's random stream is left
+                as it was. None: draws go on from the run's own stream.
             progress: Label of a progress bar, in completions; none where None.
 
         Returns:

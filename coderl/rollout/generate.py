@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from coderl.problems import prompts
 from coderl.rollout.decode import Row, StopCriteria, TokenTexts, decode
-from coderl.rollout.engine import RolloutEngine, Sampling
+from coderl.rollout.engine import RolloutEngine, Sampling, seeded
 from coderl.rollout.memory import free_bytes
 from coderl.types import Completion
 
@@ -69,9 +69,18 @@ class GenerateEngine(RolloutEngine):
             self._policy.merge_into(self._dense_copy)
 
     def generate(
-        self, problems: Sequence[Problem], n: int, sampling: Sampling, *, progress: str | None = None
+        self,
+        problems: Sequence[Problem],
+        n: int,
+        sampling: Sampling,
+        *,
+        seed: int | None = None,
+        progress: str | None = None,
     ) -> list[Completion]:
         """Sample ``n`` completions for each problem (see the base class)."""
+        if seed is not None:
+            with seeded(seed):
+                return self.generate(problems, n, sampling, progress=progress)
         assert self._policy is not None, "bind() comes first"
         asked = [self._policy.encode(problem) for problem in problems]
         rooms = [sampling.room(len(ids)) for ids in asked]

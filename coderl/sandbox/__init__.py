@@ -9,21 +9,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from coderl.sandbox.program import Program, ProgramRunner
+
 if TYPE_CHECKING:
-    from coderl.sandbox.checks.plan import Program
     from coderl.sandbox.pool import Sandbox
 
-__all__ = ["Program", "Sandbox"]
+__all__ = ["Program", "ProgramRunner", "Sandbox", "default_sandbox"]
+
+
+def default_sandbox() -> ProgramRunner:
+    """Where programs run if nobody says otherwise."""
+    from coderl.sandbox.pool import Sandbox
+
+    return Sandbox()
 
 
 def __getattr__(name: str) -> object:
-    """Load on demand: a lane's interpreter, which pays for all it holds at each fork, needs neither."""
+    """Load on demand: what only names programs and their runner needs no pool."""
     if name == "Sandbox":
         from coderl.sandbox.pool import Sandbox
 
         return Sandbox
-    if name == "Program":
-        from coderl.sandbox.checks.plan import Program
-
-        return Program
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

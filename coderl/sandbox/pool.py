@@ -15,13 +15,14 @@ from coderl.sandbox.checks.grading import Job, Mode, UnfitForRpc, grading_of, ju
 from coderl.sandbox.lane import Lane, LaneHung, LaneLost, run_together
 from coderl.sandbox.lane_pool import LanePool, LanePools
 from coderl.sandbox.probe import probe, require
+from coderl.sandbox.program import ProgramRunner
 from coderl.types import Execution
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from coderl.sandbox.checks.plan import Program
     from coderl.sandbox.jail import Jail
+    from coderl.sandbox.program import Program
     from coderl.types import Outcome, Tier
 
 MOST_WORKERS = 16
@@ -32,7 +33,7 @@ AHEAD = 512
 """Programs in flight for each lane: what the others can get through while one waits out its time."""
 
 
-class Sandbox:
+class Sandbox(ProgramRunner):
     """Runs untrusted programs against their tests, outside this process.
 
     Lanes start with the first run (or :meth:`start`) and stay until :meth:`close`. Every method may be called

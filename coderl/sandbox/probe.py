@@ -13,9 +13,9 @@ from pathlib import Path
 
 from coderl.errors import UserError
 from coderl.sandbox.checks.grading import judge, prepare
-from coderl.sandbox.checks.plan import Program
 from coderl.sandbox.jail import Jail, Primitive, enter_namespaces
 from coderl.sandbox.lane import Lane, LaneLost, run_together
+from coderl.sandbox.program import Program
 from coderl.sandbox.syscalls import compiled
 from coderl.sandbox.view import INSIDE, view
 

@@ -116,7 +116,13 @@ class Canned(RolloutEngine):
         pass
 
     def generate(
-        self, problems: Sequence[Problem], n: int, sampling: Sampling, *, progress: str | None = None
+        self,
+        problems: Sequence[Problem],
+        n: int,
+        sampling: Sampling,
+        *,
+        seed: int | None = None,
+        progress: str | None = None,
     ) -> list[Completion]:
         assert len(problems) * n == len(self.completions)
         return self.completions

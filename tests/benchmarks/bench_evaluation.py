@@ -23,12 +23,13 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from coderl.evaluation import load_task, reference, score
-from coderl.evaluation.grading import Judging
+from coderl.evaluation import load_task, reference
+from coderl.evaluation.settings import Judging
 from coderl.sandbox import Program, Sandbox
 from coderl.scores import Evaluation
 from coderl.types import Problem
 from tests.support import harness, mutants
+from tests.support.scoring import score
 
 SLOW = "mbpp/123"
 WORKING = ("right", "chatty", "twice", "guarded", "constant", "boxed")

@@ -263,7 +263,13 @@ class Pupil(RolloutEngine):
         self.updates += 1
 
     def generate(
-        self, problems: Sequence[Problem], n: int, sampling: Sampling, *, progress: str | None = None
+        self,
+        problems: Sequence[Problem],
+        n: int,
+        sampling: Sampling,
+        *,
+        seed: int | None = None,
+        progress: str | None = None,
     ) -> list[Completion]:
         kind = self.after if self.updates else self.before
         return [self._answer(i, p, kind, j == n - 1) for i, p in enumerate(problems) for j in range(n)]

@@ -46,7 +46,13 @@ class Pupil(RolloutEngine):
         self.updates += 1
 
     def generate(
-        self, problems: Sequence[Problem], n: int, sampling: Sampling, *, progress: str | None = None
+        self,
+        problems: Sequence[Problem],
+        n: int,
+        sampling: Sampling,
+        *,
+        seed: int | None = None,
+        progress: str | None = None,
     ) -> list[Completion]:
         self.asked.append([problem.id for problem in problems])
         right = RIGHT[min(self.updates, len(RIGHT) - 1)]

@@ -23,7 +23,7 @@ from coderl.evaluation import EvaluationSettings
 from coderl.model.policy import Policy
 
 TEXT = (configs_folder() / "README.md").read_text(encoding="utf-8")
-PLUMBING = {"self", "policy", "rewards", "sandbox", "engine", "evaluation", "shared"}
+PLUMBING = {"self", "policy", "rewards", "sandbox", "engine", "evaluation", "options"}
 """Arguments that are other objects, with options of their own."""
 RECIPES = re.findall(r"^coderl .*$", TEXT, flags=re.MULTILINE)
 CHOICES = {"loss_type": LossType, "baseline": Baseline, "scale": AdvantageScale}

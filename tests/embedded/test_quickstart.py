@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from coderl.cli import run
-from coderl.evaluation import job
+from coderl.evaluation import to_program
 from coderl.model.loading import resolve
 from coderl.problems import Embedded
 from coderl.sandbox import Sandbox
@@ -48,7 +48,7 @@ def test_the_merged_model_answers_in_plain_transformers(folder: Path) -> None:
         with torch.no_grad():
             output = model.generate(**ids, max_new_tokens=64, do_sample=False)
         answer = tokenizer.decode(output[0, ids.input_ids.shape[1] :], skip_special_tokens=True)
-        programs.append(job(problem, str(answer)))
+        programs.append(to_program(problem, str(answer)))
     with Sandbox(allow_weak_isolation=True) as sandbox:
         passed = [execution.outcome == "passed" for execution in sandbox.run(programs)]
     assert sum(passed) > len(problems) / 4

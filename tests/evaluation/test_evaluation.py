@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from coderl.errors import UserError
-from coderl.evaluation import reference, run_fairly, score
+from coderl.evaluation import reference, run_fairly
 from coderl.problems.prompts import MBPP_STOP, mbpp_prompt
-from coderl.sandbox import Program, Sandbox
+from coderl.sandbox import Program, ProgramRunner, Sandbox
 from coderl.scores import Evaluation, logged_scores, results_name, save_results, summary_text
 from coderl.scores.statistics import pass_at_k
 from coderl.types import Execution, Outcome, Problem
+from tests.support.scoring import score
 
 TESTS = ("assert f() == 1", "assert f() > 0")
 
@@ -29,7 +30,7 @@ def problems(count: int) -> list[Problem]:
     ]
 
 
-class Fake:
+class Fake(ProgramRunner):
     """Judges a program by the outcomes it spells, such as ``timeout>passed``: the next one each run."""
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from coderl.evaluation import Task, job, load_task, reference, run_fairly, score
+from coderl.evaluation import Task, load_task, reference, run_fairly, to_program
 from coderl.problems.prompts import mbpp_prompt, program
 from coderl.sandbox import Sandbox
 from coderl.scores import save_results
@@ -24,6 +24,7 @@ from tests.evaluation.golden.answers import ANSWERS, SCORES
 from tests.evaluation.golden.programs import AGREED, APART, ENDLESS
 from tests.support import harness, mutants
 from tests.support.harness import Row
+from tests.support.scoring import score
 
 GOLDEN = Path(__file__).parent / "golden"
 PATIENCE = 30.0
@@ -213,7 +214,7 @@ def both_judge(
 ) -> tuple[list[dict[str, bool]], list[dict[str, bool]]]:
     """Per problem, whether its named programs pass here, and in the harness."""
     pairs = [(p, code) for p, row in zip(problems, programs, strict=True) for code in row.values()]
-    executions, _ = run_fairly([job(p, code, "inline", timeout) for p, code in pairs], sandbox)
+    executions, _ = run_fairly([to_program(p, code, "inline", timeout) for p, code in pairs], sandbox)
     assert not [e.message for e in executions if e.outcome == "infra_error"]
     passed = iter([e.outcome == "passed" for e in executions])
     references = [reference(p) for p in problems]

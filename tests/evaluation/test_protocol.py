@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from coderl.evaluation import EvaluationSettings, Task, load_task, reference, score, score_task
+from coderl.evaluation import EvaluationSettings, Grader, Task, load_task, reference
 from coderl.problems.prompts import HUMANEVAL_STOP, MBPP_STOP, program
-from coderl.sandbox import Program, Sandbox
+from coderl.sandbox import Program, ProgramRunner, Sandbox
 from coderl.scores import Evaluation
 from coderl.types import Execution
 from tests.evaluation.golden.answers import ANSWERS, PLUS, SCORES
+from tests.support.scoring import score
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -215,17 +216,13 @@ def test_plus_and_base_verdicts_stand_side_by_side(name: str, sandbox: Sandbox) 
     answers, plus, base = PLUS[name]
     task = load_task(name)
     settings = EvaluationSettings(n=len(answers[0]), ks=(1,))
-    found = score_task(task, programs(task, *answers), sandbox, settings)
+    found = Grader(sandbox, settings).grade_task(task, programs(task, *answers))
     assert list(found) == [name, f"{name}_base"]
     assert verdicts(found[name]) == [sum(row) for row in plus]
     assert verdicts(found[f"{name}_base"]) == [sum(row) for row in base]
     for column in range(settings.n):  # each by itself, so that no two mistakes make up for each other
-        one = score_task(
-            task,
-            programs(task, *([row[column]] for row in answers)),
-            sandbox,
-            EvaluationSettings(n=1, ks=(1,)),
-        )
+        single = Grader(sandbox, EvaluationSettings(n=1, ks=(1,)))
+        one = single.grade_task(task, programs(task, *([row[column]] for row in answers)))
         assert [bool(c) for c in one[name].correct] == [row[column] for row in plus]
         assert [bool(c) for c in one[f"{name}_base"].correct] == [row[column] for row in base]
 
@@ -242,13 +239,14 @@ def verdicts(evaluation: Evaluation) -> list[int]:
 def test_programs_get_the_time_that_the_harness_gives_them(name: str, seconds: float) -> None:
     seen: list[float | None] = []
 
-    class Runner:
+    class Runner(ProgramRunner):
         def run(self, programs: Sequence[Program]) -> list[Execution]:
             seen.extend(p.timeout for p in programs)
             return [Execution("failed") for _ in programs]
 
     task = load_task(name)
-    found = score_task(task, [[""]] * len(task.problems), Runner(), EvaluationSettings(n=1, ks=(1,)))
+    grader = Grader(Runner(), EvaluationSettings(n=1, ks=(1,)))
+    found = grader.grade_task(task, [[""]] * len(task.problems))
     assert seen == [seconds] * len(task.problems) * len(found)
     assert all(e.settings["timeout"] == seconds for e in found.values())
 

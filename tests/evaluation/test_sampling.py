@@ -17,9 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coderl.errors import UserError
-from coderl.evaluation.sampling import Answers, Store, draw, groups
+from coderl.evaluation import EvaluationSettings, Evaluator, Ranks
+from coderl.evaluation.sampling import Answers, Store, groups
 from coderl.model.policy import Policy
 from coderl.rollout import RolloutEngine, Sampling
+from coderl.rollout.engine import seeded
+from coderl.sandbox import Sandbox
 from coderl.types import Completion, Problem
 
 ASKED = {"model": "m", "n": 2, "seed": 0}
@@ -45,16 +48,38 @@ class Fake(RolloutEngine):
         """Nothing to bring up."""
 
     def generate(
-        self, problems: Sequence[Problem], n: int, sampling: Sampling, *, progress: str | None = None
+        self,
+        problems: Sequence[Problem],
+        n: int,
+        sampling: Sampling,
+        *,
+        seed: int | None = None,
+        progress: str | None = None,
     ) -> list[Completion]:
         if len(self.calls) == self.fails_at:
             raise ZeroDivisionError
         self.calls.append([problem.id for problem in problems])
-        return [
-            Completion(i, (), (), (), f"{problem.id} {torch.rand(len(problem.prompt) + 1).sum()}", True)
-            for i, problem in enumerate(problems)
-            for _ in range(n)
-        ]
+        assert seed is not None, "every draw of an evaluation follows from its seed"
+        with seeded(seed):
+            return [
+                Completion(i, (), (), (), f"{problem.id} {torch.rand(len(problem.prompt) + 1).sum()}", True)
+                for i, problem in enumerate(problems)
+                for _ in range(n)
+            ]
+
+
+def draw(
+    asked: Sequence[Problem],
+    n: int,
+    sampling: Sampling,
+    engine: Fake,
+    seed: int = 0,
+    store: Store | None = None,
+    ranks: Ranks = Ranks(),  # noqa: B008
+) -> list[list[str]]:
+    """``n`` answers to each problem, as an evaluation samples them. Nothing is run."""
+    settings = EvaluationSettings(n=n, ks=(1,), seed=seed)
+    return Evaluator(engine, Sandbox(), settings, sampling, ranks=ranks).sample(asked, store=store)
 
 
 def ids(asked: Sequence[Problem], n: int, size: int) -> list[list[str]]:
@@ -125,14 +150,13 @@ class Exchange(Exception):
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
-def test_several_processes_give_what_one_gives(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_give_what_one_gives(ranks: int) -> None:
     """Each stops where it would hear of the others, and goes there once more when all have been heard."""
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: ranks)
     asked = problems([4, 8, 1, 6, 2])
     engines = [Fake(2) for _ in range(ranks)]
 
-    def process(rank: int, gathered: Callable[[Answers], list[Answers]]) -> list[list[str]]:
-        return draw(asked, 2, SAMPLING, engines[rank], rank=rank, gathered=gathered)
+    def process(rank: int, gather: Callable[[Answers], list[Answers]]) -> list[list[str]]:
+        return draw(asked, 2, SAMPLING, engines[rank], ranks=Ranks(rank, ranks, gather))
 
     def tell(found: Answers) -> list[Answers]:
         raise Exchange(found)

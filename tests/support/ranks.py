@@ -23,7 +23,7 @@ from coderl.algorithms import GRPO, SFT
 from coderl.algorithms.ppo import AdaptiveKL
 from coderl.algorithms.step import Rollout
 from coderl.data import CodeDataModule, Curriculum
-from coderl.evaluation import EvaluationSettings
+from coderl.evaluation import Evaluation, EvaluationSettings
 from coderl.problems import ProblemSource
 from coderl.rollout import GenerateEngine
 from coderl.sandbox import Sandbox
@@ -178,16 +178,16 @@ def validated(llama: Path, **ranks: Any) -> dict[str, Any]:
     sandbox = Sandbox(workers=1, allow_weak_isolation=True)
     engine = GenerateEngine(batch_size=2)
     module = GRPO(stirred(llama), sandbox=sandbox, engine=engine, max_new_tokens=9, evaluation=settings)
-    seen, measure = [], module.evaluate_task
+    seen, measure = [], module.evaluate
 
-    def noted(*args: Any) -> Any:
+    def noted(*args: Any) -> Evaluation:
         seen.append(measure(*args))
         return seen[-1]
 
-    module.evaluate_task = noted  # type: ignore[method-assign, assignment]
+    module.evaluate = noted  # type: ignore[method-assign, assignment]
     trainer = tiny.trainer(**ranks)
     (figures,) = trainer.validate(module, datamodule=CodeDataModule(Five(), batch_size=1))
-    return {"figures": figures, "programs": seen[0]["tiny"].generations, "ids": seen[0]["tiny"].ids}
+    return {"figures": figures, "programs": seen[0].generations, "ids": seen[0].ids}
 
 
 def both(folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from coderl.commands.evaluate.run import ModelRun
 from coderl.errors import UsageError, UserError
-from coderl.evaluation import EvaluationSettings, Task, load_task, score_task
+from coderl.evaluation import EvaluationSettings, Grader, Task, load_task
 from coderl.evaluation.tasks import TASKS, TIMEOUT
 from coderl.files import free_path
 from coderl.model.loading import ComputeDtype, Quantization, find_device
@@ -218,7 +218,7 @@ def score_file(
         raise UserError(f"{path} has {found} programs for a problem: each is to have as many as the others")
     settings = replace(settings, n=sizes[0])
     print(f"{task.name}: running {count * sizes[0]} programs", file=sys.stderr)
-    return score_task(task, programs, sandbox, settings, noted={"generations": str(path)})
+    return Grader(sandbox, settings).grade_task(task, programs, notes={"generations": str(path)})
 
 
 def _generations(path: Path) -> list[list[str]]:

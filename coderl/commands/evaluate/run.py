@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from coderl.errors import UsageError, UserError
-from coderl.evaluation import Store, evaluate
+from coderl.evaluation import Evaluator, Store
 from coderl.model.provenance import prior_training
 from coderl.rollout import GenerateEngine
 from coderl.rollout.memory import fitting
@@ -138,16 +138,12 @@ class ModelRun:
     def _evaluate(self, task: Task, store: Store, sandbox: Sandbox) -> dict[str, Evaluation]:
         self.engine.batch_size = store.size
         try:
-            return evaluate(
+            evaluator = Evaluator(self.engine, sandbox, self.settings, self.sampling, self.policy.prompt_form)
+            return evaluator.run(
                 task,
-                self.engine,
-                sandbox,
-                self.settings,
-                self.sampling,
-                form=self.policy.prompt_form,
-                noted=self.noted | {"batch_size": store.size},
-                contaminated=self.trained.among(task.problems) if self.trained else None,
                 store=store,
+                contaminated=self.trained.among(task.problems) if self.trained else None,
+                notes=self.noted | {"batch_size": store.size},
                 progress=task.name,
             )
         except torch.OutOfMemoryError as error:

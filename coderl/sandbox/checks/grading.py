@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from coderl.errors import UserError
-from coderl.sandbox.checks.plan import Inline, Program, Rpc, Sealed, inline_plan, rpc_plan, sealed_plan
+from coderl.sandbox.checks.plan import Inline, Rpc, Sealed, inline_plan, rpc_plan, sealed_plan
 from coderl.sandbox.checks.seal import Unsealable
 from coderl.sandbox.compare import holds
 from coderl.sandbox.inside import wire
 from coderl.sandbox.inside.codec import TRUSTED, encode
+from coderl.sandbox.program import Program
 from coderl.types import Execution
 
 if TYPE_CHECKING:

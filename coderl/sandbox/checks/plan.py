@@ -17,7 +17,7 @@ import sys
 import textwrap
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from coderl.errors import UserError
 from coderl.sandbox.checks.seal import Unsealable, redefined, seal
@@ -26,36 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from coderl.sandbox.compare import Check
-
-
-@dataclass(frozen=True, slots=True)
-class Program:
-    """A candidate and the tests it must pass.
-
-    Attributes:
-        code: The candidate: untrusted source.
-        tests: Assert lines (MBPP form); each is one test, passed if every statement in it holds.
-        setup: Source run after the candidate and before the tests.
-        test: Source that defines ``check(candidate)`` (HumanEval form), used where ``tests`` is empty.
-        entry_point: Name of the function that ``check`` receives.
-        helpers: Source that defines what the tests use beside the candidate, such as HumanEval's prompt. In
-            rpc grading it runs where the tests do, and the candidate cannot redefine it there. Text that is
-            not Python is ignored.
-        timeout: Seconds of wall time for all tests. None: the sandbox's.
-        grading: How the verdict is reached. None: as the sandbox does it.
-        harness: Whether inline grading gives it the streams and builtins that it has in
-            bigcode-evaluation-harness, where that can decide whether it passes.
-    """
-
-    code: str
-    tests: tuple[str, ...] = ()
-    setup: str = ""
-    test: str = ""
-    entry_point: str = ""
-    helpers: str = ""
-    timeout: float | None = None
-    grading: Literal["auto", "sealed", "rpc", "inline"] | None = None
-    harness: bool = False
 
 
 @dataclass(frozen=True, slots=True)
