@@ -109,6 +109,8 @@ class PolicyModule(LightningModule):
         max_prompt_tokens: int = 512,
     ) -> None:
         super().__init__()
+        # Lightning checks a fit before any hook of the module runs: later would be too late for its warnings.
+        ignore_harmless()
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold only what trains; on_load_checkpoint checks the rest
         self.policy = policy
@@ -146,7 +148,6 @@ class PolicyModule(LightningModule):
             UsageError: If the strategy would divide the policy up, or the trainer change its precision, or a
                 launcher started other processes than the trainer takes.
         """
-        ignore_harmless()
         launched = launcher.launched()
         if launched and launched[1] != self.trainer.world_size:
             raise UsageError(
