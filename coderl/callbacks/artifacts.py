@@ -58,7 +58,7 @@ def write_cards(paths: dict[str, str], run: Path) -> None:
     for kind in ("adapter", "merged"):
         if kind in paths:
             folder = Path(paths[kind])
-            card.write(folder, card.name_of(folder), run)
+            card.write(folder, card.model_name(folder), run)
 
 
 def check_push(push: bool, hub_model_id: str | None) -> None:

@@ -63,7 +63,7 @@ def merge(
         raise UsageError("--hub_model_id and --private are about pushing: add --push_to_hub")
     place, output = loading.find_device(device), Path(output_dir).expanduser().resolve()
     if push_to_hub:
-        hub.require_id(card.name_of(output) if hub_model_id is None else hub_model_id)
+        hub.require_id(card.model_name(output) if hub_model_id is None else hub_model_id)
     named = _named(adapter_model_id, base_model, gguf_file)
     adapter = Path(named.adapter or "")
     _check_adapter(adapter)
@@ -74,7 +74,7 @@ def merge(
     kept = None if dtype == "auto" else loading.compute_dtype(dtype, place)
     run = card.run_of(adapter)
     save_merged(policy, output, dtype=kept, run=run, progress=tell)
-    card.write(output, card.name_of(output), run)
+    card.write(output, card.model_name(output), run)
     print(output)
     if push_to_hub:
         print(hub.push(output, hub_model_id, private=private, tell=tell))

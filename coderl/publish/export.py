@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 WRITTEN = (
-    *("README.md", card.MERGED, POLICY_FILE, TRAINED, "adapter_config.json", "adapter_model.safetensors"),
+    *("README.md", card.MERGE_FILE, POLICY_FILE, TRAINED, "adapter_config.json", "adapter_model.safetensors"),
     *("config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors"),
     *("model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "chat_template.jinja", "additional_chat_templates/*.jinja", "vocab.json"),
@@ -74,7 +74,7 @@ def save_adapter(
         noted = {"quantization": policy.quantization, "compute_dtype": _name(policy.base.dtype)}
         (partial / POLICY_FILE).write_text(json.dumps(noted) + "\n", encoding="utf-8")
         policy.tokenizer.save_pretrained(partial)
-        card.write(partial, card.name_of(folder), run, measured=False)
+        card.write(partial, card.model_name(folder), run, measured=False)
     return folder
 
 
@@ -124,8 +124,10 @@ def save_merged(
         found = probe.check(partial)
         tell(f"verified: {found.words}")
         held = {"quantization": policy.quantization, "all_weights_trained": policy.trains_all}
-        card.note(partial, policy.gguf_file or policy.model, _name(dtype), held, found.to_json())
-        card.write(partial, card.name_of(folder), run, measured=False)
+        card.write_merge_record(
+            partial, policy.gguf_file or policy.model, _name(dtype), held, found.to_json()
+        )
+        card.write(partial, card.model_name(folder), run, measured=False)
     return folder
 
 
@@ -150,9 +152,10 @@ def require_replaceable(folder: Path) -> None:
     others = [
         path
         for path in folder.iterdir()
-        if not (path.name.startswith("epoch-") and (path / card.MERGED).exists()) and not _is_partial(path)
+        if not (path.name.startswith("epoch-") and (path / card.MERGE_FILE).exists())
+        and not _is_partial(path)
     ]
-    if others and not (folder / card.MERGED).is_file():
+    if others and not (folder / card.MERGE_FILE).is_file():
         raise UserError(
             f"{folder} is not empty and holds no merged model of coderl's: nothing in it is overwritten; "
             "name another folder"

@@ -117,7 +117,7 @@ def push(
     from huggingface_hub.errors import LocalTokenNotFoundError
 
     require_pushable(folder)
-    require_id(card.name_of(folder) if hub_id is None else hub_id)
+    require_id(card.model_name(folder) if hub_id is None else hub_id)
     files = _files(folder)
     for line in _lacking(folder, files):
         (tell or log.warning)(line)
@@ -126,7 +126,7 @@ def push(
         if get_token() is None:
             raise LocalTokenNotFoundError
         if hub_id is None or "/" not in hub_id:
-            hub_id = f"{api.whoami()['name']}/{hub_id or card.name_of(folder)}"
+            hub_id = f"{api.whoami()['name']}/{hub_id or card.model_name(folder)}"
         url = api.create_repo(hub_id, private=private or None, exist_ok=True)
         if tell:
             tell(f"pushing {folder} to {url}")
@@ -144,7 +144,7 @@ def _upload(api: HfApi, folder: Path, hub_id: str, files: list[str]) -> None:
     """Send the files, the card with the model's id in its code. If that fails the card is as it was."""
     path = folder / card.FILE
     old = path.read_text(encoding="utf-8") if path.is_file() else None
-    if old is not None and (new := card.call(old, hub_id)) != old:
+    if old is not None and (new := card.with_hub_id(old, hub_id)) != old:
         path.write_text(new, encoding="utf-8")
     try:
         api.upload_folder(

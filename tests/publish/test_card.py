@@ -23,7 +23,7 @@ from coderl.cli import main
 from coderl.model.adapters import LoRA
 from coderl.problems.prompts import CHAT_OPENING
 from coderl.publish import card
-from coderl.publish.card.facts import gather, is_hub_id
+from coderl.publish.card import gather_facts, is_hub_id
 from coderl.publish.export import save_adapter, save_merged
 from tests.callbacks.test_callbacks import fit, rl
 from tests.support import tiny
@@ -79,7 +79,7 @@ def run_folder(folder: Path, **changes: Any) -> Path:
 
 def written(folder: Path, run: Path | None = None, **options: Any) -> Any:
     """The card as the hub's client reads it."""
-    card.write(folder, card.name_of(folder), run, **options)
+    card.write(folder, card.model_name(folder), run, **options)
     return ModelCard.load(folder / card.FILE)
 
 
@@ -158,7 +158,7 @@ def test_a_merge_with_another_base_is_not_what_the_run_measured(tmp_path: Path) 
     run = run_folder(tmp_path / "run")
     for base, same in {BASE: True, "codellama/CodeLlama-7b-hf": False}.items():
         (tmp_path / "out").mkdir(exist_ok=True)
-        card.note(tmp_path / "out", base, "bfloat16", {"quantization": "nf4"}, {})
+        card.write_merge_record(tmp_path / "out", base, "bfloat16", {"quantization": "nf4"}, {})
         found = written(tmp_path / "out", run)
         assert found.data.base_model == base and f"made from [{base}](" in found.text
         assert ("41.2%" in found.text) is same and bool(found.data.eval_results) is same
@@ -172,7 +172,7 @@ def test_odd_names_stay_names(tmp_path: Path, name: str) -> None:
     shown: dict[str, str] = {}
     exec(line, shown)
     assert shown["name"] == name
-    changed = card.call((tmp_path / name / card.FILE).read_text(), "me/it")
+    changed = card.with_hub_id((tmp_path / name / card.FILE).read_text(), "me/it")
     assert changed.count("me/it") == 1 and 'name = "me/it"  #' in changed
 
 
@@ -246,7 +246,7 @@ def test_what_a_hub_id_looks_like(name: str, known: bool) -> None:
 def test_names_and_runs_by_place(tmp_path: Path, folder: str, name: str, run: str | None) -> None:
     for made in ("x/run/logs", "x/logs", folder):
         (tmp_path / made).mkdir(parents=True, exist_ok=True)
-    assert card.name_of(tmp_path / folder) == name
+    assert card.model_name(tmp_path / folder) == name
     assert card.run_of(tmp_path / folder) == (tmp_path / run if run else None)
 
 
@@ -255,7 +255,7 @@ def test_a_model_by_its_own_weights_says_what_was_measured_with_others(tmp_path:
     (tmp_path / "merged").mkdir()
     for quantization, said in {"none": True, "nf4": False}.items():
         held = {"quantization": quantization, "all_weights_trained": False}
-        card.note(tmp_path / "merged", BASE, "bfloat16", held, {"words": "near enough"})
+        card.write_merge_record(tmp_path / "merged", BASE, "bfloat16", held, {"words": "near enough"})
         text = written(tmp_path / "merged", run).text
         assert ("Measured with the base in NF4" in text) is said
         assert ("dequantized from NF4" in text) is not said
@@ -288,7 +288,7 @@ def test_the_code_runs(tmp_path: Path, family: str, kind: str, capsys: pytest.Ca
     shutil.rmtree(run / "adapter")
     save = save_adapter if kind == "adapter" else save_merged
     place = save(policy, tmp_path / ("run/adapter" if kind == "adapter" else "run-merged"), run=run)
-    text = card.call(code_of(place), str(place))
+    text = card.with_hub_id(code_of(place), str(place))
     assert str(place) in text and (CHAT_OPENING.strip() in text) is (family == "chat")
     assert ("BitsAndBytesConfig" in text) is (kind == "adapter" and family != "plain")
     compile(text, "card", "exec")
@@ -343,7 +343,7 @@ def test_a_merge_by_hand_tells_of_the_run(llama: Path, tmp_path: Path) -> None:
     fit(rl(llama), tmp_path / "run", PostFit(merge=False), steps=1)
     asked = ["merge", "--adapter_model_id", str(tmp_path / "run"), "--output_dir", str(tmp_path / "out")]
     assert main([*asked, "--device", "cpu"]) == 0
-    facts = gather(tmp_path / "out", "out", tmp_path / "run", True)
+    facts = gather_facts(tmp_path / "out", "out", tmp_path / "run", True)
     text = (tmp_path / "out" / card.FILE).read_text()
     assert facts.scores and "after training" in text and "1 optimizer steps" in text
 

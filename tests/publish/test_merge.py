@@ -78,7 +78,7 @@ def nothing_left() -> bool:
 
 
 def noted(folder: Path = OUT) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / card.MERGED).read_text())
+    found: dict[str, Any] = json.loads((folder / card.MERGE_FILE).read_text())
     return found
 
 
