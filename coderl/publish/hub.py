@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from coderl.errors import UsageError, UserError
 from coderl.publish import card
-from coderl.publish.export import WRITTEN
+from coderl.publish.export import MODEL_FILES
 from coderl.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-PUSHED = (*WRITTEN, "*.safetensors", "*.safetensors.index.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
+PUSHED = (*MODEL_FILES, "*.safetensors", "*.safetensors.index.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
 """What is pushed: what models consist of, and no other file that happens to lie there, such as secrets."""
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
@@ -26,7 +25,7 @@ from coderl.model.architectures import auto_class
 from coderl.model.policy import Policy
 from coderl.problems.contamination import TrainingRecord
 from coderl.publish import card
-from coderl.publish.export import _replacing, save_adapter, save_merged
+from coderl.publish.export import save_adapter, save_merged
 from tests.evaluation.test_sampling import largest
 from tests.support import tiny
 
@@ -499,59 +498,6 @@ def test_so_does_one_that_is_full_for_the_tokenizer(
 
     monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", full)
     assert "could not be written: No space left on device" in error_of(capsys) and nothing_left()
-
-
-def old_and_new(folder: Path) -> tuple[Path, _replacing]:
-    """An earlier model, and what is to replace it."""
-    target = folder / "at/m"
-    target.mkdir(parents=True)
-    (target / "config.json").write_text("old")
-    return target, _replacing(target)
-
-
-@pytest.mark.parametrize("at", [1, 2])
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(5, "Input/output error")])
-def test_what_fails_between_two_names_leaves_the_earlier_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, error: BaseException
-) -> None:
-    places, count, rename = old_and_new(tmp_path), itertools.count(1), Path.rename
-
-    def renamed(self: Path, target: Path) -> Path:
-        if next(count) == at:
-            raise error
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", renamed)
-    with pytest.raises((KeyboardInterrupt, UserError)), places[1] as partial:
-        (partial / "config.json").write_text("new")
-    assert [path.name for path in (tmp_path / "at").iterdir()] == ["m"]
-    assert (places[0] / "config.json").read_text() == "old"
-
-
-@pytest.mark.parametrize("gone", [False, True])
-def test_what_a_kill_left_is_put_right_by_the_next(tmp_path: Path, gone: bool) -> None:
-    target, replacing = old_and_new(tmp_path)
-    (tmp_path / "at/.m.x.partial/old").mkdir(parents=True)
-    (tmp_path / "at/.m.x.partial/old/config.json").write_text("older")
-    (tmp_path / "at/.m.x.partial/old/notes.txt").write_text("mine")
-    if gone:
-        shutil.rmtree(target)
-    with pytest.raises(ZeroDivisionError), replacing:
-        raise ZeroDivisionError
-    assert [path.name for path in (tmp_path / "at").iterdir()] == ["m"]
-    assert (target / "config.json").read_text() == ("older" if gone else "old")
-    assert (target / "notes.txt").read_text() == "mine"
-
-
-def test_two_at_once_do_not_meet(tmp_path: Path) -> None:
-    target, one = old_and_new(tmp_path)
-    with one as first:
-        (first / "config.json").write_text("first")
-        with _replacing(target) as second:
-            (second / "config.json").write_text("second")
-        assert (target / "config.json").read_text() == "second"
-    assert (target / "config.json").read_text() == "first"
-    assert [path.name for path in (tmp_path / "at").iterdir()] == ["m"]
 
 
 def test_ones_own_files_in_an_earlier_model_stay_and_its_own_go() -> None:
