@@ -19,7 +19,6 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from coderl.algorithms import PolicyGradient, PolicyModule
 from coderl.algorithms.training_data import trained_on
-from coderl.callbacks.artifacts import check_push, push_models, save_models, write_cards
 from coderl.callbacks.checkpoint import BestCheckpoint
 from coderl.callbacks.order import run_last
 from coderl.callbacks.summary import (
@@ -36,6 +35,7 @@ from coderl.errors import UsageError
 from coderl.evaluation import TASKS, Store, Task, load_task
 from coderl.model.provenance import prior_training
 from coderl.problems.contamination import merge_records
+from coderl.publish.artifacts import check_push, push_models, save_models, write_cards
 from coderl.runs.folder import RunFolder, short_name
 from coderl.scores import Evaluation, logged_scores, results_name, save_results, summary_text
 

@@ -18,11 +18,11 @@ import yaml
 from huggingface_hub import ModelCard
 
 from coderl.callbacks import MergedCheckpoints, PostFit
-from coderl.callbacks.artifacts import save_models
 from coderl.cli import main
 from coderl.model.adapters import LoRA
 from coderl.problems.prompts import CHAT_OPENING
 from coderl.publish import card
+from coderl.publish.artifacts import save_models
 from coderl.publish.card import gather_facts, is_hub_id
 from coderl.publish.export import save_adapter, save_merged
 from tests.callbacks.test_callbacks import fit, rl

@@ -414,7 +414,12 @@ def test_an_adapter_that_cannot_be_merged_is_told(
         ([], {"output": ""}, 2, "give --adapter_model_id DIR"),
         ([], {"adapter": "./nowhere"}, 1, "there is no folder ./nowhere"),
         ([], {"adapter": "run/logs/adapter"}, 1, "there is no folder run/logs/adapter"),
-        ([], {"adapter": "run/adaptor"}, 1, "run/adaptor is no folder here, and not to be had from the hub"),
+        (
+            [],
+            {"adapter": "run/adaptor"},
+            1,
+            "run/adaptor is no folder here, and cannot be fetched from the hub",
+        ),
         ([], {"adapter": "file"}, 1, "no adapter_config.json in file"),
         ([], {"adapter": "."}, 1, "no adapter_config.json in ."),
         ([], {"output": "file"}, 1, "is a file: name a folder"),

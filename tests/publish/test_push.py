@@ -136,7 +136,7 @@ def test_only_what_belongs_to_a_model_leaves(hub: Hub, capsys: pytest.CaptureFix
     assert main(["push", str(MERGED)]) == 0
     assert set(hub.repos[f"me/{MERGED.name}"]) == {*files, "LICENSE", "vocab.json"}
     told = capsys.readouterr().err
-    assert "not pushed, for they are no part of the model: .env, .git, added_tokens.json" in told
+    assert "not pushed, because they are not part of the model: .env, .git, added_tokens.json" in told
     assert "and 3 more" in told
 
 
@@ -277,7 +277,7 @@ def test_an_adapter_that_the_hub_does_not_have(hub: Hub, capsys: pytest.CaptureF
         hub.fails = {"me/typo": status} if status else {}
         assert main(asked) == 1
         line = capsys.readouterr().err.splitlines()[-1]
-        assert "me/typo is no folder here, and not to be had from the hub" in line and part in line
+        assert "me/typo is no folder here, and cannot be fetched from the hub" in line and part in line
 
 
 # --- after a fit
