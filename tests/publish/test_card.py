@@ -86,7 +86,7 @@ def written(folder: Path, run: Path | None = None, **options: Any) -> Any:
 # --- what stands in it
 
 
-def test_a_card_says_what_is_known(tmp_path: Path) -> None:
+def test_a_card_lists_what_is_known(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "codellama-7b-python-mbpp-grpo-qlora")
     found = written(run / "adapter", run)
     head = found.data.to_dict()
@@ -165,7 +165,7 @@ def test_a_merge_with_another_base_is_not_what_the_run_measured(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ['x"; print(1) #', "a\nb: ```", "a\\b", "naïve"])
-def test_odd_names_stay_names(tmp_path: Path, name: str) -> None:
+def test_names_with_special_characters_stay_intact(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     written(tmp_path / name)
     line = next(line for line in code_of(tmp_path / name).splitlines() if line.startswith("name = "))
@@ -176,7 +176,7 @@ def test_odd_names_stay_names(tmp_path: Path, name: str) -> None:
     assert changed.count("me/it") == 1 and 'name = "me/it"  #' in changed
 
 
-def test_what_nobody_knows_is_left_out(tmp_path: Path) -> None:
+def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "some").mkdir()
     (tmp_path / "some/config.json").write_text("{}")
     found = written(tmp_path / "some")
@@ -186,7 +186,7 @@ def test_what_nobody_knows_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"tasks": {"mbpp": null}, "before": null}'])
-def test_damaged_files_tell_nothing(tmp_path: Path, damage: str) -> None:
+def test_damaged_files_are_left_out(tmp_path: Path, damage: str) -> None:
     run = run_folder(tmp_path / "run")
     (run / "summary.json").write_text(damage)
     (run / "logs/version_1/config.yaml").write_text(damage or "\t:")
@@ -204,7 +204,7 @@ def test_what_was_measured_of_another_model_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "policy", [{"model": "/data/weights/CodeLlama"}, {"model": "/x", "gguf_file": "small.gguf"}]
 )
-def test_a_card_tells_no_paths_of_this_machine(tmp_path: Path, policy: dict[str, str]) -> None:
+def test_a_card_holds_no_paths_of_this_machine(tmp_path: Path, policy: dict[str, str]) -> None:
     run = run_folder(tmp_path / "run", policy=policy)
     found = written(run / "adapter", run)
     assert f"`{policy.get('gguf_file', 'CodeLlama')}`" in found.text
@@ -338,7 +338,7 @@ def test_a_summary_of_earlier_weights_goes_when_new_ones_are_saved(llama: Path, 
     assert not (run / "summary.json").exists()
 
 
-def test_a_merge_by_hand_tells_of_the_run(llama: Path, tmp_path: Path) -> None:
+def test_the_card_of_coderl_merge_has_the_scores_of_the_run(llama: Path, tmp_path: Path) -> None:
     torch.manual_seed(7)
     fit(rl(llama), tmp_path / "run", PostFit(merge=False), steps=1)
     asked = ["merge", "--adapter_model_id", str(tmp_path / "run"), "--output_dir", str(tmp_path / "out")]
@@ -356,10 +356,10 @@ def test_a_fit_without_memory_to_merge_ends_well_and_says_how_to_merge_later(
     torch.manual_seed(7)
     with caplog.at_level(logging.WARNING):
         fit(rl(llama), tmp_path / "run", MergedCheckpoints(), PostFit(), steps=2)
-    told = [record.getMessage() for record in caplog.records if "no merged model" in record.getMessage()]
-    assert len(told) == 2 and told[0].startswith("no merged model of epoch 1: the merged model takes")
+    lines = [record.getMessage() for record in caplog.records if "no merged model" in record.getMessage()]
+    assert len(lines) == 2 and lines[0].startswith("no merged model of epoch 1: the merged model takes")
     again = f"coderl merge --adapter_model_id {tmp_path}/run --output_dir {tmp_path}/run-merged"
-    assert told[1].endswith(f"the adapter is saved, to merge it: {again}")
+    assert lines[1].endswith(f"the adapter is saved, to merge it: {again}")
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["after"] and "merged" not in summary["paths"] and not (tmp_path / "run-merged").exists()
     monkeypatch.undo()
