@@ -1,20 +1,25 @@
-"""Files that are whole or not there, JSON with errors that name the fix, JSON lines with ``file:line``."""
+"""Files and folders that are whole or not there, JSON with errors that name the fix, JSON lines."""
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import gzip
 import itertools
 import json
 import os
+import shutil
 import sys
+import tempfile
 import zlib
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from coderl.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -122,3 +127,105 @@ def free_path(path: Path) -> Path:
     """``path`` itself, or ``stem-2.suffix``, ``stem-3.suffix`` ... : the first one that nothing lies at."""
     numbered = (path.with_name(f"{path.stem}-{i}{path.suffix}") for i in itertools.count(2))
     return next(p for p in itertools.chain([path], numbered) if not p.exists())
+
+
+@contextmanager
+def replacing_folder(
+    target: Path, owned: Sequence[str], errors: tuple[type[Exception], ...] = ()
+) -> Iterator[Path]:
+    """An empty folder to write into, which takes the place of ``target`` if the block ends well.
+
+    If it does not, ``target`` is as it was. Files in ``target`` that are not ``owned`` stay in any case. The
+    next replacement of the same target clears up what a killed process has left.
+
+    The work is done in ``.NAME.*.partial`` beside the target, locked as long as its process lives: ``new`` is
+    what is written, ``old`` what the target held.
+
+    Args:
+        target: The folder to replace; folders above it are made.
+        owned: Patterns of the files that are replaced with the folder, such as ``*.safetensors``.
+        errors: Further exceptions of the block that mean that it could not write.
+
+    Yields:
+        The folder to write into.
+
+    Raises:
+        UserError: The target could not be written.
+    """
+    parent, lock = target.parent, -1
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with _locked(parent):
+            for left in parent.glob(f".{glob.escape(target.name)}.*.partial"):
+                _clear_up(left, target, owned)
+        work = type(target)(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=parent))
+        lock = os.open(work, os.O_RDONLY)
+        with suppress(OSError):  # some network disks lock nothing, and then for nobody
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        new = work / "new"
+        new.mkdir()  # mkdtemp's own folder is closed to others; this one has the rights that the umask gives
+        complete = False
+        try:
+            yield new
+            complete = True
+        finally:
+            with _locked(parent):
+                try:
+                    if complete:
+                        if target.exists():
+                            target.rename(work / "old")
+                        new.rename(target)
+                finally:
+                    _restore(work, target, owned)
+    except OSError as error:
+        raise UserError(f"{target} could not be written: {error.strerror or error}") from error
+    except Exception as error:
+        # Writers in Rust, such as that of tokenizers, report a full disk as an Exception with these words.
+        if isinstance(error, errors) or "os error " in str(error):
+            raise UserError(f"{target} could not be written: {error}") from error
+        raise
+    finally:
+        if lock >= 0:
+            os.close(lock)
+
+
+def is_partial(path: Path) -> bool:
+    """Whether it is a work folder of :func:`replacing_folder`, or left by one that was killed."""
+    return path.name.startswith(".") and path.name.endswith(".partial")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Inside, no other process that asks for this lock renames what is in the folder."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network disks lock nothing
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _restore(work: Path, target: Path, owned: Sequence[str]) -> None:
+    """Give back what the target held: all of it if nothing took its place, else what is not owned."""
+    old = work / "old"
+    if old.exists() and not target.exists():
+        old.rename(target)
+    for path in old.glob("*"):
+        is_owned = any(fnmatch(path.name, pattern.partition("/")[0]) for pattern in owned)
+        if not is_owned and not is_partial(path) and not (target / path.name).exists():
+            path.rename(target / path.name)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _clear_up(left: Path, target: Path, owned: Sequence[str]) -> None:
+    """Restore from a work folder, if its process is dead."""
+    with suppress(OSError):  # it is another user's, or its process lives and holds the lock
+        if not any(left.iterdir()):
+            return  # its process is between mkdtemp and the lock
+        lock = os.open(left, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _restore(left, target, owned)
+        finally:
+            os.close(lock)

@@ -18,7 +18,6 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from coderl.algorithms import PolicyGradient, PolicyModule
-from coderl.callbacks.artifacts import check_push, push_models, save_models, write_cards
 from coderl.callbacks.checkpoint import BestCheckpoint
 from coderl.callbacks.order import run_last
 from coderl.callbacks.summary import (
@@ -33,6 +32,7 @@ from coderl.callbacks.summary import summary_text as fit_summary_text
 from coderl.errors import UsageError
 from coderl.evaluation import TASKS, Store, Task, load_task
 from coderl.model.provenance import prior_training
+from coderl.publish.artifacts import check_push, push_models, save_models, write_cards
 from coderl.runs.folder import RunFolder, short_name
 from coderl.scores import Evaluation, logged_scores, results_name, save_results, summary_text
 

@@ -31,7 +31,7 @@ def merge(
     hub_model_id: str | None = None,
     private: bool = False,
 ) -> None:
-    """Merge a LoRA adapter into its base, once, and verify the model that comes of it.
+    """Merge a LoRA adapter into its base, and verify the merged model.
 
     What was written is read again and its logits are compared with those of base and adapter on real prompts,
     before it takes the name of --output_dir: it is there whole and verified, or not at all.
@@ -44,59 +44,63 @@ def merge(
         gguf_file: Name of a GGUF file in the folder --base_model.
         weights: dequantized takes the base in NF4, as it was trained on, so that the model is the policy that
             was trained; original takes the base's own weights. By default as the adapter was trained.
-        dtype: Of the merged weights; auto is that of the base's checkpoint. What an adapter changes by less
-            than bfloat16 can tell is lost in it: float32 keeps it.
+        dtype: Of the merged weights; auto is that of the base's checkpoint. Changes by the adapter that are
+            smaller than a step of bfloat16 are lost in it: float32 keeps them.
         device: Where the policy runs that the model is compared with, such as cuda:1; auto is the first GPU,
             else the CPU. The merged weights are made in the CPU's memory.
-        push_to_hub: Push the model to the hub when it is there.
+        push_to_hub: Push the model to the hub once it is verified.
         hub_model_id: Where to, as owner/name; by default your own name and the folder's.
         private: Make a new repository on the hub private.
 
     Raises:
-        UsageError: What is asked for does not go together.
+        UsageError: The arguments contradict each other.
         UserError: The adapter or its base cannot be read, memory or disk do not suffice, the result is
-            another model than base and adapter, or the hub did not take it (the model is there then).
+            another model than base and adapter, or the hub did not take it (the model is on the disk then).
     """
     if not adapter_model_id or not output_dir:
         raise UsageError("give --adapter_model_id DIR, an adapter or a run, and --output_dir OUT")
     if (hub_model_id or private) and not push_to_hub:
         raise UsageError("--hub_model_id and --private are about pushing: add --push_to_hub")
-    place, output = loading.find_device(device), Path(output_dir).expanduser().resolve()
-    if push_to_hub:
-        hub.require_id(card.name_of(output) if hub_model_id is None else hub_model_id)
-    named = _named(adapter_model_id, base_model, gguf_file)
-    adapter = Path(named.adapter or "")
+    output = Path(output_dir).expanduser().resolve()
+    torch_device = loading.find_device(device)
+    if push_to_hub:  # an id that the hub would refuse is found before the work
+        hub.require_id(card.model_name(output) if hub_model_id is None else hub_model_id)
+    ref = _find_adapter(adapter_model_id, base_model, gguf_file)
+    adapter = Path(ref.adapter or "")
     _check_adapter(adapter)
-    _check_output(output, {"adapter": adapter, "base": Path(loading.resolve(named.base, gguf_file))})
-    policy = _policy(named, gguf_file, weights)
-    tell(f"reading {adapter} and its base {named.base}")
-    policy.load(place, for_training=False)
-    kept = None if dtype == "auto" else loading.compute_dtype(dtype, place)
+    _check_output(output, {"adapter": adapter, "base": Path(loading.resolve(ref.base, gguf_file))})
+    policy = _policy(ref, gguf_file, weights)
+    progress(f"reading {adapter} and its base {ref.base}")
+    policy.load(torch_device, for_training=False)
+    merged_dtype = None if dtype == "auto" else loading.compute_dtype(dtype, torch_device)
     run = card.run_of(adapter)
-    save_merged(policy, output, dtype=kept, run=run, progress=tell)
-    card.write(output, card.name_of(output), run)
+    save_merged(policy, output, dtype=merged_dtype, run=run, progress=progress)
+    # The run measured the policy that this model was verified to be: now its scores belong in the card.
+    card.write(output, card.model_name(output), run)
     print(output)
     if push_to_hub:
-        print(hub.push(output, hub_model_id, private=private, tell=tell))
+        print(hub.push(output, hub_model_id, private=private, progress=progress))
 
 
-def tell(line: str) -> None:
-    """Say what is going on, on stderr."""
+def progress(line: str) -> None:
+    """Print what is being done, on stderr: stdout has the model's folder and address alone."""
     print(line, file=sys.stderr, flush=True)
 
 
-def _named(adapter: str, base: str | None, gguf_file: str | None) -> ModelRef:
-    """The adapter and its base."""
+def _find_adapter(adapter: str, base: str | None, gguf_file: str | None) -> ModelRef:
+    """The adapter, from a folder or from the hub, and its base."""
     if gguf_file is not None and base is None:
         raise UsageError("--gguf_file is a file in the folder --base_model: give both")
-    place = Path(adapter).expanduser()
-    if not place.exists():
+    folder = Path(adapter).expanduser()
+    if not folder.exists():
         if not card.is_hub_id(adapter):
             raise UserError(
                 f"there is no folder {adapter}: give an adapter's, a run's, or a hub id owner/name"
             )
-        place = hub.fetch_adapter(adapter)
-    own = next((f for f in (place, RunFolder(place).adapter) if (f / "adapter_config.json").is_file()), None)
+        folder = hub.fetch_adapter(adapter)
+    own = next(
+        (f for f in (folder, RunFolder(folder).adapter) if (f / "adapter_config.json").is_file()), None
+    )
     if own is None:
         raise UserError(f"no adapter_config.json in {adapter}: give the folder of an adapter, or of its run")
     flags = ("--base_model", "--adapter_model_id")
@@ -104,7 +108,7 @@ def _named(adapter: str, base: str | None, gguf_file: str | None) -> ModelRef:
 
 
 def _check_adapter(folder: Path) -> None:
-    """Refuse adapters that are more than LoRA: merging would leave the rest out."""
+    """Refuse adapters that are more than plain LoRA: merging would leave the rest out."""
     try:
         config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         kind = config["peft_type"]
@@ -126,7 +130,12 @@ def _check_adapter(folder: Path) -> None:
 
 
 def _check_output(output: Path, others: dict[str, Path]) -> None:
-    """Refuse a place that the model cannot go to, before any work."""
+    """Refuse a folder that the model cannot be written to, before any work.
+
+    Args:
+        output: The folder.
+        others: Folders that are read, by what they are called in errors; none may hold the other.
+    """
     require_replaceable(output)
     for name, other in others.items():
         other = other.resolve()
@@ -141,22 +150,22 @@ def _check_output(output: Path, others: dict[str, Path]) -> None:
         raise UserError(f"--output_dir {output} cannot be replaced as a whole: name a folder in it")
 
 
-def _policy(named: ModelRef, gguf_file: str | None, weights: Weights | None) -> Policy:
-    trained = quantization_of(named.adapter)
+def _policy(ref: ModelRef, gguf_file: str | None, weights: Weights | None) -> Policy:
+    trained = quantization_of(ref.adapter)
     if weights == "dequantized" and trained == "none":
         raise UsageError("the adapter was trained on its base's own weights: give --weights original")
     quantization: loading.Quantization = trained
     if weights is not None:
         quantization = "nf4" if weights == "dequantized" else "none"
-    if quantization == "nf4":  # the base is cast to that before it is quantized
-        compute = compute_dtype_of(named.adapter)
-    else:  # nothing is gained from more than the checkpoint has
-        stored = str(loading.stored_dtype(loading.resolve(named.base, gguf_file))).removeprefix("torch.")
+    if quantization == "nf4":  # as in training: the base is cast to this dtype before it is quantized
+        compute = compute_dtype_of(ref.adapter)
+    else:  # a wider dtype than the checkpoint's adds no information
+        stored = str(loading.stored_dtype(loading.resolve(ref.base, gguf_file))).removeprefix("torch.")
         compute = next((name for name in get_args(loading.ComputeDtype) if name == stored), "auto")
     return Policy(
-        named.base,
+        ref.base,
         gguf_file=gguf_file,
         quantization=quantization,
         compute_dtype=compute,
-        adapter=named.adapter,
+        adapter=ref.adapter,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 
@@ -18,10 +19,11 @@ def push(folder: str, hub_model_id: str | None = None, private: bool = False) ->
         private: Make a new repository private. One that exists stays as it is.
 
     Raises:
-        UsageError: The id is none.
+        UsageError: The id is not valid.
         UserError: The folder is neither adapter nor model, there is no token, or the hub did not take it.
     """
     from coderl.publish import hub  # with torch: --help should not wait for it
 
-    place = Path(folder).expanduser()
-    print(hub.push(place, hub_model_id, private=private, tell=lambda line: print(line, file=sys.stderr)))
+    # Stdout gets the address alone, for scripts.
+    progress = partial(print, file=sys.stderr)
+    print(hub.push(Path(folder).expanduser(), hub_model_id, private=private, progress=progress))

@@ -1,17 +1,17 @@
-"""The Hugging Face hub: adapters from it, adapters and models to it, and what goes wrong there."""
+"""The Hugging Face hub: fetching adapters, pushing adapters and models, errors in one line."""
 
 from __future__ import annotations
 
 import glob
-import json
 import logging
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coderl.errors import UsageError, UserError
+from coderl.errors import UsageError, UserError, first_line
+from coderl.files import read_json_or_none
 from coderl.publish import card
-from coderl.publish.export import WRITTEN
+from coderl.publish.export import MODEL_FILES
 from coderl.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-PUSHED = (*WRITTEN, "*.safetensors", "*.safetensors.index.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
-"""What is pushed: what models consist of, and no other file that happens to lie there, such as secrets."""
+PUSHED = (*MODEL_FILES, "*.safetensors", "*.safetensors.index.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
+"""Patterns of what is pushed: the files of a model, and no other file that lies there, such as secrets."""
 
 log = logging.getLogger(__name__)
 
-_WRITTEN_BY_TRAINING = ("*.ckpt", "checkpoint-*/trainer_state.json", "optimizer.pt", "*/optimizer.pt")
+_CHECKPOINTS = ("*.ckpt", "checkpoint-*/trainer_state.json", "optimizer.pt", "*/optimizer.pt")
+"""Files of training, Lightning's and transformers': a folder that holds any is more than a model."""
 
 
 def fetch_adapter(name: str) -> Path:
@@ -47,7 +48,7 @@ def fetch_adapter(name: str) -> Path:
         folder = Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # the hub's client raises its own, httpx's, and the system's errors
         raise UserError(
-            f"{name} is no folder here, and not to be had from the hub: {_reason(error)}"
+            f"{name} is no folder here, and cannot be fetched from the hub: {_reason(error)}"
         ) from error
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{name} on the hub holds no adapter_config.json: it is no adapter")
@@ -55,10 +56,10 @@ def fetch_adapter(name: str) -> Path:
 
 
 def require_pushable(folder: Path) -> None:
-    """Refuse what is neither an adapter nor a model, or holds more than that.
+    """Refuse a folder that is neither an adapter nor a model, or that holds checkpoints besides.
 
     Raises:
-        UserError: If it is such a folder.
+        UserError: It is such a folder.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder} to push")
@@ -69,7 +70,7 @@ def require_pushable(folder: Path) -> None:
         raise UserError(
             f"{folder} holds neither an adapter nor a model (a config and weights in safetensors){hint}"
         )
-    found = next((file for pattern in _WRITTEN_BY_TRAINING for file in folder.rglob(pattern)), None)
+    found = next((file for pattern in _CHECKPOINTS for file in folder.rglob(pattern)), None)
     if found is not None:
         raise UserError(
             f"{folder} holds checkpoints ({found.relative_to(folder)}): move them elsewhere first"
@@ -77,10 +78,10 @@ def require_pushable(folder: Path) -> None:
 
 
 def require_id(name: str) -> None:
-    """Refuse what cannot be an id on the hub.
+    """Refuse a name that cannot be an id on the hub.
 
     Raises:
-        UsageError: If it cannot.
+        UsageError: It cannot be one.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -88,7 +89,7 @@ def require_id(name: str) -> None:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise UsageError(f"{name!r} is no hub id: {_first_line(error)}") from error
+        raise UsageError(f"{name!r} is no hub id: {first_line(error)}") from error
 
 
 def push(
@@ -96,40 +97,41 @@ def push(
     hub_id: str | None = None,
     *,
     private: bool = False,
-    tell: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> str:
-    """Upload an adapter or a model; the repository is made where it does not exist.
+    """Upload an adapter or a model; the repository is made if it does not exist.
 
     Args:
-        folder: Where it lies. Its card's code is given the model's id, nothing else is changed.
-        hub_id: ``owner/name``, or a name of one's own. None: the folder's name, or its run's.
-        private: Make a new repository private. An old one stays as it is.
-        tell: Takes a line on what lies ahead, and on what others will lack. None: the latter is logged.
+        folder: The adapter's or the model's. The card's code gets the model's hub id, nothing else changes.
+        hub_id: ``owner/name``, or the name alone of a repository of your own. None: the folder's name, or its
+            run's.
+        private: Make a new repository private. An existing one stays as it is.
+        progress: Gets a line before the upload, and the warnings. None: the warnings are logged.
 
     Returns:
-        Where it can be seen.
+        The repository's address.
 
     Raises:
-        UsageError: The id is none.
-        UserError: It is not to be pushed, there is no token, or the hub did not take it.
+        UsageError: The id is not valid.
+        UserError: The folder cannot be pushed, there is no token, or the hub did not take it.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import LocalTokenNotFoundError
 
     require_pushable(folder)
-    require_id(card.name_of(folder) if hub_id is None else hub_id)
-    files = _files(folder)
-    for line in _lacking(folder, files):
-        (tell or log.warning)(line)
+    require_id(card.model_name(folder) if hub_id is None else hub_id)
+    files = _pushed_files(folder)
+    for line in _warnings(folder, files):
+        (progress or log.warning)(line)
     api = HfApi()
     try:
         if get_token() is None:
             raise LocalTokenNotFoundError
         if hub_id is None or "/" not in hub_id:
-            hub_id = f"{api.whoami()['name']}/{hub_id or card.name_of(folder)}"
+            hub_id = f"{api.whoami()['name']}/{hub_id or card.model_name(folder)}"
         url = api.create_repo(hub_id, private=private or None, exist_ok=True)
-        if tell:
-            tell(f"pushing {folder} to {url}")
+        if progress:
+            progress(f"pushing {folder} to {url}")
         _upload(api, folder, url.repo_id, files)
     except Exception as error:  # the hub's client raises its own, httpx's, and the system's errors
         again = f"coderl push {folder}" + (f" --hub_model_id {hub_id}" if hub_id else "")
@@ -144,7 +146,7 @@ def _upload(api: HfApi, folder: Path, hub_id: str, files: list[str]) -> None:
     """Send the files, the card with the model's id in its code. If that fails the card is as it was."""
     path = folder / card.FILE
     old = path.read_text(encoding="utf-8") if path.is_file() else None
-    if old is not None and (new := card.call(old, hub_id)) != old:
+    if old is not None and (new := card.with_hub_id(old, hub_id)) != old:
         path.write_text(new, encoding="utf-8")
     try:
         api.upload_folder(
@@ -159,8 +161,8 @@ def _upload(api: HfApi, folder: Path, hub_id: str, files: list[str]) -> None:
         raise
 
 
-def _files(folder: Path) -> list[str]:
-    """What of a folder is pushed.
+def _pushed_files(folder: Path) -> list[str]:
+    """The files of a folder that :data:`PUSHED` names, relative to it.
 
     Raises:
         UserError: A file of weights is a link to somewhere else.
@@ -169,88 +171,77 @@ def _files(folder: Path) -> list[str]:
     files = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
+        # fnmatch's * matches slashes too: without the count, files of models of epochs would go along.
         if not path.is_file() or not any(
             fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in PUSHED
         ):
             continue
         if path.resolve().is_relative_to(inside):
             files.append(name)
-        elif name.endswith(".safetensors"):
+        elif name.endswith(".safetensors"):  # any other link that leads out of the folder is left out
             raise UserError(f"{path} is a link to outside of {folder}: put the file itself there")
     return files
 
 
-def _lacking(folder: Path, files: list[str]) -> Iterator[str]:
+def _warnings(folder: Path, files: list[str]) -> Iterator[str]:
     """Lines on what others will not get, or not be able to use."""
     if left := sorted({path.name for path in folder.iterdir()} - {name.partition("/")[0] for name in files}):
         more = f" and {len(left) - 8} more" if len(left) > 8 else ""
-        yield f"not pushed, for they are no part of the model: {', '.join(left[:8])}{more} (in {folder})"
-    if base := local_base(folder):
+        yield f"not pushed, because they are not part of the model: {', '.join(left[:8])}{more} (in {folder})"
+    config = read_json_or_none(folder / "adapter_config.json")
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if isinstance(base, str) and Path(base).is_dir():
         yield (
             f"{folder}/adapter_config.json names {base} as its base, which others do not have: they have to "
             "name the base themselves"
         )
 
 
-def local_base(folder: Path) -> str | None:
-    """The base that an adapter names, where that is a folder of this machine, which others do not have."""
-    try:
-        noted = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        base = noted["base_model_name_or_path"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    return base if isinstance(base, str) and Path(base).is_dir() else None
-
-
 def _reason(error: Exception) -> str:
-    """What went wrong with the hub, and what to do."""
+    """What went wrong with the hub, and what to do, in one line."""
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-    where = constants.ENDPOINT
     if isinstance(error, LocalTokenNotFoundError):
         return "there is no token for the hub: `hf auth login`, or set HF_TOKEN to one that may write"
     if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, so the hub is left alone: unset it"
+        return "HF_HUB_OFFLINE is set, so the hub is not asked: unset it"
     if isinstance(error, HfHubHTTPError):
-        return _answered(error, where)
+        return _http_reason(error)
+    # "Error while uploading ...", "An error happened while trying to locate ...": the reason is their cause.
     if isinstance(error.__cause__, Exception) and isinstance(error, RuntimeError | FileNotFoundError):
-        return _reason(
-            error.__cause__
-        )  # "Error while uploading ...", "An error happened while trying to locate ..."
-    if isinstance(error, ConnectionError | TimeoutError) or _is_transport(error):
-        said = _first_line(error)
-        return f"{where} cannot be reached ({said}): check the network, HTTPS_PROXY and HF_ENDPOINT"
+        return _reason(error.__cause__)
+    # httpx's lost connections and timeouts, by name: the client may use httpx or a copy of it.
+    is_transport = any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
+    if isinstance(error, ConnectionError | TimeoutError) or is_transport:
+        return (
+            f"{constants.ENDPOINT} cannot be reached ({first_line(error)}): check the network, HTTPS_PROXY "
+            "and HF_ENDPOINT"
+        )
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'a file'}: {error.strerror}"
-    return f"{type(error).__name__}: {_first_line(error)}"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
-def _answered(error: HfHubHTTPError, where: str) -> str:
-    """What the hub's answer means."""
+def _http_reason(error: HfHubHTTPError) -> str:
+    """What a status of the hub means, and what to do, in one line."""
+    from huggingface_hub import constants
+
     status = error.response.status_code
-    said = _first_line(error.server_message) if error.server_message else ""
-    said = f" ({said})" if said else ""
+    answer = f" ({first_line(error.server_message)})" if error.server_message else ""
     if status == 401:
         return (
-            f"the hub does not take the token{said}: `hf auth login` with one that may write, or set HF_TOKEN"
+            f"the hub does not take the token{answer}: `hf auth login` with one that may write, or set "
+            "HF_TOKEN"
         )
     if status == 403:
-        return f"the token has no right to that{said}: one with write access to this owner's models is needed"
+        return (
+            f"the token has no right to that{answer}: one with write access to this owner's models is needed"
+        )
     if status == 404:
-        return f"the hub knows no such owner or repository, or not for this token{said}: check the id"
+        return f"the hub knows no such owner or repository, or not for this token{answer}: check the id"
     if status == 429:
-        return f"the hub has had too many requests{said}: wait a while"
+        return f"the hub has had too many requests{answer}: wait a while"
     if status >= 500:
-        return f"{where} is in trouble (status {status}{said}): try again later"
-    return f"the hub refused it (status {status}){said}"
-
-
-def _is_transport(error: Exception) -> bool:
-    """Whether it is a lost connection or a timeout in httpx, whichever of its names the client uses."""
-    return any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
-
-
-def _first_line(error: object) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
+        return f"{constants.ENDPOINT} is in trouble (status {status}{answer}): try again later"
+    return f"the hub refused it (status {status}){answer}"

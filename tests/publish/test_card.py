@@ -18,12 +18,12 @@ import yaml
 from huggingface_hub import ModelCard
 
 from coderl.callbacks import MergedCheckpoints, PostFit
-from coderl.callbacks.artifacts import save_models
 from coderl.cli import main
 from coderl.model.adapters import LoRA
 from coderl.problems.prompts import CHAT_OPENING
 from coderl.publish import card
-from coderl.publish.card.facts import gather, is_hub_id
+from coderl.publish.artifacts import save_models
+from coderl.publish.card import gather_facts, is_hub_id
 from coderl.publish.export import save_adapter, save_merged
 from tests.callbacks.test_callbacks import fit, rl
 from tests.support import tiny
@@ -79,14 +79,14 @@ def run_folder(folder: Path, **changes: Any) -> Path:
 
 def written(folder: Path, run: Path | None = None, **options: Any) -> Any:
     """The card as the hub's client reads it."""
-    card.write(folder, card.name_of(folder), run, **options)
+    card.write(folder, card.model_name(folder), run, **options)
     return ModelCard.load(folder / card.FILE)
 
 
 # --- what stands in it
 
 
-def test_a_card_says_what_is_known(tmp_path: Path) -> None:
+def test_a_card_lists_what_is_known(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "codellama-7b-python-mbpp-grpo-qlora")
     found = written(run / "adapter", run)
     head = found.data.to_dict()
@@ -158,25 +158,25 @@ def test_a_merge_with_another_base_is_not_what_the_run_measured(tmp_path: Path) 
     run = run_folder(tmp_path / "run")
     for base, same in {BASE: True, "codellama/CodeLlama-7b-hf": False}.items():
         (tmp_path / "out").mkdir(exist_ok=True)
-        card.note(tmp_path / "out", base, "bfloat16", {"quantization": "nf4"}, {})
+        card.write_merge_record(tmp_path / "out", base, "bfloat16", {"quantization": "nf4"}, {})
         found = written(tmp_path / "out", run)
         assert found.data.base_model == base and f"made from [{base}](" in found.text
         assert ("41.2%" in found.text) is same and bool(found.data.eval_results) is same
 
 
 @pytest.mark.parametrize("name", ['x"; print(1) #', "a\nb: ```", "a\\b", "naïve"])
-def test_odd_names_stay_names(tmp_path: Path, name: str) -> None:
+def test_names_with_special_characters_stay_intact(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     written(tmp_path / name)
     line = next(line for line in code_of(tmp_path / name).splitlines() if line.startswith("name = "))
     shown: dict[str, str] = {}
     exec(line, shown)
     assert shown["name"] == name
-    changed = card.call((tmp_path / name / card.FILE).read_text(), "me/it")
+    changed = card.with_hub_id((tmp_path / name / card.FILE).read_text(), "me/it")
     assert changed.count("me/it") == 1 and 'name = "me/it"  #' in changed
 
 
-def test_what_nobody_knows_is_left_out(tmp_path: Path) -> None:
+def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "some").mkdir()
     (tmp_path / "some/config.json").write_text("{}")
     found = written(tmp_path / "some")
@@ -186,7 +186,7 @@ def test_what_nobody_knows_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"tasks": {"mbpp": null}, "before": null}'])
-def test_damaged_files_tell_nothing(tmp_path: Path, damage: str) -> None:
+def test_damaged_files_are_left_out(tmp_path: Path, damage: str) -> None:
     run = run_folder(tmp_path / "run")
     (run / "summary.json").write_text(damage)
     (run / "logs/version_1/config.yaml").write_text(damage or "\t:")
@@ -204,7 +204,7 @@ def test_what_was_measured_of_another_model_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "policy", [{"model": "/data/weights/CodeLlama"}, {"model": "/x", "gguf_file": "small.gguf"}]
 )
-def test_a_card_tells_no_paths_of_this_machine(tmp_path: Path, policy: dict[str, str]) -> None:
+def test_a_card_holds_no_paths_of_this_machine(tmp_path: Path, policy: dict[str, str]) -> None:
     run = run_folder(tmp_path / "run", policy=policy)
     found = written(run / "adapter", run)
     assert f"`{policy.get('gguf_file', 'CodeLlama')}`" in found.text
@@ -246,7 +246,7 @@ def test_what_a_hub_id_looks_like(name: str, known: bool) -> None:
 def test_names_and_runs_by_place(tmp_path: Path, folder: str, name: str, run: str | None) -> None:
     for made in ("x/run/logs", "x/logs", folder):
         (tmp_path / made).mkdir(parents=True, exist_ok=True)
-    assert card.name_of(tmp_path / folder) == name
+    assert card.model_name(tmp_path / folder) == name
     assert card.run_of(tmp_path / folder) == (tmp_path / run if run else None)
 
 
@@ -255,7 +255,7 @@ def test_a_model_by_its_own_weights_says_what_was_measured_with_others(tmp_path:
     (tmp_path / "merged").mkdir()
     for quantization, said in {"none": True, "nf4": False}.items():
         held = {"quantization": quantization, "all_weights_trained": False}
-        card.note(tmp_path / "merged", BASE, "bfloat16", held, {"words": "near enough"})
+        card.write_merge_record(tmp_path / "merged", BASE, "bfloat16", held, {"words": "near enough"})
         text = written(tmp_path / "merged", run).text
         assert ("Measured with the base in NF4" in text) is said
         assert ("dequantized from NF4" in text) is not said
@@ -288,7 +288,7 @@ def test_the_code_runs(tmp_path: Path, family: str, kind: str, capsys: pytest.Ca
     shutil.rmtree(run / "adapter")
     save = save_adapter if kind == "adapter" else save_merged
     place = save(policy, tmp_path / ("run/adapter" if kind == "adapter" else "run-merged"), run=run)
-    text = card.call(code_of(place), str(place))
+    text = card.with_hub_id(code_of(place), str(place))
     assert str(place) in text and (CHAT_OPENING.strip() in text) is (family == "chat")
     assert ("BitsAndBytesConfig" in text) is (kind == "adapter" and family != "plain")
     compile(text, "card", "exec")
@@ -338,12 +338,12 @@ def test_a_summary_of_earlier_weights_goes_when_new_ones_are_saved(llama: Path, 
     assert not (run / "summary.json").exists()
 
 
-def test_a_merge_by_hand_tells_of_the_run(llama: Path, tmp_path: Path) -> None:
+def test_the_card_of_coderl_merge_has_the_scores_of_the_run(llama: Path, tmp_path: Path) -> None:
     torch.manual_seed(7)
     fit(rl(llama), tmp_path / "run", PostFit(merge=False), steps=1)
     asked = ["merge", "--adapter_model_id", str(tmp_path / "run"), "--output_dir", str(tmp_path / "out")]
     assert main([*asked, "--device", "cpu"]) == 0
-    facts = gather(tmp_path / "out", "out", tmp_path / "run", True)
+    facts = gather_facts(tmp_path / "out", "out", tmp_path / "run", True)
     text = (tmp_path / "out" / card.FILE).read_text()
     assert facts.scores and "after training" in text and "1 optimizer steps" in text
 
@@ -356,10 +356,10 @@ def test_a_fit_without_memory_to_merge_ends_well_and_says_how_to_merge_later(
     torch.manual_seed(7)
     with caplog.at_level(logging.WARNING):
         fit(rl(llama), tmp_path / "run", MergedCheckpoints(), PostFit(), steps=2)
-    told = [record.getMessage() for record in caplog.records if "no merged model" in record.getMessage()]
-    assert len(told) == 2 and told[0].startswith("no merged model of epoch 1: the merged model takes")
+    lines = [record.getMessage() for record in caplog.records if "no merged model" in record.getMessage()]
+    assert len(lines) == 2 and lines[0].startswith("no merged model of epoch 1: the merged model takes")
     again = f"coderl merge --adapter_model_id {tmp_path}/run --output_dir {tmp_path}/run-merged"
-    assert told[1].endswith(f"the adapter is saved, to merge it: {again}")
+    assert lines[1].endswith(f"the adapter is saved, to merge it: {again}")
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["after"] and "merged" not in summary["paths"] and not (tmp_path / "run-merged").exists()
     monkeypatch.undo()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
@@ -26,7 +25,7 @@ from coderl.model.architectures import auto_class
 from coderl.model.policy import Policy
 from coderl.problems.contamination import TrainingRecord
 from coderl.publish import card
-from coderl.publish.export import _replacing, save_adapter, save_merged
+from coderl.publish.export import save_adapter, save_merged
 from tests.evaluation.test_sampling import largest
 from tests.support import tiny
 
@@ -47,6 +46,14 @@ def adapter(folder: Path, base: Path, scale: float = 0.05, family: str = "llama"
 def trained(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with an adapter on the tiny Llama in NF4."""
     return adapter(tmp_path_factory.mktemp("run") / "run/adapter", llama).parent
+
+
+@pytest.fixture(scope="module")
+def weak(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that does less than the rounding of its base, and its merged model in bfloat16 beside it."""
+    made = adapter(tmp_path_factory.mktemp("weak") / "adapter", llama, scale=0.003)
+    assert merge("--dtype", "bfloat16", adapter=made, output=made.with_name("merged")) == 0
+    return made
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +85,7 @@ def nothing_left() -> bool:
 
 
 def noted(folder: Path = OUT) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / card.MERGED).read_text())
+    found: dict[str, Any] = json.loads((folder / card.MERGE_FILE).read_text())
     return found
 
 
@@ -95,7 +102,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", ["llama", "tied", "qwen2", "starcoder2", "t5"])
-def test_it_is_the_policy_that_was_trained(tmp_path: Path, family: str) -> None:
+def test_the_merged_model_is_the_policy_that_was_trained(tmp_path: Path, family: str) -> None:
     tied: dict[str, Any] = {"tie_word_embeddings": True} if family == "tied" else {}
     family = "llama" if tied else family
     base = tiny.checkpoint(tmp_path / "base", family, **tied)
@@ -115,7 +122,7 @@ def test_it_is_the_policy_that_was_trained(tmp_path: Path, family: str) -> None:
     assert TrainingRecord.load(OUT) == TrainingRecord.of(tiny.problems())
 
 
-def test_by_choice_it_is_the_bases_own_weights_and_the_adapter(llama: Path) -> None:
+def test_with_weights_original_the_adapter_is_added_to_the_bases_own_weights(llama: Path) -> None:
     assert merge("--weights", "original") == 0
     base = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
     theirs = PeftModel.from_pretrained(base, ADAPTER).merge_and_unload()
@@ -125,13 +132,13 @@ def test_by_choice_it_is_the_bases_own_weights_and_the_adapter(llama: Path) -> N
     assert noted()["quantization"] == "none"
 
 
-def test_what_was_trained_on_plain_weights_is_merged_into_them(llama: Path, tmp_path: Path) -> None:
+def test_an_adapter_trained_on_plain_weights_is_merged_into_them(llama: Path, tmp_path: Path) -> None:
     plain = adapter(tmp_path / "plain", llama, quantization="none")
     assert merge(adapter=plain) == 0 and noted()["quantization"] == "none"
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_it_has_the_precision_of_its_bases_checkpoint_or_the_one_asked_for(
+def test_a_merged_model_has_the_precision_of_its_bases_checkpoint_or_the_one_asked_for(
     tmp_path: Path, llama: Path, dtype: str
 ) -> None:
     wanted = getattr(torch, dtype)
@@ -145,7 +152,7 @@ def test_it_has_the_precision_of_its_bases_checkpoint_or_the_one_asked_for(
     assert {value.dtype for value in load_file(OUT / "model.safetensors").values()} == {torch.float32}
 
 
-def test_a_sum_is_rounded_once(llama: Path, tmp_path: Path) -> None:
+def test_the_sum_of_base_and_adapter_is_rounded_once(llama: Path, tmp_path: Path) -> None:
     """Where a policy computes in bfloat16 too: what an adapter adds is mostly smaller than its steps."""
     AutoModelForCausalLM.from_pretrained(llama, dtype=torch.bfloat16).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(llama).save_pretrained(tmp_path)
@@ -199,42 +206,42 @@ Mutant = Callable[[Policy, Any], None]
 
 
 @torch.no_grad()
-def added(policy: Policy, twin: Any, times: float, only: str = "") -> None:
+def added(policy: Policy, merged: Any, times: float, only: str = "") -> None:
     """Add the adapter again, or take it away."""
     for name, module in policy.base.named_modules():
         if hasattr(module, "get_delta_weight") and only in name:
-            twin.get_submodule(name).weight.add_(times * module.get_delta_weight("default").float())
+            merged.get_submodule(name).weight.add_(times * module.get_delta_weight("default").float())
 
 
 @torch.no_grad()
-def mistaken_head(policy: Policy, twin: Any) -> None:
-    twin.get_output_embeddings().weight.normal_(std=0.2)
+def mistaken_head(policy: Policy, merged: Any) -> None:
+    merged.get_output_embeddings().weight.normal_(std=0.2)
 
 
 @torch.no_grad()
-def mistaken_row(policy: Policy, twin: Any) -> None:
-    twin.get_output_embeddings().weight[300] += 1.0
+def mistaken_row(policy: Policy, merged: Any) -> None:
+    merged.get_output_embeddings().weight[300] += 1.0
 
 
 @torch.no_grad()
-def swapped(policy: Policy, twin: Any) -> None:
-    one, other = (twin.model.layers[i].mlp.up_proj.weight for i in (0, 1))
+def swapped(policy: Policy, merged: Any) -> None:
+    one, other = (merged.model.layers[i].mlp.up_proj.weight for i in (0, 1))
     kept = one.clone()
     one.copy_(other)
     other.copy_(kept)
 
 
 @torch.no_grad()
-def not_finite(policy: Policy, twin: Any) -> None:
-    twin.model.layers[0].mlp.up_proj.weight[3, 4] = torch.nan
+def not_finite(policy: Policy, merged: Any) -> None:
+    merged.model.layers[0].mlp.up_proj.weight[3, 4] = torch.nan
 
 
 MUTANTS: dict[str, Mutant] = {
-    "missing": lambda policy, twin: added(policy, twin, -1.0),
-    "twice": lambda policy, twin: added(policy, twin, 1.0),
-    "half": lambda policy, twin: added(policy, twin, -0.5),
-    "negated": lambda policy, twin: added(policy, twin, -2.0),
-    "layer": lambda policy, twin: added(policy, twin, -1.0, only="layers.1.mlp.down_proj"),
+    "missing": lambda policy, merged: added(policy, merged, -1.0),
+    "twice": lambda policy, merged: added(policy, merged, 1.0),
+    "half": lambda policy, merged: added(policy, merged, -0.5),
+    "negated": lambda policy, merged: added(policy, merged, -2.0),
+    "layer": lambda policy, merged: added(policy, merged, -1.0, only="layers.1.mlp.down_proj"),
     "head": mistaken_head,
     "row": mistaken_row,
     "swapped": swapped,
@@ -250,9 +257,9 @@ def mutate(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         right = Policy.merged
 
         def wrong(self: Policy, dtype: torch.dtype, *args: Any) -> Any:
-            twin: Any = right(self, torch.float32, *args)
-            MUTANTS[name](self, twin)
-            return twin.to(dtype)  # rounded once, as a right one is
+            merged: Any = right(self, torch.float32, *args)
+            MUTANTS[name](self, merged)
+            return merged.to(dtype)  # rounded once, as a right one is
 
         monkeypatch.setattr(Policy, "merged", wrong)
 
@@ -279,7 +286,7 @@ def test_a_wrong_merge_leaves_the_earlier_model(mutate: Callable[[str], None]) -
 
 
 @pytest.mark.parametrize("name", ["missing", "twice"])
-def test_so_is_one_of_an_adapter_that_does_little(
+def test_a_wrong_merge_of_a_weak_adapter_is_found(
     llama: Path, tmp_path: Path, mutate: Callable[[str], None], name: str
 ) -> None:
     weak = adapter(tmp_path / "weak", llama, scale=0.004)
@@ -290,25 +297,19 @@ def test_so_is_one_of_an_adapter_that_does_little(
 
 
 @pytest.mark.parametrize("name", ["missing", "half", "twice", "layer", "negated"])
-def test_or_of_one_that_does_less_than_the_rounding_of_its_base(
-    llama: Path,
-    tmp_path: Path,
-    mutate: Callable[[str], None],
-    capsys: pytest.CaptureFixture[str],
-    name: str,
+def test_a_wrong_merge_of_an_adapter_below_the_rounding_of_its_base_is_found(
+    weak: Path, mutate: Callable[[str], None], capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     """Divergence is quadratic: the logits cannot tell half of such an adapter from the whole."""
-    weak = adapter(tmp_path / "weak", llama, scale=0.003)
-    assert merge("--dtype", "bfloat16", adapter=weak) == 0
-    found = noted()["verified"]
+    found = noted(weak.with_name("merged"))["verified"]
     assert 1e-3 < found["effect"] < 5e-3 and found["told"] == found["adapted"] == 6
     assert 0.9 < found["share"][0] <= found["share"][1] < 1.1
     mutate(name)
     line = error_of(capsys, "--dtype", "bfloat16", adapter=weak)
-    assert "of what the adapter adds" in line and noted()["verified"] == found
+    assert "of what the adapter adds" in line and nothing_left()
 
 
-def test_what_rounding_swallows_is_said_and_not_claimed(llama: Path, tmp_path: Path) -> None:
+def test_layers_whose_change_is_rounded_away_are_counted_and_not_judged(llama: Path, tmp_path: Path) -> None:
     """On bfloat16's own grid a change below half a step is gone."""
     AutoModelForCausalLM.from_pretrained(llama, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
     AutoTokenizer.from_pretrained(llama).save_pretrained(tmp_path / "half")
@@ -328,7 +329,7 @@ def test_what_rounding_swallows_is_said_and_not_claimed(llama: Path, tmp_path: P
         *((family, dtype, dtype) for family in ("tied", "t5") for dtype in HALVES),
     ],
 )
-def test_right_ones_are_far_inside_the_tolerance(
+def test_correct_merges_are_far_inside_the_tolerance(
     tmp_path: Path, family: str, compute: loading.ComputeDtype, kept: str
 ) -> None:
     tied: dict[str, Any] = {"tie_word_embeddings": True} if family == "tied" else {}
@@ -403,7 +404,7 @@ def broken(name: str) -> Path:
         ('{"peft_type": "IA3"}', "a IA3 adapter"),
     ],
 )
-def test_an_adapter_that_cannot_be_merged_is_told(
+def test_an_adapter_that_cannot_be_merged_is_refused(
     capsys: pytest.CaptureFixture[str], kind: str, part: str
 ) -> None:
     assert part in error_of(capsys, adapter=broken(kind)) and nothing_left()
@@ -415,7 +416,12 @@ def test_an_adapter_that_cannot_be_merged_is_told(
         ([], {"output": ""}, 2, "give --adapter_model_id DIR"),
         ([], {"adapter": "./nowhere"}, 1, "there is no folder ./nowhere"),
         ([], {"adapter": "run/logs/adapter"}, 1, "there is no folder run/logs/adapter"),
-        ([], {"adapter": "run/adaptor"}, 1, "run/adaptor is no folder here, and not to be had from the hub"),
+        (
+            [],
+            {"adapter": "run/adaptor"},
+            1,
+            "run/adaptor is no folder here, and cannot be fetched from the hub",
+        ),
         ([], {"adapter": "file"}, 1, "no adapter_config.json in file"),
         ([], {"adapter": "."}, 1, "no adapter_config.json in ."),
         ([], {"output": "file"}, 1, "is a file: name a folder"),
@@ -434,7 +440,7 @@ def test_an_adapter_that_cannot_be_merged_is_told(
         (["--weights", "mine"], {}, 2, "weights"),
     ],
 )
-def test_calls_that_cannot_work(
+def test_calls_that_cannot_work_are_refused_and_change_nothing(
     capsys: pytest.CaptureFixture[str], args: list[str], places: dict[str, str], code: int, part: str
 ) -> None:
     Path("file").write_text("mine")
@@ -469,7 +475,7 @@ def test_an_adapter_of_plain_weights_has_no_nf4_to_go_back_to(
 
 
 @pytest.mark.parametrize("lacking", ["disk", "memory"])
-def test_what_there_is_no_room_for_is_said_before_the_work(
+def test_a_lack_of_disk_or_memory_is_found_before_the_work(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, lacking: str
 ) -> None:
     left = SimpleNamespace(free=1000, available=1000)
@@ -483,7 +489,7 @@ def test_what_there_is_no_room_for_is_said_before_the_work(
     assert "the merged model takes 0.8 MB in float32" in line and "0.0 MB" in line and nothing_left()
 
 
-def test_a_disk_that_gets_full_meanwhile_leaves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_disk_that_gets_full_during_the_merge_leaves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     with largest(200_000):
         assert merge() == 1
@@ -491,7 +497,7 @@ def test_a_disk_that_gets_full_meanwhile_leaves_nothing(capsys: pytest.CaptureFi
     assert f"{OUT.name} could not be written" in line and nothing_left()
 
 
-def test_so_does_one_that_is_full_for_the_tokenizer(
+def test_a_disk_that_is_full_at_the_tokenizer_leaves_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
@@ -501,60 +507,7 @@ def test_so_does_one_that_is_full_for_the_tokenizer(
     assert "could not be written: No space left on device" in error_of(capsys) and nothing_left()
 
 
-def old_and_new(folder: Path) -> tuple[Path, _replacing]:
-    """An earlier model, and what is to replace it."""
-    target = folder / "at/m"
-    target.mkdir(parents=True)
-    (target / "config.json").write_text("old")
-    return target, _replacing(target)
-
-
-@pytest.mark.parametrize("at", [1, 2])
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(5, "Input/output error")])
-def test_what_fails_between_two_names_leaves_the_earlier_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, error: BaseException
-) -> None:
-    places, count, rename = old_and_new(tmp_path), itertools.count(1), Path.rename
-
-    def renamed(self: Path, target: Path) -> Path:
-        if next(count) == at:
-            raise error
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", renamed)
-    with pytest.raises((KeyboardInterrupt, UserError)), places[1] as partial:
-        (partial / "config.json").write_text("new")
-    assert [path.name for path in (tmp_path / "at").iterdir()] == ["m"]
-    assert (places[0] / "config.json").read_text() == "old"
-
-
-@pytest.mark.parametrize("gone", [False, True])
-def test_what_a_kill_left_is_put_right_by_the_next(tmp_path: Path, gone: bool) -> None:
-    target, replacing = old_and_new(tmp_path)
-    (tmp_path / "at/.m.x.partial/old").mkdir(parents=True)
-    (tmp_path / "at/.m.x.partial/old/config.json").write_text("older")
-    (tmp_path / "at/.m.x.partial/old/notes.txt").write_text("mine")
-    if gone:
-        shutil.rmtree(target)
-    with pytest.raises(ZeroDivisionError), replacing:
-        raise ZeroDivisionError
-    assert [path.name for path in (tmp_path / "at").iterdir()] == ["m"]
-    assert (target / "config.json").read_text() == ("older" if gone else "old")
-    assert (target / "notes.txt").read_text() == "mine"
-
-
-def test_two_at_once_do_not_meet(tmp_path: Path) -> None:
-    target, one = old_and_new(tmp_path)
-    with one as first:
-        (first / "config.json").write_text("first")
-        with _replacing(target) as second:
-            (second / "config.json").write_text("second")
-        assert (target / "config.json").read_text() == "second"
-    assert (target / "config.json").read_text() == "first"
-    assert [path.name for path in (tmp_path / "at").iterdir()] == ["m"]
-
-
-def test_ones_own_files_in_an_earlier_model_stay_and_its_own_go() -> None:
+def test_a_replaced_model_loses_its_own_files_and_keeps_the_users() -> None:
     assert merge() == 0
     for name in ("model-F16.gguf", "notes.txt", ".git/config", "epoch-1/x"):
         (OUT / name).parent.mkdir(exist_ok=True)
@@ -568,7 +521,7 @@ def test_ones_own_files_in_an_earlier_model_stay_and_its_own_go() -> None:
     assert (OUT / ".git/config").read_text() == (OUT / "epoch-1/x").read_text() == "mine"
 
 
-def test_others_may_read_what_they_may_read_else() -> None:
+def test_a_merged_model_has_the_rights_that_the_umask_gives() -> None:
     old = os.umask(0o022)
     try:
         assert merge() == 0

@@ -101,19 +101,19 @@ def test_by_default_a_model_is_called_as_its_folder_and_an_adapter_as_its_run(hu
     assert hub.private == {f"me/{MERGED.name}"}
 
 
-def test_a_name_without_an_owner_is_ones_own(hub: Hub) -> None:
+def test_a_name_without_an_owner_gets_the_users_name(hub: Hub) -> None:
     assert main(["push", str(MERGED), "--hub_model_id", "mine"]) == 0
     assert list(hub.repos) == ["me/mine"]
 
 
-def test_that_others_lack_an_adapters_base_is_said(
+def test_a_warning_says_that_others_lack_the_adapters_base(
     hub: Hub, llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["push", str(RUN / "adapter")]) == 0
     assert f"names {llama} as its base, which others do not have" in capsys.readouterr().err
 
 
-def test_only_what_belongs_to_a_model_leaves(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_the_files_of_a_model_are_pushed(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     files = on_disk(MERGED)
     (MERGED / "LICENSE").write_text("MIT")
     others = (
@@ -135,12 +135,14 @@ def test_only_what_belongs_to_a_model_leaves(hub: Hub, capsys: pytest.CaptureFix
     shutil.copytree(MERGED, MERGED / "epoch-1")
     assert main(["push", str(MERGED)]) == 0
     assert set(hub.repos[f"me/{MERGED.name}"]) == {*files, "LICENSE", "vocab.json"}
-    told = capsys.readouterr().err
-    assert "not pushed, for they are no part of the model: .env, .git, added_tokens.json" in told
-    assert "and 3 more" in told
+    shown = capsys.readouterr().err
+    assert "not pushed, because they are not part of the model: .env, .git, added_tokens.json" in shown
+    assert "and 3 more" in shown
 
 
-def test_weights_that_lie_elsewhere_are_told(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_that_are_links_to_elsewhere_are_refused(
+    hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
     (MERGED / "model.safetensors").rename("blob")
     (MERGED / "model.safetensors").symlink_to(Path("blob").resolve())
     assert "is a link to outside of" in error_of(capsys, MERGED) and not hub.asked
@@ -153,7 +155,7 @@ def test_a_card_that_somebody_wrote_arrives_as_it_is(hub: Hub) -> None:
     assert hub.repos[f"me/{MERGED.name}"] == before == on_disk(MERGED)
 
 
-def test_a_merge_is_pushed_when_it_is_there(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_merged_model_is_pushed_once_it_is_there(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     asked = [
         "merge",
         "--adapter_model_id",
@@ -221,7 +223,9 @@ def test_a_missing_token(
     assert not hub.asked
 
 
-def test_no_network(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_cannot_be_reached_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"  # bound, and nobody listens
@@ -230,7 +234,7 @@ def test_no_network(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
     close_session()
 
 
-def test_a_hub_that_is_left_alone(
+def test_offline_mode_is_named_as_the_reason(
     hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -256,7 +260,7 @@ def test_a_file_that_cannot_be_read(hub: Hub, capsys: pytest.CaptureFixture[str]
         ("bad name!", 2, "'bad name!' is no hub id"),
     ],
 )
-def test_folders_that_are_nothing_to_push(
+def test_folders_that_cannot_be_pushed_are_refused(
     hub: Hub, capsys: pytest.CaptureFixture[str], place: Path | str, code: int, part: str
 ) -> None:
     for name in ("trainers", "bad name!", "half"):
@@ -267,7 +271,7 @@ def test_folders_that_are_nothing_to_push(
 
 
 @pytest.mark.parametrize("name", ["", "a/b/c", "a b", "--x", "me/..", "x" * 200])
-def test_ids_that_are_none(hub: Hub, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_invalid_ids_are_refused(hub: Hub, capsys: pytest.CaptureFixture[str], name: str) -> None:
     assert "is no hub id" in error_of(capsys, MERGED, f"--hub_model_id={name}", code=2) and not hub.asked
 
 
@@ -277,7 +281,7 @@ def test_an_adapter_that_the_hub_does_not_have(hub: Hub, capsys: pytest.CaptureF
         hub.fails = {"me/typo": status} if status else {}
         assert main(asked) == 1
         line = capsys.readouterr().err.splitlines()[-1]
-        assert "me/typo is no folder here, and not to be had from the hub" in line and part in line
+        assert "me/typo is no folder here, and cannot be fetched from the hub" in line and part in line
 
 
 # --- after a fit
@@ -295,21 +299,21 @@ def test_a_fit_ends_with_its_models_on_the_hub(
     assert f"{hub.url}/me/run\n" in shown and f"{hub.url}/me/run-merged\n" in shown
 
 
-def test_a_push_that_fails_is_told_and_the_fit_ends_well(
+def test_a_push_that_fails_is_logged_and_the_fit_ends_well(
     hub: Hub, llama: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     hub.fails["create"] = 500
     torch.manual_seed(7)
     with caplog.at_level(logging.WARNING):
         fit(rl(llama), Path("run"), PostFit(push_to_hub=True, hub_model_id="team/it"), steps=1)
-    told = [record.message for record in caplog.records if "not pushed" in record.message]
-    assert [line.partition("to push it again: ")[2] for line in told] == [
+    lines = [record.message for record in caplog.records if "not pushed" in record.message]
+    assert [line.partition("to push it again: ")[2] for line in lines] == [
         "coderl push run/adapter --hub_model_id team/it",
         "coderl push run-merged --hub_model_id team/it-merged",
     ]
     assert json.loads(Path("run/summary.json").read_text())["steps"] == 1
 
 
-def test_only_known_kinds_of_error_are_named() -> None:
+def test_other_errors_are_named_by_their_class_or_file() -> None:
     assert pushing._reason(ValueError("first\nsecond")) == "ValueError: first"
     assert pushing._reason(OSError(28, "No space left on device", "x")) == "x: No space left on device"

@@ -1,4 +1,4 @@
-"""A stand-in of the Hugging Face hub: what pushing and fetching ask of it, answered from memory."""
+"""A stand-in for the Hugging Face hub: the requests of pushing and fetching, answered from memory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ TOKEN = "hf_stand_in"
 
 
 class Hub(ThreadingHTTPServer):
-    """Keeps repositories: from id to its files, each with its bytes.
+    """A server that holds repositories in memory.
 
     Attributes:
-        repos: What was committed.
+        repos: From id to the committed files, each with its bytes.
         private: Ids of the repositories that were made private.
-        fails: From a part of a path to the status that whatever asks for it is answered with.
+        fails: From a part of a path to the status that requests for it are answered with.
         asked: Method and path of all requests.
     """
 
@@ -40,7 +40,7 @@ class Hub(ThreadingHTTPServer):
 
 
 class Answer(BaseHTTPRequestHandler):
-    """One connection's questions."""
+    """Answers the requests of one connection."""
 
     protocol_version = "HTTP/1.1"
     server: Hub
@@ -139,12 +139,12 @@ class Answer(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager
 def running() -> Iterator[Hub]:
-    """The stand-in, while inside."""
+    """A stand-in that runs until the block ends."""
     hub = Hub()
     thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()

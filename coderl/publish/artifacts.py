@@ -1,4 +1,4 @@
-"""What a fit leaves for others: adapter, merged model, their cards, and copies on the hub."""
+"""The artifacts of a fit: adapter, merged model, their cards, and copies on the hub."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ log = logging.getLogger(__name__)
 def save_models(policy: Policy, run: Path, trained: TrainingRecord | None, merge: bool) -> dict[str, str]:
     """Write the adapter, where there is one, and the merged model.
 
-    Where the adapter is saved, a merge that fails is told, and the fit goes on: it can be done again.
+    A merge that fails is logged if the adapter is saved: ``coderl merge`` can do it later.
 
     Args:
-        policy: Whose.
+        policy: The trained policy.
         run: The run folder.
         trained: What the policy was trained on here.
         merge: Whether to merge.
@@ -36,36 +36,42 @@ def save_models(policy: Policy, run: Path, trained: TrainingRecord | None, merge
         UserError: What there is to save could not be saved.
     """
     folder = RunFolder(run)
-    folder.summary.unlink(missing_ok=True)  # of an earlier part of the run: it speaks of other weights
+    folder.summary.unlink(missing_ok=True)  # from before the run was resumed: of other weights than these
     paths: dict[str, str] = {}
     if policy.has_adapter:
         paths["adapter"] = str(save_adapter(policy, folder.adapter, trained, run))
     if not merge:
         return paths
-    target = folder.merged
     try:
-        paths["merged"] = str(save_merged(policy, target, trained, run=run))
+        paths["merged"] = str(save_merged(policy, folder.merged, trained, run=run))
     except UserError as error:
         if not paths:
             raise
-        again = f"coderl merge --adapter_model_id {run} --output_dir {target}"
+        again = f"coderl merge --adapter_model_id {run} --output_dir {folder.merged}"
         log.warning("no merged model: %s; the adapter is saved, to merge it: %s", error, again)
     return paths
 
 
 def write_cards(paths: dict[str, str], run: Path) -> None:
-    """Write the models' cards again, now that the run's summary says what was measured."""
-    for kind in ("adapter", "merged"):
-        if kind in paths:
-            folder = Path(paths[kind])
-            card.write(folder, card.name_of(folder), run)
+    """Write the models' cards again, once the run's summary has the scores.
+
+    Args:
+        paths: The models' folders, under ``adapter`` and ``merged``; other keys are ignored.
+        run: The run folder.
+    """
+    for folder in [Path(paths[kind]) for kind in ("adapter", "merged") if kind in paths]:
+        card.write(folder, card.model_name(folder), run)
 
 
 def check_push(push: bool, hub_model_id: str | None) -> None:
-    """Say before the fit what would keep its models from the hub.
+    """Find before the fit what would prevent the push after it; a missing token is only logged.
+
+    Args:
+        push: Whether the models are to be pushed.
+        hub_model_id: The adapter's id on the hub.
 
     Raises:
-        UsageError: There is an id and nothing to be pushed, or it is none.
+        UsageError: There is an id and nothing is pushed, or the id is not valid.
     """
     if not push:
         if hub_model_id is not None:
@@ -82,12 +88,12 @@ def check_push(push: bool, hub_model_id: str | None) -> None:
 
 
 def push_models(paths: dict[str, str], hub_model_id: str | None) -> dict[str, str]:
-    """Push what was saved. What cannot be pushed is told: the fit is done, and its models are here.
+    """Push what was saved. What fails is logged: the fit is done, and its models are on the disk.
 
     Args:
         paths: The folders, under ``adapter`` and ``merged``.
-        hub_model_id: The adapter's id; the merged model's has ``-merged`` behind it. None: one's own name and
-            the run's.
+        hub_model_id: The adapter's id; the merged model's has ``-merged`` appended. None: the user's name on
+            the hub, and the run's.
 
     Returns:
         Addresses, under ``adapter on the hub`` and ``merged on the hub``.
