@@ -1,0 +1,73 @@
+"""What goes into a sandbox, and the interface of whatever runs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from coderl.types import Execution
+
+GradingMode = Literal["auto", "sealed", "rpc", "inline"]
+"""A way to grade by name, or ``auto``: the strongest that a program's tests allow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A candidate program and the tests it must pass.
+
+    Attributes:
+        code: The candidate: untrusted source.
+        tests: Assert lines (MBPP form); each is one test, passed if every statement in it holds.
+        setup: Source run after the candidate and before the tests.
+        test: Source that defines ``check(candidate)`` (HumanEval form), used where ``tests`` is empty.
+        entry_point: Name of the function that ``check`` receives.
+        helpers: Source that defines what the tests use beside the candidate, such as HumanEval's prompt. In
+            rpc grading it runs where the tests do, and the candidate cannot redefine it there. Text that is
+            not Python is ignored.
+        timeout: Seconds of wall time for all tests. None: the sandbox's.
+        grading: How the verdict is reached. None: the sandbox's setting.
+        harness: Whether inline grading gives it the streams and builtins that it has in
+            bigcode-evaluation-harness, where that can decide whether it passes.
+    """
+
+    code: str
+    tests: tuple[str, ...] = ()
+    setup: str = ""
+    test: str = ""
+    entry_point: str = ""
+    helpers: str = ""
+    timeout: float | None = None
+    grading: GradingMode | None = None
+    harness: bool = False
+
+
+class ProgramRunner(Protocol):
+    """Programs in, executions out: what algorithms and evaluation need of a sandbox.
+
+    :class:`coderl.sandbox.Sandbox` is the one that isolates; tests may use one that makes up its verdicts.
+
+    Attributes:
+        timeout: Seconds of wall time for a program that sets no time limit of its own.
+    """
+
+    timeout: float
+
+    def start(self) -> None:
+        """Get ready to run programs; called again, it does nothing."""
+
+    def run(
+        self, programs: Sequence[Program], progress: bool | Callable[[int, int], None] = False
+    ) -> list[Execution]:
+        """One execution per program, in order.
+
+        Args:
+            programs: What to run.
+            progress: True for a progress bar, or a function that is called with the number done and the
+                total.
+        """
+
+    def close(self) -> None:
+        """Release processes and files. It may be started again."""
