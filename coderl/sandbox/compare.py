@@ -93,12 +93,12 @@ class Near:
         return bool(self.operator(abs(answer - self.expected), self.bound))
 
 
-Check = Relation | Truth | Close | Near
+Comparison = Relation | Truth | Close | Near
 
 
-def holds(check: Check, answer: Any) -> bool:
-    """Whether the answer satisfies the check. A comparison that raises does not hold."""
+def holds(comparison: Comparison, answer: Any) -> bool:
+    """Whether the answer satisfies the comparison. A comparison that raises does not hold."""
     try:
-        return check.test(answer)
+        return comparison.test(answer)
     except (TypeError, ValueError, ArithmeticError, RecursionError):
         return False

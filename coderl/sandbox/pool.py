@@ -1,4 +1,16 @@
-"""A pool of lanes: programs in, verdicts out, in order."""
+"""The sandbox: programs in, verdicts out, in order.
+
+The way of one verdict:
+
+1. :class:`Sandbox` takes a :class:`~coderl.sandbox.program.Program`, and :mod:`coderl.sandbox.checks.choose`
+   the way to grade it: a :class:`~coderl.sandbox.checks.base.Check` with the payloads to send.
+2. A thread of the pool takes a free lane (:mod:`coderl.sandbox.lane_pool`), two for rpc grading, and
+   :func:`~coderl.sandbox.lane.run_together` sends the payloads.
+3. The lane is a jailed process (:mod:`coderl.sandbox.jail`) in which :mod:`coderl.sandbox.inside.zygote`
+   forks a confined child for each run, kills it when its time is up, and cleans up after it.
+4. In the child :mod:`coderl.sandbox.inside.runner` runs the candidate, and writes records of what came of it.
+5. The check reads the records, compares, and makes the :class:`~coderl.types.Execution`.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +19,30 @@ import weakref
 from collections import Counter, deque
 from concurrent.futures import CancelledError, Future
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
-from coderl.errors import UsageError, UserError
+from coderl.errors import UsageError
 from coderl.sandbox import cores
-from coderl.sandbox.checks.grading import Job, Mode, UnfitForRpc, grading_of, judge, prepare, safe
-from coderl.sandbox.lane import Lane, LaneHung, LaneLost, run_together
+from coderl.sandbox.checks.base import Unsuitable, safe
+from coderl.sandbox.checks.choose import Chooser
+from coderl.sandbox.lane import Lane, LaneHung, LaneLost, RawRun, run_together
 from coderl.sandbox.lane_pool import LanePool, LanePools
 from coderl.sandbox.probe import probe, require
-from coderl.sandbox.program import ProgramRunner
+from coderl.sandbox.program import GradingMode, ProgramRunner
 from coderl.types import Execution
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from coderl.sandbox.checks.base import Check
     from coderl.sandbox.jail import Jail
     from coderl.sandbox.program import Program
     from coderl.types import Outcome, Tier
 
 MOST_WORKERS = 16
-"""Lanes, where nobody says how many."""
+"""Lanes by default, at most."""
 MOST_ASKED = 1024
-"""Lanes that may be asked for: more are a slip of the finger, and take minutes to start."""
+"""Lanes that may be asked for: more are a typing error, and take minutes to start."""
 AHEAD = 512
 """Programs in flight for each lane: what the others can get through while one waits out its time."""
 
@@ -43,12 +57,9 @@ class Sandbox(ProgramRunner):
         workers: Lanes, each runs one program at a time; by default one for each usable core, 16 at most.
         timeout: Seconds of wall time for a program with all its tests.
         grading: ``auto`` takes the strongest that a problem's tests allow: sealed, else rpc, else inline.
-            The others insist.
+            Any other is an error where a test does not allow it.
         memory_mb: MiB of address space that a program may use above the interpreter's own.
         allow_weak_isolation: Accept tier C (see :mod:`coderl.sandbox.jail`).
-
-    Attributes:
-        inline_reasons: Why ``auto`` graded programs inline, and how many.
 
     Raises:
         UsageError: An argument is out of range, or names an unknown grading.
@@ -58,21 +69,29 @@ class Sandbox(ProgramRunner):
         self,
         workers: int | None = None,
         timeout: float = 3.0,
-        grading: Mode = "auto",
+        grading: GradingMode = "auto",
         memory_mb: int = 1024,
         allow_weak_isolation: bool = False,
     ) -> None:
         _check(workers, timeout, grading, memory_mb)
         self.workers = workers or min(cores.usable(), MOST_WORKERS)
         self.timeout = timeout
-        self.grading: Mode = grading
         self.memory_mb = memory_mb
         self.allow_weak_isolation = allow_weak_isolation
         self._lock = threading.Lock()
         self._jail: Jail | None = None
-        self._inline: dict[int, str] = {}  # why tests, by their hash, turned out to be unfit for rpc
-        self.inline_reasons: Counter[str] = Counter()
+        self._chooser = Chooser(grading)
         self._lane_pools: LanePools | None = None
+
+    @property
+    def grading(self) -> GradingMode:
+        """How programs are graded that do not ask for a way of their own."""
+        return self._chooser.mode
+
+    @property
+    def inline_reasons(self) -> Counter[str]:
+        """Why ``auto`` graded programs inline, and how many."""
+        return self._chooser.inline_reasons
 
     @property
     def jail(self) -> Jail:
@@ -119,10 +138,10 @@ class Sandbox(ProgramRunner):
         """
         if not programs:
             return []
-        jobs = [self._prepared(program) for program in programs]
+        checks = [self._chooser.check(program) for program in programs]
         pools = self._started()
-        both = zip(programs, jobs, strict=True)
-        futures = [pools.threads.submit(self._one, pools, program, job) for program, job in both]
+        both = zip(programs, checks, strict=True)
+        futures = [pools.threads.submit(self._verdict, pools, program, check) for program, check in both]
         try:
             _watch(futures, progress)
             return [future.result() for future in futures]
@@ -166,51 +185,42 @@ class Sandbox(ProgramRunner):
         pools = self._started()
         try:
             for program in programs:
-                yield pools.threads.submit(self._one, pools, program, self._prepared(program))
+                yield pools.threads.submit(self._verdict, pools, program, self._chooser.check(program))
         except Exception as error:
             failed: Future[Execution] = Future()
             failed.set_exception(error)
             yield failed
 
-    def _prepared(self, program: Program) -> Job:
-        unfit = self._inline.get(_tests_of(program), "")
-        job = prepare(program, "inline" if unfit else program.grading or self.grading)
-        if reason := unfit or getattr(job.plan, "reason", ""):
-            with self._lock:
-                self.inline_reasons[reason] += 1
-        return job
-
-    def _one(self, pools: LanePools, program: Program, job: Job) -> Execution:
-        """One verdict. What says nothing about the program is tried once more, in other lanes if need be."""
+    def _verdict(self, pools: LanePools, program: Program, check: Check) -> Execution:
+        """One verdict. A failure of ours is tried once more, in other lanes if need be."""
         try:
-            result = self._attempt(pools, program, job)
+            result = self._attempt(pools, program, check)
             if result.outcome == "infra_error":
-                result = self._attempt(pools, program, job, again=True)
+                result = self._attempt(pools, program, check, again=True)
             return result
-        except UnfitForRpc as unfit:
-            if (program.grading or self.grading) != "auto":
-                raise UserError(f"these tests cannot be graded rpc: {unfit}: use grading: auto") from None
-            self._inline[_tests_of(program)] = f"rpc: {unfit}"
-            return self._one(pools, program, self._prepared(program))
+        except Unsuitable as error:
+            return self._verdict(pools, program, self._chooser.instead(program, check, error))
 
-    def _attempt(self, pools: LanePools, program: Program, job: Job, again: bool = False) -> Execution:
-        payloads = [job.payload, *filter(None, [job.tests])]
-        taken: list[tuple[LanePool, Lane]] = []
+    def _attempt(self, pools: LanePools, program: Program, check: Check, again: bool = False) -> Execution:
+        seconds = self.timeout if program.timeout is None else program.timeout
         try:
-            for pool in (pools.candidates, pools.tests)[: len(payloads)]:
-                taken.append((pool, pool.take()))
-            timeout = self.timeout if program.timeout is None else program.timeout
-            runs = run_together([lane for _, lane in taken], payloads, timeout, self.memory_mb << 20)
+            return check.grade(lambda payloads: self._run_in_lanes(pools, payloads, seconds), self.tier)
         except (LaneLost, OSError) as error:
-            for pool, lane in taken:
-                pool.lose(lane)
             if pools.closing:
                 raise CancelledError("the sandbox was closed") from None
             message = safe(f"the lane was lost: {error}")
             # One hung lane is bad luck, two are the program's doing and must not pass for a failure of ours.
             outcome: Outcome = "error" if again and isinstance(error, LaneHung) else "infra_error"
-            return Execution(outcome, 0, job.plan.total, message, 0.0, grading_of(job), self.tier)
-        except BaseException:  # such as no memory: the places must not be lost with the lanes
+            return Execution(outcome, 0, check.total, message, 0.0, check.grading, self.tier)
+
+    def _run_in_lanes(self, pools: LanePools, payloads: Sequence[bytes], seconds: float) -> list[RawRun]:
+        """Run the candidate's payload and, if there is one, that of the tests, in a lane each."""
+        taken: list[tuple[LanePool, Lane]] = []
+        try:
+            for pool in (pools.candidates, pools.tests)[: len(payloads)]:
+                taken.append((pool, pool.take()))
+            runs = run_together([lane for _, lane in taken], payloads, seconds, self.memory_mb << 20)
+        except BaseException:  # whatever it is, such as no memory: the places must not be lost with the lanes
             for pool, lane in taken:
                 pool.lose(lane)
             raise
@@ -218,7 +228,7 @@ class Sandbox(ProgramRunner):
             pool.give(lane)
         if pools.closing:  # it may have been cut short, which says nothing about the program
             raise CancelledError("the sandbox was closed")
-        return judge(job, runs[0], self.tier, *runs[1:])
+        return runs
 
     def close(self) -> None:
         """End every lane and remove what they wrote. The sandbox may be started again."""
@@ -235,10 +245,6 @@ class Sandbox(ProgramRunner):
 
     def __reduce__(self) -> Any:
         raise TypeError("a sandbox holds processes and cannot be pickled: make one in each process")
-
-
-def _tests_of(program: Program) -> int:
-    return hash((program.tests, program.setup, program.test, program.entry_point, program.helpers))
 
 
 def _watch(futures: list[Future[Execution]], progress: bool | Callable[[int, int], None]) -> None:
@@ -261,7 +267,7 @@ def _watch(futures: list[Future[Execution]], progress: bool | Callable[[int, int
 
 
 def _check(workers: int | None, timeout: float, grading: str, memory_mb: int) -> None:
-    if grading not in ("auto", "sealed", "rpc", "inline"):
+    if grading not in get_args(GradingMode):
         raise UsageError(f"unknown grading {grading!r}: use auto, sealed, rpc or inline")
     if workers is not None and not 1 <= workers <= MOST_ASKED:
         raise UsageError(

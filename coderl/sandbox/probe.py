@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from coderl.errors import UserError
-from coderl.sandbox.checks.grading import judge, prepare
+from coderl.sandbox.checks.sealed import Sealed
 from coderl.sandbox.jail import Jail, Primitive, enter_namespaces
 from coderl.sandbox.lane import Lane, LaneLost, run_together
 from coderl.sandbox.program import Program
@@ -115,9 +115,8 @@ def trial(jail: Jail) -> str:
     lane = None
     try:
         lane = Lane(jail, os.path.join(folder, "0"))
-        job = prepare(Program(f"OUTSIDE = {outside!r}\n{_ESCAPES}", ("assert could() == []",)), "sealed")
-        (run,) = run_together([lane], [job.payload], _SECONDS, 1 << 30)
-        result = judge(job, run, jail.tier)
+        check = Sealed(Program(f"OUTSIDE = {outside!r}\n{_ESCAPES}", ("assert could() == []",)))
+        result = check.verdict(run_together([lane], check.payloads, _SECONDS, 1 << 30), jail.tier)
     except (LaneLost, OSError) as error:
         return f"a lane cannot be started: {error}"
     finally:

@@ -1,4 +1,4 @@
-"""What is run, and what runs it: all that algorithms and evaluation know of a sandbox."""
+"""What goes into a sandbox, and the interface of whatever runs it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ if TYPE_CHECKING:
 
     from coderl.types import Execution
 
+GradingMode = Literal["auto", "sealed", "rpc", "inline"]
+"""A way to grade by name, or ``auto``: the strongest that a program's tests allow."""
+
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A candidate and the tests it must pass.
+    """A candidate program and the tests it must pass.
 
     Attributes:
         code: The candidate: untrusted source.
@@ -26,7 +29,7 @@ class Program:
             rpc grading it runs where the tests do, and the candidate cannot redefine it there. Text that is
             not Python is ignored.
         timeout: Seconds of wall time for all tests. None: the sandbox's.
-        grading: How the verdict is reached. None: as the sandbox does it.
+        grading: How the verdict is reached. None: the sandbox's setting.
         harness: Whether inline grading gives it the streams and builtins that it has in
             bigcode-evaluation-harness, where that can decide whether it passes.
     """
@@ -38,29 +41,31 @@ class Program:
     entry_point: str = ""
     helpers: str = ""
     timeout: float | None = None
-    grading: Literal["auto", "sealed", "rpc", "inline"] | None = None
+    grading: GradingMode | None = None
     harness: bool = False
 
 
 class ProgramRunner(ABC):
-    """Runs programs against their tests.
+    """Programs in, executions out: all that algorithms and evaluation know of a sandbox.
+
+    :class:`coderl.sandbox.Sandbox` is the one that isolates; tests may use one that makes up its verdicts.
 
     Attributes:
-        timeout: Seconds of wall time for a program with all its tests, where it names no other.
+        timeout: Seconds of wall time for a program that sets no time limit of its own.
     """
 
     timeout: float
 
     @abstractmethod
     def run(self, programs: Sequence[Program]) -> list[Execution]:
-        """One execution for each program, in order; ``infra_error`` where nothing can be said about one."""
+        """One execution per program, in order; ``infra_error`` where nothing can be said about it."""
 
     def start(self) -> None:  # noqa: B027 -- nothing to do where no process is started
-        """Get ready. What would keep programs from running is reported now rather than later.
+        """Get ready; called again, it does nothing.
 
         Raises:
-            UserError: The isolation is weak and nobody has allowed it.
+            UserError: Programs cannot be run here, or not safely enough.
         """
 
     def close(self) -> None:  # noqa: B027 -- see above
-        """Leave no process behind. It may be started again."""
+        """Release processes and files. It may be started again."""

@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 from coderl.errors import UserError
 from coderl.sandbox import Program, Sandbox
-from coderl.sandbox.checks.grading import plan_for
+from coderl.sandbox.checks.choose import choose
 
 SLOW = 123
 TENSORS = 2 << 30
@@ -202,7 +202,7 @@ def grade(mode: Literal["rpc", "inline"], chosen: argparse.Namespace) -> dict[st
 
 def allows(one: Program, mode: Literal["rpc", "inline"]) -> bool:
     try:
-        plan_for(one, mode)
+        choose(one, mode)
     except UserError:
         return False
     return True

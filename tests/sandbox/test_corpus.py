@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -57,6 +59,17 @@ def refuse(cases: Sequence[Case], results: Sequence[Execution]) -> None:
 
 def filled(rows: Sequence[Row], birds: Canaries) -> list[Row]:
     return [row | {key: birds.fill(row[key]) for key in ("code", "before") if key in row} for row in rows]
+
+
+def test_the_modules_that_hostile_programs_attack_are_there() -> None:
+    """Otherwise a row that patches the runner would fail for want of it, and prove nothing."""
+    attacked = set(re.findall(r"inside\.\w+", " ".join(row["code"] for row in HOSTILE))) | {"inside.runner"}
+    assert {"inside.codec", "inside.rpc", "inside.wire"} <= attacked
+    finds = f"import sys\n{GOOD.code}\nassert set({sorted(attacked)}) <= set(sys.modules)"
+    with pool(workers=1) as sandbox:
+        assert [run.outcome for run in sandbox.run([replace(GOOD, code=finds)])] == ["passed"]
+    named = [row["name"] for row in HOSTILE if re.search(r"coderl\.|import coderl", row["code"])]
+    assert named == [], "a lane knows no package of that name"
 
 
 def test_hostile_programs_fail(birds: Canaries) -> None:

@@ -187,7 +187,7 @@ def test_nothing_outlives_a_trainer_that_is_killed(tier: str, tmp_path: Path) ->
     environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     script = TRAINER
     if tier != "A":
-        script = "from tests import jails; from coderl.sandbox import pool; "
+        script = "from tests.support import jails; from coderl.sandbox import pool; "
         script += f"pool.probe = lambda jail=jails.jail({tier!r}): jail\n{TRAINER}"
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment) as trainer:
         assert trainer.stdout is not None

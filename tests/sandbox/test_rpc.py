@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from coderl.errors import UserError
 from coderl.sandbox import Program, Sandbox
-from coderl.sandbox.checks.grading import prepare
-from coderl.sandbox.checks.plan import Rpc, rpc_plan
-from coderl.sandbox.checks.seal import Unsealable
+from coderl.sandbox.checks.base import Unsuitable
+from coderl.sandbox.checks.choose import choose
+from coderl.sandbox.checks.rpc import rpc_plan
 from coderl.sandbox.inside.rpc import Client, Gone, Named, Server, Unfit, _become
 
 CODE = """
@@ -161,19 +161,19 @@ def test_the_candidate_cannot_choose_inline(answer: str) -> None:
 @pytest.mark.parametrize("tests", [("assert f(2) == 987654321",), ("assert f(2) == 987654321 and True",)])
 def test_no_expected_value_reaches_the_candidate(tests: tuple[str, ...]) -> None:
     number = (987654321).to_bytes(4, "big")
-    job = prepare(Program("def f(x): pass", tests, setup=""), "auto")
-    assert number not in job.payload
-    assert b"987654321" not in job.payload
-    assert not job.tests or b"987654321" in job.tests
+    check, _ = choose(Program("def f(x): pass", tests, setup=""), "auto")
+    candidate, *of_tests = check.payloads
+    assert number not in candidate
+    assert b"987654321" not in candidate
+    assert all(b"987654321" in payload for payload in of_tests)
 
 
 def test_what_the_plan_makes_of_names() -> None:
     plan = rpc_plan(("assert f(g(2)) == string.capwords(word) and len(list(map(h, [1])))",), "", "", "", "")
     assert (plan.names, plan.values, plan.modules) == (("f", "g"), ("h", "word"), ("string",))
-    assert isinstance(plan, Rpc)
     builtin = rpc_plan(("assert sum(10, 15) == 25 and True",), "", "", "", "")
     assert builtin.names == ("sum",), "what is asked for has a builtin's name"
-    with pytest.raises(Unsealable):
+    with pytest.raises(Unsuitable):
         rpc_plan(("assert 1 == 1 and True",), "", "", "", "")
 
 

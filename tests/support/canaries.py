@@ -67,6 +67,7 @@ class Canaries:
             "UNIX": self.folder / "socket",
             "ABSTRACT": self.abstract,
             "PID": os.getpid(),
+            "PACKAGE": Path(coderl.__file__).parent,
             "PROBLEMS": Path(coderl.embedded.__file__).with_name("problems.jsonl"),
         }
         for name, value in places.items():

@@ -1,5 +1,5 @@
-"""How a program is graded: what is sent to a lane, what comes back, and the verdict; one file for each way.
+"""The ways to grade a program, one file for each: what is sent, what comes back, and the verdict.
 
-A :class:`~coderl.sandbox.program.Program` comes in, a job for one or two lanes goes out; their answers come
-in, an :class:`~coderl.types.Execution` goes out. Lanes and processes are the pool's business.
+:mod:`.base` holds their interface, :class:`~coderl.sandbox.checks.base.Check`, and what all verdicts share;
+:mod:`.choose` the table that ``auto`` goes through. Lanes and processes are the pool's business.
 """

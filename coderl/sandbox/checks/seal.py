@@ -18,15 +18,12 @@ from collections import Counter, deque
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from coderl.sandbox.compare import MIRRORED, OPERATORS, Check, Close, Near, Relation, Truth
+from coderl.sandbox.checks.base import Unsuitable
+from coderl.sandbox.compare import MIRRORED, OPERATORS, Close, Comparison, Near, Relation, Truth
 from coderl.sandbox.inside.codec import CodecError, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-
-class Unsealable(Exception):
-    """These tests need the candidate's own objects, or would show it the answer."""
 
 
 # Not Decimal: to compare one with a huge integer takes time that the answer decides.
@@ -47,31 +44,31 @@ def literal(node: ast.expr) -> Any:
     """The value of an expression that is plain data, such as ``[1, (2, 'x')]`` or ``float('inf')``.
 
     Raises:
-        Unsealable: It is not.
+        Unsuitable: It is not.
     """
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _BUILDERS:
         if node.keywords:
-            raise Unsealable("a constructor with keywords")
+            raise Unsuitable("a constructor with keywords")
         return _build(_BUILDERS[node.func.id], map(literal, node.args))
     if isinstance(node, (ast.List, ast.Tuple, ast.Set)):
         return _build({ast.List: list, ast.Tuple: tuple, ast.Set: set}[type(node)], [map(literal, node.elts)])
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-        raise Unsealable("the expected value is not a literal") from None
+        raise Unsuitable("the expected value is not a literal") from None
 
 
 def _build(kind: Callable[..., Any], arguments: Iterable[Any]) -> Any:
     try:
         return kind(*arguments)
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise Unsealable(f"no literal: {error}") from None
+        raise Unsuitable(f"no literal: {error}") from None
 
 
 def _is_literal(node: ast.expr) -> bool:
     try:
         literal(node)
-    except Unsealable:
+    except Unsuitable:
         return False
     return True
 
@@ -79,7 +76,7 @@ def _is_literal(node: ast.expr) -> bool:
 def _left(node: ast.expr) -> str:
     """Source of an expression that may be sent; written anew, so that no comment goes along."""
     if not (_is_call(node) or _is_wrapped(node)):
-        raise Unsealable("something other than an input stands beside the call")
+        raise Unsuitable("something other than an input stands beside the call")
     return ast.unparse(node)
 
 
@@ -124,11 +121,11 @@ def _is_wrapped(node: ast.expr) -> bool:
     return inner is not None and (_is_call(inner) or _is_wrapped(inner))
 
 
-def seal(node: ast.expr) -> tuple[str, Check]:
+def seal(node: ast.expr) -> tuple[str, Comparison]:
     """The expression to send and what its value must satisfy.
 
     Raises:
-        Unsealable: It would give the answer away, or be answered by the candidate.
+        Unsuitable: It would give the answer away, or be answered by the candidate.
     """
     if isinstance(node, ast.Compare):
         return _comparison(node)
@@ -137,27 +134,27 @@ def seal(node: ast.expr) -> tuple[str, Check]:
     expected = not (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not))
     said = node.operand if isinstance(node, ast.UnaryOp) else node
     if not _is_call(said):
-        raise Unsealable("the assert asks for a truth that the candidate's process would have to tell")
+        raise Unsuitable("the assert asks for a truth that the candidate's process would have to tell")
     return _left(said), Truth(expected)
 
 
-def _comparison(node: ast.Compare) -> tuple[str, Check]:
+def _comparison(node: ast.Compare) -> tuple[str, Comparison]:
     if len(node.ops) != 1:
-        raise Unsealable("a chained comparison")
+        raise Unsuitable("a chained comparison")
     left, right, symbol = node.left, node.comparators[0], type(node.ops[0]).__name__
     if symbol in ("Is", "IsNot") and not (
         isinstance(right, ast.Constant) and right.value in (None, True, False)
     ):
-        raise Unsealable("identity with something other than None, True or False")
+        raise Unsuitable("identity with something other than None, True or False")
     if _is_literal(right):
         near = _near(left, symbol, literal(right))
         return near or (_left(left), Relation(OPERATORS[symbol], _carried(literal(right))))
     if symbol not in MIRRORED:  # "in" among them: the answer may be anything that can be searched
-        raise Unsealable("the expected value is not a literal")
+        raise Unsuitable("the expected value is not a literal")
     return _left(right), Relation(OPERATORS[MIRRORED[symbol]], _carried(literal(left)))
 
 
-def _near(node: ast.expr, symbol: str, bound: Any) -> tuple[str, Check] | None:
+def _near(node: ast.expr, symbol: str, bound: Any) -> tuple[str, Comparison] | None:
     """``abs(f(x) - 1.5) < 1e-6``, either way round: the difference is taken on the trusted side."""
     inner = node.args[0] if isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords else None
     if not (isinstance(node, ast.Call) and _name(node.func) == "abs" and isinstance(inner, ast.BinOp)):
@@ -168,10 +165,10 @@ def _near(node: ast.expr, symbol: str, bound: Any) -> tuple[str, Check] | None:
     return _left(call), Near(OPERATORS[symbol], literal(value), bound)
 
 
-def _close(node: ast.Call) -> tuple[str, Check]:
+def _close(node: ast.Call) -> tuple[str, Comparison]:
     """``math.isclose(f(x), 1.5, rel_tol=1e-6)``, either way round."""
     if len(node.args) != 2 or any(keyword.arg not in ("rel_tol", "abs_tol") for keyword in node.keywords):
-        raise Unsealable("isclose with unknown arguments")
+        raise Unsuitable("isclose with unknown arguments")
     call, value = node.args if _is_literal(node.args[1]) else reversed(node.args)
     tolerances = {str(keyword.arg): literal(keyword.value) for keyword in node.keywords}
     return _left(call), Close(literal(value), tolerances.get("rel_tol", 1e-9), tolerances.get("abs_tol", 0.0))
@@ -188,5 +185,5 @@ def _carried(value: Any) -> Any:
     try:
         decode(encode(value))
     except CodecError as error:
-        raise Unsealable(str(error)) from None
+        raise Unsuitable(str(error)) from None
     return value
