@@ -84,7 +84,9 @@ def curve(variant: str, seed: int, after: float, rows: list[dict[str, Any]] | No
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder where ``python -m coderl`` is the fake, with the file of its calls."""
     (tmp_path / "coderl").mkdir()
-    (tmp_path / "coderl" / "__init__.py").write_text(f"__path__.append({str(ROOT / 'coderl')!r})")
+    (tmp_path / "coderl" / "__init__.py").write_text(
+        f"__version__ = '0'\n__path__.append({str(ROOT / 'coderl')!r})"
+    )
     (tmp_path / "coderl" / "__main__.py").write_text(FAKE)
     monkeypatch.chdir(tmp_path)
     calls = tmp_path / "calls"
