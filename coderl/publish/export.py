@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import gc
 import glob
-import json
 import logging
 import os
 import shutil
@@ -21,7 +20,7 @@ from safetensors import SafetensorError
 
 from coderl.errors import UserError
 from coderl.model import adapters, loading
-from coderl.model.provenance import POLICY_FILE, prior_training
+from coderl.model.provenance import POLICY_FILE, prior_training, write_policy_file
 from coderl.problems.contamination import FILE as TRAINED
 from coderl.problems.contamination import TrainingRecord, merge_records
 from coderl.publish import card
@@ -71,8 +70,7 @@ def save_adapter(
     with _replacing(folder) as partial:
         _save_trained(policy, trained, partial)
         policy.net.save_pretrained(partial, selected_adapters=["default"])
-        noted = {"quantization": policy.quantization, "compute_dtype": _name(policy.base.dtype)}
-        (partial / POLICY_FILE).write_text(json.dumps(noted) + "\n", encoding="utf-8")
+        write_policy_file(policy, partial)
         policy.tokenizer.save_pretrained(partial)
         card.write(partial, card.name_of(folder), run, measured=False)
     return folder
