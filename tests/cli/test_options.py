@@ -115,7 +115,7 @@ def test_recipes_can_be_typed_and_combine_what_goes_together(
     options = {key: value for key, value in model["init_args"].items() if key not in PLUMBING}
     if options.get("adaptive_kl"):
         options["adaptive_kl"] = AdaptiveKL(**options["adaptive_kl"]["init_args"])
-    algorithm = {"coderl.algorithms.GRPO": GRPO, "coderl.algorithms.PPO": PPO}[model["class_path"]]
+    algorithm = {"coderl.GRPO": GRPO, "coderl.PPO": PPO}[model["class_path"]]
     algorithm(Policy("embedded"), **options)  # refuses what does not go together
 
 

@@ -41,10 +41,10 @@ def code(cell: str) -> list[str]:
 WAYS = [(old, code(new)[0]) for old, new in table(0)]
 FITS = [(old, new) for old, new in WAYS if new.startswith("coderl fit")]
 EFFECTS: dict[str, dict[str, Any]] = {
-    "python train.py ppo 1`": {"trainer.devices": [1], "model.class_path": "coderl.algorithms.PPO"},
+    "python train.py ppo 1`": {"trainer.devices": [1], "model.class_path": "coderl.PPO"},
     "python train.py grpo 0": {
         "trainer.devices": [0],
-        "model.class_path": "coderl.algorithms.GRPO",
+        "model.class_path": "coderl.GRPO",
         "model.policy.model": "deepseek-ai/deepseek-coder-6.7b-base",
         "model.learning_rate": 2e-6,
     },
