@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from coderl.errors import UsageError, UserError
 from coderl.model import loading
+from coderl.model.adapters import ADAPTER_CONFIG, is_adapter, read_adapter_config
 from coderl.model.policy import Policy
+from coderl.model.provenance import compute_dtype_of, quantization_of
 from coderl.publish import card, hub
 from coderl.publish.export import require_replaceable, save_merged
 from coderl.runs.folder import RunFolder
-from coderl.runs.model_ref import ModelRef, compute_dtype_of, find_model, quantization_of
+from coderl.runs.model_ref import ModelRef, find_model
 
 Weights = Literal["dequantized", "original"]
 
@@ -98,22 +99,18 @@ def _find_adapter(adapter: str, base: str | None, gguf_file: str | None) -> Mode
                 f"there is no folder {adapter}: give an adapter's, a run's, or a hub id owner/name"
             )
         folder = hub.fetch_adapter(adapter)
-    own = next(
-        (f for f in (folder, RunFolder(folder).adapter) if (f / "adapter_config.json").is_file()), None
-    )
+    own = next((f for f in (folder, RunFolder(folder).adapter) if is_adapter(f)), None)
     if own is None:
-        raise UserError(f"no adapter_config.json in {adapter}: give the folder of an adapter, or of its run")
+        raise UserError(f"no {ADAPTER_CONFIG} in {adapter}: give the folder of an adapter, or of its run")
     flags = ("--base_model", "--adapter_model_id")
     return find_model(str(own), flags=flags) if base is None else find_model(base, str(own), gguf_file, flags)
 
 
 def _check_adapter(folder: Path) -> None:
     """Refuse adapters that are more than plain LoRA: merging would leave the rest out."""
-    try:
-        config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        kind = config["peft_type"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{folder}/adapter_config.json cannot be read as peft's: {error!r}") from error
+    config = read_adapter_config(folder)
+    if (kind := config.get("peft_type")) is None:
+        raise UserError(f"{folder}/{ADAPTER_CONFIG} has no peft_type: give an adapter in peft's format")
     more = (
         "use_dora",
         "modules_to_save",

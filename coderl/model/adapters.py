@@ -1,4 +1,4 @@
-"""LoRA adapters on one base: the policy's, the critic's, and the frozen one that is the reference."""
+"""LoRA adapters: their settings and files, and the policy's, the critic's and the reference's on one base."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from coderl.errors import UsageError, UserError
+from coderl.errors import UsageError, UserError, first_line
+from coderl.files import read_json, read_json_or_none
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 POLICY, REFERENCE, CRITIC = "default", "reference", "critic"
 """Names of the adapters; ``default`` is peft's own."""
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""The file of peft that makes a folder an adapter."""
 
 
 @dataclass
@@ -51,12 +55,47 @@ class LoRA:
             raise UsageError(f"lora.r is {self.r}: set policy.lora.r to 1 or more, or policy.lora to null")
 
 
-def fresh(base: PreTrainedModel, lora: LoRA, name: str) -> Any:
-    """A peft model with a new adapter, which changes nothing yet. ``name`` is the model's, for errors.
+# -- adapters on disk ----------------------------------------------------------------------------------------
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds an adapter in peft's format."""
+    return (Path(folder) / ADAPTER_CONFIG).is_file()
+
+
+def read_adapter_config(folder: str | Path) -> dict[str, Any]:
+    """The content of an adapter's :data:`ADAPTER_CONFIG`.
 
     Raises:
-        UserError: If one of the target modules is not there, which peft would leave out without a word, or
-            can never be merged.
+        UserError: The folder holds no adapter, or the file cannot be read.
+    """
+    if not is_adapter(folder):
+        raise UserError(f"no {ADAPTER_CONFIG} in {folder}: give the folder of a saved adapter")
+    fix = "save the adapter again, or give another one"
+    config: dict[str, Any] = read_json(Path(folder) / ADAPTER_CONFIG, fix, dict)
+    return config
+
+
+def adapter_base(folder: str | Path) -> str | None:
+    """The base model that an adapter names, a hub id or a folder; None where none is named or can be read."""
+    config = read_json_or_none(Path(folder) / ADAPTER_CONFIG)
+    name = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    return name if isinstance(name, str) and name else None
+
+
+# -- adapters on a model -------------------------------------------------------------------------------------
+
+
+def create(base: PreTrainedModel, lora: LoRA, name: str) -> Any:
+    """A peft model with a new adapter, which changes nothing yet.
+
+    Args:
+        base: The base model.
+        lora: Settings of the adapter.
+        name: The model's name, for errors.
+
+    Raises:
+        UserError: If a target module is missing, or its adapter could never be merged.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -70,20 +109,23 @@ def fresh(base: PreTrainedModel, lora: LoRA, name: str) -> Any:
     )
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings")  # refused below
+            # Adapters on tied weights are refused below.
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings")
             net: Any = get_peft_model(base, config)
     except ValueError as error:
-        raise UserError(f"lora.target_modules do not fit {name}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"lora.target_modules do not fit {name}: {first_line(error)}") from error
     require_own_weights(net.get_base_model(), name)
     return net
 
 
 def require_own_weights(base: PreTrainedModel, name: str) -> None:
-    """Refuse an adapter on an embedding or a head that are one: their sum would have to be in one alone.
+    """Refuse an adapter on the embedding or the head where the two share their weights.
+
+    Merged, its update would change both, though it was trained on one.
 
     Args:
         base: The model, with or without adapters on it.
-        name: What it is called, for the error.
+        name: The model's name, for the error.
 
     Raises:
         UserError: There is one.
@@ -105,12 +147,13 @@ def require_own_weights(base: PreTrainedModel, name: str) -> None:
 
 
 def _check_targets(base: PreTrainedModel, lora: LoRA, name: str) -> None:
+    """Refuse target modules that match no layer: peft skips them without a word if others match."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     paths = {f".{path}" for path, _ in base.named_modules()}
-    odd = [target for target in lora.target_modules if not any(p.endswith(f".{target}") for p in paths)]
-    if not odd:
+    unmatched = [name for name in lora.target_modules if not any(p.endswith(f".{name}") for p in paths)]
+    if not unmatched:
         return
     head = base.get_output_embeddings()
     layers = {
@@ -119,34 +162,40 @@ def _check_targets(base: PreTrainedModel, lora: LoRA, name: str) -> None:
         if isinstance(module, nn.Linear | Conv1D) and module is not head
     }
     raise UserError(
-        f"lora.target_modules {', '.join(odd)} match no layer of {name}, whose blocks have "
+        f"lora.target_modules {', '.join(unmatched)} match no layer of {name}, whose blocks have "
         f"{', '.join(layers) or 'no linear layers'}: set policy.lora.target_modules to those, or --preset to "
         "the model's family"
     )
 
 
-def stored(base: PreTrainedModel, folder: str) -> Any:
-    """A peft model with a saved adapter to train on, and a frozen copy of it as the reference."""
+def load(base: PreTrainedModel, folder: str) -> Any:
+    """A peft model with a saved adapter to train on, and a frozen copy of it as the reference.
+
+    Raises:
+        UserError: The folder holds no adapter, or one that is damaged or belongs to another model.
+    """
     from peft import PeftModel
 
-    if not (Path(folder) / "adapter_config.json").is_file():
-        raise UserError(f"no adapter_config.json in {folder}: give the folder of a saved adapter")
+    if not is_adapter(folder):
+        raise UserError(f"no {ADAPTER_CONFIG} in {folder}: give the folder of a saved adapter")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Found missing adapter keys")  # said below, as an error
-        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings")  # said where it is merged
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing")  # peft 0.21 asks by an old name
+        warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error below
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings")  # an error where it is merged
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing")  # peft 0.21 uses the old name
         try:
             net = PeftModel.from_pretrained(base, folder, is_trainable=True)
             loaded = net.load_adapter(folder, adapter_name=REFERENCE, is_trainable=False)
         except Exception as error:  # json's, safetensors', the hub's, torch's
-            lines = str(error).strip().splitlines() or ["no message"]
+            # Torch's first line names the model class only; the reason is on the second.
+            reason = " ".join(str(error).strip().splitlines()[:2] or ["no message"])[:300]
             raise UserError(
-                f"the adapter {folder} could not be loaded: {type(error).__name__}: "
-                f"{' '.join(lines[:2])[:300]}; is it an adapter of another model, or damaged?"
+                f"the adapter {folder} could not be loaded: {type(error).__name__}: {reason}; is it an "
+                "adapter of another model, or damaged?"
             ) from error
-    odd = [*loaded.missing_keys, *loaded.unexpected_keys]
-    if odd := [key for key in odd if ".lora_" in key]:
-        raise UserError(f"the adapter {folder} does not fit its base: {odd[0]} and {len(odd) - 1} more")
+    keys = [*loaded.missing_keys, *loaded.unexpected_keys]
+    # Keys of the base are always missing: an adapter's file holds none of them.
+    if wrong := [key for key in keys if ".lora_" in key]:
+        raise UserError(f"the adapter {folder} does not fit its base: {wrong[0]} and {len(wrong) - 1} more")
     return net
 
 
@@ -156,7 +205,7 @@ def has(net: Any, adapter: str) -> bool:
 
 
 def add(net: Any, adapter: str, trains: bool) -> None:
-    """Give the model one more adapter of the policy's shape, equal to none until it is trained or filled."""
+    """Add an adapter of the policy's shape, which changes nothing until it is trained or filled."""
     with _same_parameters_train(net):
         net.add_adapter(adapter, net.peft_config[POLICY])
     for name, parameter in net.named_parameters():
@@ -166,20 +215,20 @@ def add(net: Any, adapter: str, trains: bool) -> None:
 
 @torch.no_grad()
 def fill(net: Any, adapter: str, values: dict[str, Tensor]) -> None:
-    """Set an adapter's weights to those that :func:`weights` gave, of whichever adapter."""
+    """Copy weights that :func:`weights` returned, of any adapter, into an adapter."""
     for name, parameter in weights(net, adapter).items():
         parameter.copy_(values[name])
 
 
 def weights(net: Any, adapter: str) -> dict[str, Tensor]:
-    """An adapter's parameters, by names that are the same for every adapter."""
+    """An adapter's parameters, by names without the adapter's own name, so that they fit every adapter."""
     marked = {name: p for name, p in net.named_parameters() if f".{adapter}." in name}
     return {name.replace(f".{adapter}.", "."): p.detach() for name, p in marked.items()}
 
 
 @contextmanager
 def using(net: Any, adapter: str | None) -> Iterator[None]:
-    """Inside, the model computes with this adapter, or with none. What trains stays as it was."""
+    """Inside, the model computes with this adapter, or with none. The same parameters train as before."""
     if adapter is None:
         with _same_parameters_train(net), net.disable_adapter():
             yield
@@ -195,7 +244,7 @@ def using(net: Any, adapter: str | None) -> Iterator[None]:
 
 @contextmanager
 def _same_parameters_train(net: nn.Module) -> Iterator[None]:
-    """Peft freezes what it switches off, and unfreezes what it switches on: put that back."""
+    """Restore ``requires_grad`` afterwards: peft freezes adapters that it switches off, and the reverse."""
     trains = [(parameter, parameter.requires_grad) for parameter in net.parameters()]
     try:
         yield

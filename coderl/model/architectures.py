@@ -1,7 +1,7 @@
-"""The two kinds of transformer, and the forward of each up to its head: everything else is the same for both.
+"""Decoder-only and encoder-decoder models: what differs between the two, up to the head.
 
 A row is laid out the same for both: the prompt, padded on the left, then the completion. A decoder-only model
-reads it as one text. An encoder-decoder model (T5, CodeT5+) reads the prompt in its encoder, and its decoder
+reads it as one sequence. An encoder-decoder model (T5, CodeT5+) reads the prompt in its encoder; its decoder
 reads a start token and the completion.
 """
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 
 def auto_class(config: PreTrainedConfig) -> Any:
-    """The class of transformers that makes language models of this kind."""
+    """The Auto class of transformers for this architecture."""
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def encodes(source: str) -> bool:
-    """Whether the model in a folder or on the hub is an encoder-decoder model."""
+    """Whether the model in a folder or on the hub is an encoder-decoder model, by its config.json."""
     from transformers import AutoConfig
 
     return bool(AutoConfig.from_pretrained(source).is_encoder_decoder)
 
 
 def decoder_start(model: PreTrainedModel) -> int | None:
-    """The token an encoder-decoder model's answer starts from; None for a decoder-only model.
+    """The token that an encoder-decoder model's answer starts with; None for a decoder-only model.
 
     Raises:
         UserError: If the checkpoint names none.
@@ -53,7 +53,7 @@ def decoder_start(model: PreTrainedModel) -> int | None:
 
 
 def check_head(config: PreTrainedConfig) -> None:
-    """Refuse models that change their logits after the head: their tokens would be scored wrongly.
+    """Refuse models that change their logits after the head, which scoring does not do.
 
     Raises:
         UserError: If this is one.
@@ -67,20 +67,20 @@ def check_head(config: PreTrainedConfig) -> None:
 
 
 def hidden_states(model: PreTrainedModel, ids: Tensor, attention: Tensor, mask: Tensor) -> Tensor:
-    """``[B, T, H]``, column t being the state after token t was read.
+    """Hidden states before the head: ``[B, T, H]``, column t after token t was read.
 
-    That holds where the token or its successor is under ``mask``; what stands elsewhere means nothing.
+    They are valid where the token or its successor is under ``mask``, and undefined elsewhere.
 
     Args:
         model: The language model, adapters included where there are any.
         ids: ``[B, T]``.
         attention: ``[B, T]`` bool.
-        mask: ``[B, T]`` bool, of a row all of its completion, or nothing. Only an encoder-decoder model looks
-            at it: all completions must start in one column then.
+        mask: ``[B, T]`` bool, in each row true at its whole completion or nowhere. Only an encoder-decoder
+            model needs it: all completions must start in one column then.
     """
     if model.config.is_encoder_decoder:
         return _decoded(model, ids, attention, mask)
-    # Counting attended tokens, padding on either side changes nothing.
+    # Positions count attended tokens: so padding on either side changes nothing.
     positions = (attention.long().cumsum(dim=1) - 1).clamp(min=0)
     output = model.base_model(
         input_ids=ids, attention_mask=attention.long(), position_ids=positions, use_cache=False
@@ -89,25 +89,25 @@ def hidden_states(model: PreTrainedModel, ids: Tensor, attention: Tensor, mask: 
 
 
 def _decoded(model: PreTrainedModel, ids: Tensor, attention: Tensor, mask: Tensor) -> Tensor:
-    # Position biases go by distance, so padding on the left of prompts does no harm. Completions are padded
-    # on the right, where a causal decoder does not look: it needs no mask.
+    # T5's position biases depend on distances only, so left padding of prompts changes nothing. Completions
+    # are padded on the right, which a causal decoder never sees: it needs no mask.
     border = int(mask.any(dim=0).long().argmax()) or ids.shape[1]
     first = decoder_start(model)
     assert first is not None
     start = torch.full_like(ids[:, :1], first)
-    read = attention[:, :border].long()
-    prompt = model.get_encoder()(input_ids=ids[:, :border], attention_mask=read).last_hidden_state
+    prompt_attention = attention[:, :border].long()
+    prompt = model.get_encoder()(input_ids=ids[:, :border], attention_mask=prompt_attention).last_hidden_state
     answer = model.get_decoder()(
         input_ids=torch.cat([start, ids[:, border:]], dim=1),
         encoder_hidden_states=prompt,
-        encoder_attention_mask=read,
+        encoder_attention_mask=prompt_attention,
         use_cache=False,
     ).last_hidden_state
-    # What chooses the first token is the state after the prompt's last one.
+    # The start token takes the place of the prompt's last one: the state there chooses the first token.
     return nn.functional.pad(answer, (0, 0, border - 1, 0))
 
 
 def head_input(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """What the model's head takes: hidden states as they are, or T5's, which are scaled first."""
+    """The input of the model's head: the hidden states, which T5 scales down before a tied head."""
     scaled = getattr(model.config, "scale_decoder_outputs", False)
     return hidden * model.config.d_model**-0.5 if scaled else hidden

@@ -1,4 +1,4 @@
-"""Where base models come from: a folder, a hub id, a GGUF file, or the one in the package; 4-bit or not."""
+"""Loading base models: from a folder, the hub, a GGUF file or the package; in 4 bits or not."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from coderl.errors import UsageError, UserError
+from coderl.errors import UsageError, UserError, first_line
 from coderl.model.architectures import auto_class
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 Quantization = Literal["nf4", "none"]
 ComputeDtype = Literal["auto", "float32", "float16", "bfloat16"]
@@ -56,8 +56,12 @@ def _config(source: str) -> PreTrainedConfig:
 
     try:
         return AutoConfig.from_pretrained(source)  # type: ignore[no-any-return]
-    except Exception as error:
-        raise UserError(f"the model {source} could not be loaded: {_first_line(error)}") from error
+    except Exception as error:  # the hub's, json's, transformers' own
+        raise _not_loaded(source, error) from error
+
+
+def _not_loaded(source: str, error: Exception) -> UserError:
+    return UserError(f"the model {source} could not be loaded: {type(error).__name__}: {first_line(error)}")
 
 
 def find_device(name: str) -> torch.device:
@@ -121,12 +125,12 @@ def cache_dir() -> Path:
 
 
 def _converted(folder: Path, gguf_file: str) -> Path:
-    """The plain checkpoint made from a GGUF file: once per content, whole or not at all."""
+    """Folder of the plain checkpoint converted from a GGUF file: once per content, whole or not at all."""
     source = folder / gguf_file
     if not source.is_file():
         found = ", ".join(sorted(p.name for p in folder.glob("*.gguf"))) or "none"
         raise UserError(f"gguf_file {gguf_file} is not in {folder}: GGUF files there: {found}")
-    stat = source.stat()
+    stat = source.stat()  # stands for the content: hashing gigabytes would take longer than loading them
     key = hashlib.sha256(f"{source.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:16]
     target = cache_dir() / f"{source.stem}-{key}"
     if not (target / "config.json").is_file():
@@ -157,8 +161,10 @@ def _convert(folder: Path, gguf_file: str, target: Path) -> None:
             f"reading {gguf_file} needs the package gguf: pip install 'coderl[offline]'"
         ) from error
     except Exception as error:
-        raise UserError(f"{folder / gguf_file} cannot be read as GGUF: {_first_line(error)}") from error
-    # The loaded config still says "gguf", which save_pretrained refuses; a plain twin takes the weights.
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{folder / gguf_file} cannot be read as GGUF: {reason}") from error
+    # The loaded model still has quantization_method "gguf", which save_pretrained refuses: the weights are
+    # saved from a plain model of the same configuration.
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -169,88 +175,8 @@ def _convert(folder: Path, gguf_file: str, target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
-def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """The tokenizer, as its tokenizer.json has it, and with a pad token.
-
-    A model that has no pad token pads with its end-of-sequence token. That is safe here because masks come
-    from generation lengths, never from token ids.
-    """
-    from transformers import AutoTokenizer
-
-    # It asks for another tokenizer_class where it is about to do what is done below for every class.
-    logging.getLogger("transformers.models.auto.tokenization_auto").setLevel(logging.ERROR)
-    try:
-        tokenizer = _as_stored(AutoTokenizer.from_pretrained(source), source)
-    except Exception as error:
-        raise UserError(f"no tokenizer could be loaded from {source}: {_first_line(error)}") from error
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"the tokenizer of {source} has no eos_token: set one in its tokenizer_config.json")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _as_stored(tokenizer: PreTrainedTokenizerBase, source: str) -> PreTrainedTokenizerBase:
-    """The tokenizer itself, or what tokenizer.json says where its class says something else.
-
-    Some classes of transformers 5 take vocabulary and merges from that file and make up the rest (its issues
-    45488 and 46489). So StarCoder2 would not split digits, CodeLlama would gain tokens for infilling that its
-    embedding has no rows for, and DeepSeek-Coder would lose its spaces (up to 5.10).
-    """
-    from transformers import TokenizersBackend
-    from transformers.models.auto.tokenization_auto import get_tokenizer_config
-    from transformers.utils.hub import cached_file
-
-    if (
-        not isinstance(tokenizer, TokenizersBackend)
-        or cached_file(source, "tokenizer.json", _raise_exceptions_for_missing_entries=False) is None
-    ):
-        return tokenizer
-    made_up = type(tokenizer) is not TokenizersBackend
-    stored: Any = TokenizersBackend.from_pretrained(source) if made_up else tokenizer
-    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):  # that the class alone gives
-        if getattr(stored, name) is None and (token := getattr(tokenizer, name)) in stored.get_vocab():
-            setattr(stored, name, token)
-    if get_tokenizer_config(source).get("add_bos_token", _begins(tokenizer)) and not _begins(stored):
-        _set_bos(stored)
-    # The class is known by name, which other programs go by.
-    return tokenizer if made_up and _alike(stored, tokenizer) else stored
-
-
-def _begins(tokenizer: Any) -> bool:
-    """Whether the tokenizer begins a text with its bos token."""
-    return bool(tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id])
-
-
-def _set_bos(tokenizer: Any) -> None:
-    """Let the tokenizer begin a text with its bos token, and end it as it did.
-
-    Transformers 5 drops the flag ``add_bos_token`` where there is a tokenizer.json. Older ones went by it, so
-    that file need not say it; DeepSeek-Coder's is reported not to (swift-transformers' issue 161).
-    """
-    if tokenizer.bos_token_id is None:
-        return
-    ends = tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]
-    # Each of the two makes the post-processor anew, from both; of ByteLevel's only offsets depend on it.
-    tokenizer.add_eos_token = ends
-    tokenizer.add_bos_token = True
-
-
-def _alike(one: Any, other: Any) -> bool:
-    """Whether two tokenizers that have the same vocabulary and merges do the same to every text."""
-    same = _pipeline(one) == _pipeline(other) and len(one) == len(other)
-    return same and bool(one("a")["input_ids"] == other("a")["input_ids"])  # the special tokens around it
-
-
-def _pipeline(tokenizer: Any) -> list[Any]:
-    """What a tokenizer does with a text before and after its vocabulary."""
-    backend = tokenizer.backend_tokenizer
-    parts = (backend.normalizer, backend.pre_tokenizer, backend.decoder)
-    return [None if part is None else part.__getstate__() for part in parts]
-
-
 def embedding_rows(source: str) -> int:
-    """Rows of a model's embedding by its config.json, which :func:`load_base` holds the weights to.
+    """Rows of a model's embedding by its config.json, which :func:`load_base` checks the weights against.
 
     Args:
         source: What :func:`resolve` returned.
@@ -264,41 +190,42 @@ def embedding_rows(source: str) -> int:
 def load_base(
     source: str, quantization: Quantization, dtype: torch.dtype, device: torch.device, *, random: bool = False
 ) -> PreTrainedModel:
-    """The base model on ``device``, its linear layers in NF4 where asked, dropout off everywhere.
+    """Load the base model onto ``device``, its linear layers in NF4 if asked for, without any dropout.
 
     Args:
         source: What :func:`resolve` returned.
         quantization: ``nf4`` or ``none``.
         dtype: Of the computation, and of the weights that are not quantized.
         device: Where it goes.
-        random: Fresh weights for ``config.json`` instead of the stored ones.
+        random: Whether to make random weights for ``config.json`` instead of reading the stored ones.
 
     Raises:
         UserError: If the checkpoint is missing, incomplete or corrupt.
     """
-    from transformers import AutoConfig, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
     options: dict[str, Any] = {}
     if quantization == "nf4":
-        # It misses an optional kernel for 4-bit decoding on CPUs; rollouts decode from plain weights.
+        # It warns that an optional kernel for 4-bit decoding on CPUs is missing; rollouts decode from plain
+        # weights and do not need it.
         logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
         options["device_map"] = {"": device}
+    config = _config(source)
+    # At step 0 the scored forward must equal the sampled one: no dropout hidden in a checkpoint's config.
+    for name in [n for n in config.to_dict() if n.endswith(("dropout", "pdrop", "dropout_rate"))]:
+        setattr(config, name, 0.0)
     try:
-        config = AutoConfig.from_pretrained(source)
-        # At step 0 the scored forward must equal the sampled one: no dropout hidden in a checkpoint's config.
-        for name in [n for n in config.to_dict() if n.endswith(("dropout", "pdrop", "dropout_rate"))]:
-            setattr(config, name, 0.0)
-        family = auto_class(config)
+        model_class = auto_class(config)
         if random:
-            return family.from_config(config, dtype=dtype).to(device)  # type: ignore[no-any-return]
-        loaded: Any = family.from_pretrained(
+            return model_class.from_config(config, dtype=dtype).to(device)  # type: ignore[no-any-return]
+        loaded: Any = model_class.from_pretrained(
             source, config=config, dtype=dtype, output_loading_info=True, **options
         )
-    except Exception as error:
-        raise UserError(f"the model {source} could not be loaded: {_first_line(error)}") from error
+    except Exception as error:  # safetensors', torch's, bitsandbytes', the hub's
+        raise _not_loaded(source, error) from error
     model, info = loaded
     if info["missing_keys"] or info["mismatched_keys"]:
         missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
@@ -309,7 +236,7 @@ def load_base(
         return model.to(device)  # type: ignore[no-any-return]
     for module in model.modules():
         # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a 4-bit layer's bytes at its first forward in
-        # eval mode and then computes in bfloat16: the frozen bytes and the scores would both change.
+        # eval mode and then computes in bfloat16. Both the frozen bytes and the scores would change.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model  # type: ignore[no-any-return]
@@ -323,11 +250,6 @@ def dense(layer: nn.Module, key: str) -> Tensor:
         return value
     from bitsandbytes.functional import dequantize_4bit
 
-    state = copy(state)
+    state = copy(state)  # the layer's own keeps its dtype, in which it computes
     state.dtype = torch.float32
     return dequantize_4bit(value.data, state)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:400]

@@ -1,4 +1,4 @@
-"""From hidden states to what a loss compares: log-probabilities, entropies, values."""
+"""From hidden states to log-probabilities, entropies and the critic's values."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ MOST_LOGITS = 2**25
 
 
 class Values(NamedTuple):
-    """What the critic expects of a batch, float32.
+    """Values of a batch by the critic, float32.
 
     Attributes:
-        values: ``[B, T]``, of the state in which each token is chosen; zero outside the mask.
+        values: ``[B, T]``, of the state before each token, in which it is chosen; zero outside the mask.
         final: ``[B]``, of the state after the last token under the mask.
     """
 
@@ -29,12 +29,12 @@ class Values(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """What one forward says of a batch.
+    """Results of one forward over a batch.
 
     Attributes:
         logprobs: ``[B, T]`` float32 nats, zero outside the mask.
-        entropy: The same of the distribution each token was drawn from; None where not asked for.
-        critic: The critic's word from the same forward; None where not asked for.
+        entropy: ``[B, T]`` float32 nats, of the distribution of each token; None if not asked for.
+        critic: Values from the same forward; None if not asked for.
     """
 
     logprobs: Tensor
@@ -43,7 +43,7 @@ class Scores(NamedTuple):
 
 
 class ValueHead(nn.Module):
-    """The critic: a number from a hidden state, in float32; 0 for every state until it has learned.
+    """The critic's head: from a hidden state to a value, in float32. It starts at 0 for every state.
 
     Args:
         size: Width of the hidden states.
@@ -57,6 +57,7 @@ class ValueHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[B, T, H]`` to ``[B, T]``."""
+        # Autocast would compute the linear layer in 16 bits.
         with torch.autocast(hidden.device.type, enabled=False):
             return self.linear(hidden.float()).squeeze(-1)  # type: ignore[no-any-return]
 
@@ -66,7 +67,7 @@ class ValueHead(nn.Module):
 
 
 def values_of(head: ValueHead, hidden: Tensor, mask: Tensor) -> Values:
-    """The critic's word on hidden states ``[B, T, H]``, column t being the state after token t was read."""
+    """The critic's values for hidden states ``[B, T, H]``, column t after token t was read."""
     after = head(hidden)
     before = nn.functional.pad(after[:, :-1], (1, 0))
     final = torch.where(last_token(mask), after, 0.0).sum(dim=1)
@@ -76,16 +77,16 @@ def values_of(head: ValueHead, hidden: Tensor, mask: Tensor) -> Values:
 def token_scores(
     head: nn.Module, hidden: Tensor, ids: Tensor, temperature: float, entropy: EntropyMode
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies of ``N`` tokens, a chunk of the vocabulary's logits at a time.
+    """Log-probabilities and entropies of ``N`` tokens, with the logits of one chunk of tokens at a time.
 
-    All logits of 16 sequences of 512 tokens over 152,000 entries would be 5 GB.
+    The logits of 16 sequences of 512 tokens over a vocabulary of 152,000 would take 5 GB.
 
     Args:
         head: From hidden states to logits.
         hidden: ``[N, H]``, the state in which each token was chosen.
         ids: ``[N]``.
         temperature: Logits are divided by it, as in sampling.
-        entropy: Whether it is wanted, and with a gradient; zeros if not.
+        entropy: Whether to compute the entropy, with or without gradient; zeros if not.
 
     Returns:
         ``[N]`` and ``[N]``, float32 nats.
@@ -104,8 +105,8 @@ def token_scores(
     size = max(MOST_LOGITS // head.weight.shape[0], 1)
     if len(ids) <= size:
         return scores(hidden, ids)
-    # A chunk's logits live only while it is looked at: the backward makes them again.
+    # Checkpointed: a chunk's logits are freed at once, and computed again in the backward.
     parts = zip(hidden.split(size), ids.split(size), strict=True)
     chunks = [checkpoint(scores, states, tokens, use_reentrant=False) for states, tokens in parts]
-    chosen, spread = zip(*chunks, strict=True)
-    return torch.cat(chosen), torch.cat(spread)
+    logprobs, entropies = zip(*chunks, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies)

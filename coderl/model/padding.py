@@ -12,7 +12,13 @@ if TYPE_CHECKING:
 
 
 class Padded(NamedTuple):
-    """Rows of prompt + completion, all completions starting in one column. Each ``[B, T]``."""
+    """Rows of prompt + completion, all completions starting in one column.
+
+    Attributes:
+        ids: ``[B, T]`` token ids.
+        attention: ``[B, T]`` bool, true at tokens of prompt and completion.
+        mask: ``[B, T]`` bool, true at tokens of the completion.
+    """
 
     ids: Tensor
     attention: Tensor
@@ -41,14 +47,14 @@ def pad_rows(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[in
 
 
 def spread(values: Sequence[Sequence[float]], mask: Tensor) -> Tensor:
-    """Per-token values of each row, laid where ``mask`` is true; zero elsewhere. ``[B, T]`` float32."""
+    """Per-token values of each row, placed where ``mask`` is true: ``[B, T]`` float32, zero elsewhere."""
     out = torch.zeros(mask.shape, dtype=torch.float32)
     out[mask] = torch.tensor([v for row in values for v in row], dtype=torch.float32)
     return out
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """``[B, T]`` ids and bool attention, rows flush right."""
+    """Pad rows on the left: ``[B, T]`` ids and bool attention."""
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), pad, dtype=torch.long)
     attention = torch.zeros_like(ids, dtype=torch.bool)
@@ -59,6 +65,6 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -
 
 
 def last_token(mask: Tensor) -> Tensor:
-    """``[B, T]`` bool, true at each row's last token under the mask: the last *action*, an EOS included."""
+    """``[B, T]`` bool, true at each row's last token under the mask, an end-of-sequence token included."""
     after = mask.flip(1).cumsum(dim=1).flip(1)
     return mask & (after == 1)

@@ -1,4 +1,8 @@
-"""The policy: one 4-bit base in memory, a LoRA adapter on it, and the base without it as the reference."""
+"""The policy: one base model in memory (in 4 bits or not) and LoRA adapters on it.
+
+The policy is the base with its adapter, the reference is the base without it (or with a frozen earlier one),
+and PPO's critic may read the base through an adapter of its own.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +29,11 @@ if TYPE_CHECKING:
 
 
 class Policy(nn.Module):
-    """A code model under training. Making one is free; :meth:`load` reads the weights.
+    """A code model under training. Constructing it reads nothing; :meth:`load` reads the weights.
 
     Args:
         model: A folder, a hub id, or ``embedded`` for the tiny model in the package.
-        gguf_file: Name of a GGUF file in ``model``, for checkpoints kept that way.
+        gguf_file: Name of a GGUF file in ``model``, for checkpoints in that format.
         quantization: ``nf4`` holds the base in 4 bits (QLoRA, arXiv:2305.14314); ``none`` does not.
         compute_dtype: ``auto`` is bfloat16 on a GPU that has it, else float16; float32 on a CPU.
         lora: The adapter; null trains all weights (needs ``quantization: none``).
@@ -67,17 +71,12 @@ class Policy(nn.Module):
                 "from_scratch trains all weights: set quantization: none, lora: null and no adapter"
             )
         self.model, self.gguf_file, self.quantization = model, gguf_file, quantization
-        self.compute_dtype, self.lora, self.adapter, self.from_scratch = (
-            compute_dtype,
-            lora,
-            adapter,
-            from_scratch,
-        )
-        self.prompt_form, self.train_dropout = prompt_form, train_dropout
-        self.gradient_checkpointing = gradient_checkpointing
-        self.net: Any = None
+        self.compute_dtype, self.lora, self.adapter = compute_dtype, lora, adapter
+        self.from_scratch, self.prompt_form = from_scratch, prompt_form
+        self.gradient_checkpointing, self.train_dropout = gradient_checkpointing, train_dropout
+        self.net: Any = None  # the base, inside peft's model where there are adapters
         self.critic: ValueHead | None = None
-        self.reference_renewed = False
+        self.reference_renewed = False  # then a checkpoint must hold the reference as well
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     # -- loading ---------------------------------------------------------------------------------------------
@@ -96,7 +95,7 @@ class Policy(nn.Module):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer, read on first use; it always has a pad token."""
         if self._tokenizer is None:
-            self._tokenizer = loading.load_tokenizer(self.source)
+            self._tokenizer = tokenization.load_tokenizer(self.source)
             if self.prompt_form == "chat" and not self._tokenizer.chat_template:
                 raise UserError(
                     f"{self.model} has no chat template: set prompt_form: completion, or drop --chat"
@@ -104,25 +103,33 @@ class Policy(nn.Module):
         return self._tokenizer
 
     def load(self, device: torch.device, for_training: bool = True) -> None:
-        """Read the weights and put the adapter on. Does nothing when that has been done.
+        """Load the weights and attach the adapter. Does nothing the second time.
 
         Args:
             device: Where they go.
-            for_training: Whether there is to be something that trains. Otherwise a fresh adapter, which
-                changes nothing, is left out.
+            for_training: Whether something will be trained. Otherwise a new adapter, which changes nothing,
+                is left out.
+
+        Raises:
+            UserError: If model, tokenizer or adapter cannot be read, or do not fit each other.
         """
         if self.net is not None:
             return
-        self._unknown  # noqa: B018 -- refuses a tokenizer that does not fit before weights are read
-        whole = for_training and self.trains_all
-        dtype = torch.float32 if whole else loading.compute_dtype(self.compute_dtype, device)
+        self._ids_without_row  # noqa: B018 -- refuses a tokenizer that does not fit before weights are read
+        all_weights = for_training and self.trains_all
+        # Updates of all weights would be rounded away in 16 bits; an adapter has float32 weights of its own.
+        dtype = torch.float32 if all_weights else loading.compute_dtype(self.compute_dtype, device)
         base = loading.load_base(self.source, self.quantization, dtype, device, random=self.from_scratch)
         if for_training:
             architectures.check_head(base.config)
-        plain = whole or (self.adapter is None and not for_training)
-        self.net = base if plain else self._adapted(base)
+        if self.adapter is not None:
+            self.net = adapters.load(base, self.adapter)
+        elif for_training and self.lora is not None:
+            self.net = adapters.create(base, self.lora, self.model)
+        else:
+            self.net = base
         if self.gradient_checkpointing:
-            # transformers renamed it within version 5.
+            # transformers renamed the method within version 5.
             enable = (
                 getattr(self.base, "activation_checkpointing_enable", None)
                 or self.base.gradient_checkpointing_enable
@@ -131,18 +138,12 @@ class Policy(nn.Module):
             self.base.enable_input_require_grads()
         self.train(self.training)
 
-    def _adapted(self, base: PreTrainedModel) -> Any:
-        if self.adapter is not None:
-            return adapters.stored(base, self.adapter)
-        assert self.lora is not None
-        return adapters.fresh(base, self.lora, self.model)
-
     def add_critic(self, own_adapter: bool) -> None:
-        """Give the policy a value head on its trunk. Does nothing the second time.
+        """Add a value head. Does nothing the second time.
 
         Args:
-            own_adapter: Let the critic read the base through an adapter of its own. Otherwise it shares the
-                policy's, and one forward serves both.
+            own_adapter: Whether the critic has an adapter of its own. Otherwise it shares the policy's, and
+                one forward serves both.
 
         Raises:
             UsageError: If all weights train: there is no second adapter then.
@@ -204,39 +205,44 @@ class Policy(nn.Module):
         """Token ids of the problem's prompt in this policy's prompt form.
 
         Raises:
-            UserError: If a special token that the model has no row for is written out in it.
+            UserError: If it contains a special token that the model's embedding has no row for.
         """
-        ids = list(self.tokenizer(self._asked(problem), add_special_tokens=self._adds_special)["input_ids"])
-        return self._known(ids, f"the prompt of {problem.id}")
+        text = self._prompt_text(problem)
+        ids = list(self.tokenizer(text, add_special_tokens=self._adds_special_tokens)["input_ids"])
+        self._require_rows(ids, f"the prompt of {problem.id}")
+        return ids
 
     def encode_answer(self, problem: Problem, answer: str) -> list[int]:
-        """Token ids of an answer to the problem as the model would write it, its end included.
+        """Token ids of an answer as the model would write it after the prompt, an end token included.
 
         Raises:
             UserError: See :meth:`encode`.
         """
         end = int(self.tokenizer.eos_token_id)
-        if self._encodes:  # an answer is a text of its own then, with all that belongs to one
+        if self._is_encoder_decoder:
+            # The decoder reads the answer alone: it is encoded as a text of its own, with special tokens.
             ids = list(self.tokenizer(answer)["input_ids"])
             ids = ids[:-1] if ids[-1:] == [end] else ids
         else:
-            ids = tokenization.following(self.tokenizer, self._asked(problem), answer, self._adds_special)
-        return [*self._known(ids, f"the answer to {problem.id}"), end]
+            ids = tokenization.encode_continuation(
+                self.tokenizer, self._prompt_text(problem), answer, self._adds_special_tokens
+            )
+        self._require_rows(ids, f"the answer to {problem.id}")
+        return [*ids, end]
 
-    def _known(self, ids: list[int], where: str) -> list[int]:
-        if odd := self._unknown.intersection(ids):
-            token = self.tokenizer.convert_ids_to_tokens(min(odd))
+    def _require_rows(self, ids: list[int], where: str) -> None:
+        if missing := self._ids_without_row.intersection(ids):
+            token = self.tokenizer.convert_ids_to_tokens(min(missing))
             raise UserError(
                 f"{self.model} does not know the token {token} in {where}: change that text, or leave the "
                 "problem out"
             )
-        return ids
 
     @cached_property
-    def _unknown(self) -> set[int]:
-        return tokenization.unknown(self.tokenizer, loading.embedding_rows(self.source), self.model)
+    def _ids_without_row(self) -> set[int]:
+        return tokenization.ids_without_row(self.tokenizer, loading.embedding_rows(self.source), self.model)
 
-    def _asked(self, problem: Problem) -> str:
+    def _prompt_text(self, problem: Problem) -> str:
         if self.prompt_form == "completion":
             return problem.prompt
         text = self.tokenizer.apply_chat_template(
@@ -246,11 +252,11 @@ class Policy(nn.Module):
         return text + prompts.CHAT_OPENING
 
     @cached_property
-    def _encodes(self) -> bool:
-        return architectures.encodes(self.source)
+    def _is_encoder_decoder(self) -> bool:
+        return architectures.encodes(self.source)  # by config.json: problems are encoded before weights load
 
     @property
-    def _adds_special(self) -> bool:
+    def _adds_special_tokens(self) -> bool:
         return self.prompt_form == "completion"  # a chat template writes them itself
 
     def eos_ids(self) -> set[int]:
@@ -270,32 +276,32 @@ class Policy(nn.Module):
         entropy: EntropyMode = "none",
         values: bool = False,
     ) -> Scores:
-        """Log-probabilities of the tokens under ``mask``, and what else is asked for, from one forward.
+        """Log-probabilities of the tokens under ``mask``, on request entropy and values, in one forward.
 
-        Position ids count attended tokens, so that padding on either side changes nothing. Only tokens under
-        the mask meet the vocabulary.
+        Padding on either side changes nothing.
 
         Args:
             ids: ``[B, T]``.
             attention: ``[B, T]`` bool.
             mask: ``[B, T]`` bool, tokens to score; never one without a token before it.
             temperature: Logits are divided by it, as in sampling.
-            entropy: Also return the entropy, with or without gradient.
-            values: Also return the values of a critic that shares the trunk.
+            entropy: Whether to return the entropy as well, with or without gradient.
+            values: Whether to return the values of a critic that shares the policy's adapter as well.
         """
         hidden = self._hidden(ids, attention, mask)
         head = self.base.get_output_embeddings()
+        # The state before each token under the mask; only these are multiplied with the vocabulary.
         states = architectures.head_input(self.base, hidden[:, :-1][mask[:, 1:]])
-        chosen, spread = token_scores(head, states, ids[mask], temperature, entropy)
+        logprobs, entropies = token_scores(head, states, ids[mask], temperature, entropy)
         zeros = torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
         return Scores(
-            zeros.masked_scatter(mask, chosen),
-            None if entropy == "none" else zeros.masked_scatter(mask, spread),
+            zeros.masked_scatter(mask, logprobs),
+            None if entropy == "none" else zeros.masked_scatter(mask, entropies),
             values_of(self._value_head, hidden, mask) if values else None,
         )
 
     def values(self, ids: Tensor, attention: Tensor, mask: Tensor) -> Values:
-        """What the critic expects. One with its own adapter speaks and learns in :meth:`critic_adapter`."""
+        """The critic's values. A critic with its own adapter is called inside :meth:`critic_adapter`."""
         return values_of(self._value_head, self._hidden(ids, attention, mask), mask)
 
     def _hidden(self, ids: Tensor, attention: Tensor, mask: Tensor) -> Tensor:
@@ -320,7 +326,10 @@ class Policy(nn.Module):
 
     @contextmanager
     def critic_adapter(self) -> Iterator[None]:
-        """Inside, the trunk is the critic's. Forward *and* backward: checkpointed layers run again in it."""
+        """Inside, the base computes with the critic's adapter.
+
+        The backward belongs inside as well: gradient checkpointing runs the layers again in it.
+        """
         with adapters.using(self.net, adapters.CRITIC):
             yield
 
@@ -335,10 +344,10 @@ class Policy(nn.Module):
         return name.startswith("critic.") or f".{adapters.CRITIC}." in name
 
     def refresh_reference(self, weights: dict[str, Tensor] | None = None) -> None:
-        """Make the present adapter, or the one given, the reference from now on."""
+        """Replace the reference by the policy's present adapter, or by these weights of one."""
         if not self.has_own_reference:
             adapters.add(self.net, adapters.REFERENCE, trains=False)
-            self.train(self.training)  # the new adapter brings its own dropout
+            self.train(self.training)  # switches off the dropout that comes with the new adapter
         self.reference_renewed = True
         adapters.fill(self.net, adapters.REFERENCE, weights or adapters.weights(self.net, adapters.POLICY))
 
@@ -351,11 +360,11 @@ class Policy(nn.Module):
     def dense_copy(
         self, dtype: torch.dtype | None = None, device: torch.device | None = None
     ) -> PreTrainedModel:
-        """A model of the base's architecture without adapters or quantization; its weights are not set.
+        """A model of the base's architecture without adapters or quantization. Its weights are uninitialized.
 
         Args:
             dtype: Of its weights; by default the base's.
-            device: Where it is made; by default where the policy is.
+            device: Where its weights are; by default where the policy's are.
         """
         config = type(self.base.config).from_dict(
             {k: v for k, v in self.base.config.to_dict().items() if k != "quantization_config"}
@@ -372,15 +381,13 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def merge_into(self, copy: PreTrainedModel, progress: str | None = None) -> None:
-        """Write base + adapter into a plain copy, on whichever device. The base's own bytes are only read.
-
-        Merging and unmerging in place would requantize NF4 each time and let bfloat16 drift. A sum is rounded
-        once, to the copy's precision.
+        """Write base + adapter into a plain copy, on any device. The policy's own weights are only read.
 
         Args:
             copy: See :meth:`dense_copy`.
             progress: Label of a progress bar, in modules; none where None.
         """
+        # Merging and unmerging in place would requantize NF4 each time, and bfloat16 would drift.
         base = self.base
         modules = list(copy.named_modules())
         for name, module in tqdm(
@@ -394,11 +401,12 @@ class Policy(nn.Module):
             for key, value in own.items():
                 dense = loading.dense(layer, key)
                 if key == "weight" and layer is not source:
+                    # Summed in float32 and rounded once, to the copy's precision.
                     dense = dense.float() + source.get_delta_weight(adapters.POLICY).float()
                 value.copy_(dense)
 
     def merged(self, dtype: torch.dtype | None = None, progress: str | None = None) -> PreTrainedModel:
-        """Base + adapter as a new plain model in the CPU's memory: the GPU's may hold the optimizer too."""
+        """Base + adapter as a new plain model in the CPU's memory: a GPU may hold the optimizer too."""
         copy = self.dense_copy(dtype, torch.device("cpu"))
         self.merge_into(copy, progress)
         return copy

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from coderl.problems.rows import Row, problem_from_row, read_jsonl, text_field
+from coderl.files import read_json_lines
+from coderl.problems.rows import FORMS, Row, problem_from_row, text_field
 from coderl.problems.sources import HumanEval, ProblemSource, hub_rows, local_file, unique_problems
 
 if TYPE_CHECKING:
@@ -17,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class HumanEvalPlus(HumanEval):
-    """HumanEval+, 164 problems: HumanEval's prompts, some 80 times its tests.
+    """HumanEval+, 164 problems: HumanEval's prompts with about 80 times the tests.
 
     Read from ``path``, else ``$CODERL_DATA_DIR/HumanEvalPlus.jsonl`` (or ``.jsonl.gz``), else the hub's
     ``evalplus/humanevalplus``.
 
     Args:
         path: A file with the hub's rows. None: look in the places above.
-        strip_prompt: Whether blanks around a prompt go, as in the harness's ``humanevalplus``.
+        strip_prompt: Whether to strip white space around a prompt, as the harness's ``humanevalplus`` does.
     """
 
     name = "humanevalplus"
@@ -34,7 +35,7 @@ class HumanEvalPlus(HumanEval):
 
 
 class MBPPPlus(ProblemSource):
-    """MBPP+, 378 problems: hand-checked ones of MBPP's, of *all* its splits, with some 35 times the tests.
+    """MBPP+, 378 problems: a checked subset of MBPP, of *all* its splits, with about 35 times the tests.
 
     Read from ``path``, else ``$CODERL_DATA_DIR/MbppPlus.jsonl`` (or ``.jsonl.gz``), else the hub's
     ``evalplus/mbppplus``. There is one split, ``"test"``.
@@ -56,7 +57,7 @@ class MBPPPlus(ProblemSource):
         if split != "test":
             return []
         file = local_file(self.path, *self.files)
-        rows = read_jsonl(file) if file else hub_rows(self.hub, None, "test", self.files[0])
+        rows = read_json_lines(file, FORMS) if file else hub_rows(self.hub, None, "test", self.files[0])
         return unique_problems(rows, self.name, split, read=self._problem)
 
     def _problem(self, row: Row, where: str, *, source: str, split: str) -> Problem:

@@ -1,7 +1,7 @@
-"""Prompt text, stop strings and post-processing: what a model reads, and what is run of its answer.
+"""Prompts, stop strings and post-processing: from a problem to a prompt, from an answer to a program.
 
 The completion forms are those of bigcode-evaluation-harness (the MBPP one is InCoder's: a docstring with the
-task and one test), kept to the letter so that scores compare number for number. The chat form is this
+task and one test), unchanged to the letter so that scores are comparable. The chat form is this
 project's own: the task as a user's message, the answer opened at a fenced block. A score never mixes the two.
 """
 
@@ -29,7 +29,7 @@ HUMANEVAL_STOP: tuple[str, ...] = (
 )
 
 CHAT_OPENING = "```python\n"
-"""What the assistant's answer is opened with; the model goes on from here."""
+"""Start of the assistant's answer; the model continues from here."""
 CHAT_STOP: tuple[str, ...] = ("\n```",)
 
 
@@ -39,7 +39,7 @@ def mbpp_prompt(text: str, first_test: str) -> str:
 
 
 def humaneval_prompt(raw: str) -> str:
-    """HumanEval's signature and docstring without the blank ends, as the harness's ``humaneval`` task."""
+    """HumanEval's signature and docstring, stripped as in the harness's ``humaneval`` task."""
     return raw.strip()
 
 
@@ -85,10 +85,8 @@ def program(problem: Problem, completion_text: str, form: PromptForm) -> str:
     if form == "completion":
         return problem.prompt + cut(completion_text, problem.stop)
     code = completion_text.removeprefix(CHAT_OPENING)
-    # The newline lets a block closed at once ("```" as the first thing) count as empty.
-    return _preamble(problem) + cut("\n" + code, CHAT_STOP).removeprefix("\n")
-
-
-def _preamble(problem: Problem) -> str:
-    head, found, _ = problem.prompt.rpartition(f"def {problem.entry_point}(")
-    return head if problem.entry_point and found else ""
+    # With the newline, a block that is closed at once ("```" as the first thing) is empty.
+    block = cut("\n" + code, CHAT_STOP).removeprefix("\n")
+    # Imports and helpers before the function of a HumanEval prompt; nothing for other prompts.
+    preamble, found, _ = problem.prompt.rpartition(f"def {problem.entry_point}(")
+    return preamble + block if problem.entry_point and found else block

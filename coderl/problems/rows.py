@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from coderl.errors import UserError
 from coderl.problems.prompts import (
@@ -17,10 +15,6 @@ from coderl.problems.prompts import (
 )
 from coderl.types import Problem
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
 Row = dict[str, Any]
 
 FORMS = (
@@ -29,43 +23,15 @@ FORMS = (
 )
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
-    """The rows of a JSON-lines file, ``.gz`` or plain, each with ``file:line`` for messages.
-
-    Raises:
-        UserError: The file cannot be read, or a line is no JSON object.
-    """
-    try:
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as JSON lines in UTF-8 ({error})") from error
-    # Not splitlines(): JSON strings may hold U+2028 and its like unescaped.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            where = f"{path}:{number}"
-            yield where, _parse(line, where)
-
-
-def _parse(line: str, where: str) -> Row:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: malformed JSON ({error}); each line is to hold one JSON object") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: holds a JSON {type(row).__name__}, not an object; {FORMS}")
-    return row
-
-
 def problem_from_row(row: Row, where: str, *, source: str, split: str, strip: bool = True) -> Problem:
     """A problem from a row in MBPP or HumanEval form.
 
     Args:
-        row: Its fields; those not known are passed over.
-        where: The row's place, for messages.
-        source: Name that goes before a numeric ``task_id``, as in ``mbpp/601``.
-        split: The split the problem is served in.
-        strip: Whether blanks around a HumanEval prompt go.
+        row: Its fields; unknown ones are ignored.
+        where: ``file:line`` of the row, for messages.
+        source: Prefix of a numeric ``task_id``, as in ``mbpp/601``.
+        split: The split that the problem belongs to.
+        strip: Whether to strip white space around a HumanEval prompt.
 
     Raises:
         UserError: A field is missing or is of the wrong type.
@@ -86,8 +52,8 @@ def _mbpp_form(row: Row, where: str, name: str, split: str) -> Problem:
         prompt=mbpp_prompt(text, tests[0]),
         instruction=mbpp_instruction(text, tests[0]),
         tests=tuple(tests),
-        setup=_unix(text_field(row, "test_setup_code", where, "")),
-        solution=_unix(text_field(row, "code", where, "")),
+        setup=_unix_newlines(text_field(row, "test_setup_code", where, "")),
+        solution=_unix_newlines(text_field(row, "code", where, "")),
         stop=MBPP_STOP,
         split=split,
     )
@@ -102,7 +68,7 @@ def _humaneval_form(row: Row, where: str, name: str, split: str, strip: bool) ->
         instruction=humaneval_instruction(prompt),
         test=text_field(row, "test", where),
         entry_point=text_field(row, "entry_point", where),
-        # The prompt's final newline is stripped, so what goes on from it begins with one.
+        # The prompt's final newline is stripped, so the solution that continues it begins with one.
         solution="\n" + solution if solution and strip else solution,
         stop=HUMANEVAL_STOP,
         split=split,
@@ -110,10 +76,10 @@ def _humaneval_form(row: Row, where: str, name: str, split: str, strip: bool) ->
 
 
 def text_field(row: Row, field: str, where: str, default: str | None = None) -> str:
-    """A field that is text; the default where it is missing.
+    """A field that holds a string; the default where it is missing.
 
     Raises:
-        UserError: It is no text, or missing without a default.
+        UserError: It holds something else, or it is missing and has no default.
     """
     value = row.get(field)
     if value is None and default is not None:
@@ -126,10 +92,11 @@ def text_field(row: Row, field: str, where: str, default: str | None = None) -> 
 
 
 def _name(row: Row, where: str, source: str) -> str:
+    """The row's ``task_id`` if it is a string, else ``source/number`` by its ``task_id`` or its line."""
     task = row.get("task_id", where.rpartition(":")[2])
     return task if isinstance(task, str) and "task_id" in row else f"{source}/{task}"
 
 
-def _unix(code: str) -> str:
-    """Plain line ends: MBPP's code has Windows ones (and a few halves), which no model should be taught."""
+def _unix_newlines(code: str) -> str:
+    # MBPP's code has Windows newlines, and a few lone "\r", which no model should learn.
     return code.replace("\r\n", "\n").replace("\r", "\n")

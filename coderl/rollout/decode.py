@@ -1,4 +1,4 @@
-"""The decoding loop: prompts are read once for all their samples, and rows leave once they have ended."""
+"""The decoding loop: each prompt is read once for all its samples, and finished rows leave the batch."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
     from coderl.rollout.engine import Sampling
 
-ENDED = 1 / 8
-"""Share of a batch that has ended when it is worth a copy of the cache to be rid of it."""
-_FEW = 2048
-"""Tokens of a vocabulary that takes as long to draw from in one go as in two."""
-_LIKELY = 64
-"""Most likely tokens among which a nucleus is looked for first."""
+COMPACT_SHARE = 1 / 8
+"""Share of finished rows at which dropping them is worth a copy of the cache."""
+_SMALL_VOCABULARY = 2048
+"""Up to this size, one draw from the whole vocabulary is as fast as two draws from blocks of it."""
+_NUCLEUS_GUESS = 64
+"""Most likely tokens in which the nucleus is looked for first."""
 
 
 @dataclass(slots=True)
 class Row:
-    """One completion under way.
+    """A completion that is being sampled.
 
     Attributes:
-        room: Most tokens it may have; at least 1.
+        max_tokens: Its longest length, in tokens; at least 1.
         ids: Sampled token ids, an end-of-sequence token included.
         logprobs: Log-probability of each under the sampling distribution, nats.
-        finished: Whether it met an end-of-sequence token or a stop string.
+        finished: Whether it ended with an end-of-sequence token or a stop string.
         tail: Its last characters, as far back as a stop string may begin.
     """
 
-    room: int
+    max_tokens: int
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finished: bool = False
@@ -46,12 +46,12 @@ class Row:
 
     @property
     def ended(self) -> bool:
-        """Whether no token may follow."""
-        return self.finished or len(self.ids) >= self.room
+        """Whether it is finished, or at its longest length."""
+        return self.finished or len(self.ids) >= self.max_tokens
 
 
 class TokenTexts:
-    """What tokens add to a text, each looked up once.
+    """The text that each token adds to a completion, decoded once per token.
 
     Args:
         tokenizer: Any of transformers'.
@@ -59,19 +59,20 @@ class TokenTexts:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        # What becomes of the first token of a text only, such as losing its space, becomes of these.
-        self._before: list[int] = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-        self._token_texts: dict[int, str] = {}
+        # Tokenizers such as CodeLlama's drop the space at the start of a text. Decoded after this prefix, a
+        # token keeps its space.
+        self._prefix: list[int] = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+        self._texts: dict[int, str] = {}
 
     def of(self, token: int) -> str:
-        """The characters; U+FFFD is among them where a token holds part of one."""
-        if token not in self._token_texts:
-            before = len(self.decode(self._before))
-            self._token_texts[token] = self.decode([*self._before, token])[before:]
-        return self._token_texts[token]
+        """The token's characters, with U+FFFD in place of a character that the token holds a part of."""
+        if token not in self._texts:
+            start = len(self.decode(self._prefix))
+            self._texts[token] = self.decode([*self._prefix, token])[start:]
+        return self._texts[token]
 
     def decode(self, ids: list[int]) -> str:
-        """The text of all of ``ids``, special tokens included, its spaces as they are."""
+        """The text of a whole sequence, special tokens included, its spaces unchanged."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
@@ -81,24 +82,26 @@ class StopCriteria:
     Args:
         token_texts: The text of tokens.
         eos: Ids of the end-of-sequence tokens.
-        words: The stop strings.
+        stop: The stop strings; empty ones are ignored.
     """
 
-    def __init__(self, token_texts: TokenTexts, eos: Collection[int], words: Iterable[str]) -> None:
-        self._token_texts, self._eos, self._words = token_texts, eos, tuple(word for word in words if word)
-        self._longest = max(map(len, self._words), default=0)
+    def __init__(self, token_texts: TokenTexts, eos: Collection[int], stop: Iterable[str]) -> None:
+        self._token_texts, self._eos = token_texts, eos
+        self._stop = tuple(string for string in stop if string)
+        self._longest = max(map(len, self._stop), default=0)
 
     def met(self, row: Row) -> bool:
-        """Whether the row's last token finishes it. To be asked after each token: it keeps the tail."""
+        """Whether the row's last token finishes it. Updates ``row.tail``: call it once after each token."""
         if row.ids[-1] in self._eos:
             return True
-        if not self._words:
+        if not self._stop:
             return False
         text = row.tail + self._token_texts.of(row.ids[-1])
-        if "\ufffd" in text:  # only together do the parts of a character have a text
+        # A character split over several tokens has a text only when they are decoded together.
+        if "\ufffd" in text:
             text = self._token_texts.decode(row.ids)
         row.tail = text[-self._longest :]
-        return any(word in text for word in self._words)
+        return any(string in text for string in self._stop)
 
 
 @torch.no_grad()
@@ -107,45 +110,47 @@ def decode(
     prompts: Sequence[Sequence[int]],
     rows: Sequence[Sequence[Row]],
     sampling: Sampling,
-    ends: StopCriteria,
+    criteria: StopCriteria,
     pad: int,
-    share: float = ENDED,
+    compact_share: float = COMPACT_SHARE,
 ) -> None:
-    """Fill rows with completions, all at once.
+    """Sample completions in one batch, into ``rows``.
 
     Args:
         model: In evaluation mode.
         prompts: ``P`` non-empty rows of token ids.
         rows: Each prompt's empty rows.
-        sampling: Temperature and top-p; limits stand in the rows.
-        ends: What finishes a row.
-        pad: Id of the padding.
-        share: Rows leave once this share of the batch has ended.
+        sampling: Temperature and top-p; lengths are limited by ``Row.max_tokens``.
+        criteria: What finishes a row.
+        pad: Padding id.
+        compact_share: Share of finished rows at which they are dropped from the batch.
 
     Raises:
-        UserError: If rows cannot leave the model's cache.
+        UserError: If rows of the model's cache cannot be selected.
     """
-    batch = [row for some in rows for row in some]
-    context = read_prompts(model, prompts, pad, longest=max(row.room for row in batch))
-    copies = torch.tensor([i for i, some in enumerate(rows) for _ in some], device=model.device)
-    logits = context.logits[copies]
-    context.select(copies)
+    batch = [row for samples in rows for row in samples]
+    state = read_prompts(model, prompts, pad, max_new_tokens=max(row.max_tokens for row in batch))
+    # A prompt is read once; its state and its first logits are then repeated for each of its samples.
+    repeats = torch.tensor([i for i, samples in enumerate(rows) for _ in samples], device=model.device)
+    logits = state.logits[repeats]
+    state.select(repeats)
     while True:
+        # Finished rows are drawn for as well, and the draw is thrown away.
         tokens, logprobs = draw(logits, sampling)
         for row, token, logprob in zip(batch, tokens.tolist(), logprobs.tolist(), strict=True):
             if not row.ended:
                 row.ids.append(token)
                 row.logprobs.append(logprob)
-                row.finished = ends.met(row)
-        going = torch.tensor([not row.ended for row in batch], device=model.device)
-        left = [row for row in batch if not row.ended]
-        if not left:
+                row.finished = criteria.met(row)
+        active = torch.tensor([not row.ended for row in batch], device=model.device)
+        remaining = [row for row in batch if not row.ended]
+        if not remaining:
             return
-        if len(batch) - len(left) >= share * len(batch):
-            places = going.nonzero().squeeze(1)
-            context.select(places)
-            batch, tokens, going = left, tokens[places], going[places]
-        logits = context.read(tokens, going)
+        if len(batch) - len(remaining) >= compact_share * len(batch):
+            indices = active.nonzero().squeeze(1)
+            state.select(indices)
+            batch, tokens, active = remaining, tokens[indices], active[indices]
+        logits = state.read(tokens, active)
 
 
 def draw(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
@@ -156,7 +161,7 @@ def draw(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
         sampling: Temperature and top-p.
 
     Returns:
-        ``[B]`` ids, and ``[B]`` their log-probabilities before top-p, nats.
+        ``[B]`` ids, and ``[B]`` their log-probabilities at that temperature, before top-p, nats.
     """
     greedy = sampling.temperature <= 0
     logprobs = torch.log_softmax(logits if greedy else logits / sampling.temperature, dim=1)
@@ -170,12 +175,10 @@ def draw(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
 
 
 def _from_all(probs: Tensor) -> Tensor:
-    """A draw from each row of ``[B, V]``; from a large vocabulary of a block first, and then within it.
-
-    ``multinomial`` makes a random number for each entry: so for about ``2 sqrt(V)`` of them rather than V.
-    """
-    if probs.shape[1] <= _FEW:
+    """A draw from each row of ``[B, V]``; in a large vocabulary first a block of tokens, then one in it."""
+    if probs.shape[1] <= _SMALL_VOCABULARY:
         return torch.multinomial(probs, 1).squeeze(1)
+    # multinomial makes a random number for each entry: blocks take about 2 sqrt(V) of them instead of V.
     size = math.isqrt(probs.shape[1])
     blocks = nn.functional.pad(probs, (0, -probs.shape[1] % size)).unflatten(1, (-1, size))
     chosen = torch.multinomial(blocks.sum(dim=2), 1)
@@ -184,19 +187,17 @@ def _from_all(probs: Tensor) -> Tensor:
 
 
 def _from_nucleus(logprobs: Tensor, top_p: float) -> Tensor:
-    """A draw from the fewest tokens that have ``top_p`` of the mass between them, of each row of ``[B, V]``.
-
-    The whole vocabulary is sorted only where it has to be: that takes longer than a small model's forward.
-    """
-    count, size = _LIKELY, logprobs.shape[1]
+    """A draw from each row of ``[B, V]`` among the fewest tokens whose probabilities sum to ``top_p``."""
+    # Sorting a whole vocabulary takes longer than a small model's forward: look at few tokens first.
+    count, size = _NUCLEUS_GUESS, logprobs.shape[1]
     while True:
-        best, places = logprobs.topk(min(count, size), dim=1)
+        best, ids = logprobs.topk(min(count, size), dim=1)
         probs = best.exp()
         mass = probs.cumsum(dim=1)
         if count >= size or bool((mass[:, -1] >= top_p).all()):
             break
         count *= 8
-    # A token stays where those before it do not suffice; so the first always does.
-    inside = torch.where(mass - probs < top_p, probs, 0.0)
-    inside[:, 0] = probs[:, 0]  # also where top_p is 0
-    return places.gather(1, torch.multinomial(inside, 1)).squeeze(1)
+    # A token belongs to the nucleus where those before it do not suffice.
+    nucleus = torch.where(mass - probs < top_p, probs, 0.0)
+    nucleus[:, 0] = probs[:, 0]  # the first always does, also where top_p is 0
+    return ids.gather(1, torch.multinomial(nucleus, 1)).squeeze(1)

@@ -1,4 +1,4 @@
-"""What every rollout engine promises."""
+"""The contract of a rollout engine: problems, sampling settings and a seed in; ids, log-probs, text out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import torch
 
 from coderl.errors import UsageError
 
@@ -25,7 +27,7 @@ class Sampling:
         top_p: Nucleus sampling. 1 is off, and the only value that training allows.
         max_new_tokens: Longest completion, in tokens.
         max_length: Longest prompt with completion, in tokens, as evaluation harnesses count; None: no such
-            limit. A prompt that leaves no room has an empty completion.
+            limit. A prompt as long as that has an empty completion.
     """
 
     temperature: float = 1.0
@@ -33,17 +35,17 @@ class Sampling:
     max_new_tokens: int = 256
     max_length: int | None = None
 
-    def room(self, prompt: int) -> int:
-        """Longest completion of a prompt of that many tokens; below 1 where it leaves no room."""
+    def max_tokens(self, prompt_length: int) -> int:
+        """Longest completion of a prompt of that many tokens; below 1 where the prompt is too long."""
         if self.max_length is None:
             return self.max_new_tokens
-        return min(self.max_new_tokens, self.max_length - prompt)
+        return min(self.max_new_tokens, self.max_length - prompt_length)
 
     def for_training(self) -> Sampling:
-        """Itself, if importance ratios can be computed from it.
+        """Itself, if importance ratios can be computed for what it draws.
 
         Raises:
-            UsageError: If what is sampled is not what is scored.
+            UsageError: If the distribution that is sampled from is not the one that is scored.
         """
         if self.temperature <= 0:
             raise UsageError(
@@ -60,8 +62,6 @@ class Sampling:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Inside, torch's global generators draw from ``seed``; outside they are as they were."""
-    import torch
-
     # Only devices in use: forking the generator of an idle GPU would initialize CUDA there.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
@@ -73,11 +73,11 @@ class RolloutEngine(ABC):
     """Samples from a policy: ``bind`` once, ``sync`` after each change of weights, ``generate``."""
 
     batch_size: int = 128
-    """Number of sequences it works on together: a caller that asks in parts asks for as many at a time."""
+    """Sequences decoded together. A caller that samples in parts asks for about as many at a time."""
 
     @property
     def samples_from_copy(self) -> bool:
-        """Whether it samples from a copy of the weights, whose rounding is its own; stands beside scores."""
+        """Whether it samples from a copy of the weights, whose rounding is its own; saved beside scores."""
         return False
 
     @abstractmethod
@@ -109,5 +109,8 @@ class RolloutEngine(ABC):
             progress: Label of a progress bar, in completions; none where None.
 
         Returns:
-            ``len(problems) * n`` completions, those of a problem side by side.
+            ``len(problems) * n`` completions, those of a problem side by side. Each has the prompt's ids, the
+            sampled ids (an end-of-sequence token included), the log-probability of each at
+            ``sampling.temperature`` (before top-p, nats), the text up to the first stop string, and whether
+            it finished by itself.
         """

@@ -1,8 +1,9 @@
-"""Rollouts from a loop of our own over the transformers model, from a plain copy of the merged weights."""
+"""The engine that samples with the model in this process, with coderl's own decoding loop."""
 
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
@@ -30,7 +31,7 @@ Batch = list[tuple[int, int]]
 class GenerateEngine(RolloutEngine):
     """Samples with the model that trains, through transformers' forward: any family with a key-value cache.
 
-    A prompt is read once for all its samples in a batch, and a row costs no more once it has ended.
+    A prompt is read once for all its samples in a batch, and finished rows leave the batch.
 
     Args:
         batch_size: Sequences decoded together. Larger is faster and takes more key-value cache.
@@ -50,11 +51,10 @@ class GenerateEngine(RolloutEngine):
             return
         self._policy, self._token_texts = policy, TokenTexts(policy.tokenizer)
         plain = not policy.has_adapter and policy.quantization == "none"
-        wanted = _room_for_copy(policy) if self.merged_copy is None else self.merged_copy
+        wanted = _copy_fits(policy) if self.merged_copy is None else self.merged_copy
         self._dense_copy = policy.dense_copy() if wanted and not plain else None
         log.info(
-            "rollouts decode from %s",
-            "a merged copy" if self._dense_copy is not None else "the policy itself",
+            "rollouts decode from %s", "a merged copy" if self.samples_from_copy else "the policy itself"
         )
         self.sync()
 
@@ -78,80 +78,75 @@ class GenerateEngine(RolloutEngine):
         progress: str | None = None,
     ) -> list[Completion]:
         """Sample ``n`` completions for each problem (see the base class)."""
-        if seed is not None:
-            with seeded(seed):
-                return self.generate(problems, n, sampling, progress=progress)
-        assert self._policy is not None, "bind() comes first"
-        asked = [self._policy.encode(problem) for problem in problems]
-        rooms = [sampling.room(len(ids)) for ids in asked]
-        stops = [prompts.stop_strings(problem, self._policy.prompt_form) for problem in problems]
-        # Alike stop strings and lengths go together: less padding.
-        order = sorted(range(len(problems)), key=lambda i: (stops[i], len(asked[i]), i))
+        assert self._policy is not None and self._token_texts is not None, "bind() comes first"
+        policy, pad = self._policy, self._policy.tokenizer.pad_token_id
+        assert isinstance(pad, int)
+        prompt_ids = [policy.encode(problem) for problem in problems]
+        max_tokens = [sampling.max_tokens(len(ids)) for ids in prompt_ids]
+        stops = [prompts.stop_strings(problem, policy.prompt_form) for problem in problems]
+        # A batch has one list of stop strings; similar lengths in it mean little padding.
+        order = sorted(range(len(problems)), key=lambda i: (stops[i], len(prompt_ids[i]), i))
         rows: list[list[Row]] = [[] for _ in problems]
         bar = tqdm(
             total=len(problems) * n, desc=progress, unit="completion", leave=False, disable=progress is None
         )
-        was_training = self._policy.training
-        self._policy.eval()
+        was_training = policy.training
+        policy.eval()
         try:
-            for batch in _batches([i for i in order if rooms[i] > 0], n, self.batch_size, stops):
-                fresh = [[Row(rooms[i]) for _ in range(count)] for i, count in batch]
-                self._decode([asked[i] for i, _ in batch], fresh, stops[batch[0][0]], sampling)
-                for (i, _), some in zip(batch, fresh, strict=True):
-                    rows[i] += some
-                bar.update(sum(map(len, fresh)))
+            with bar, nullcontext() if seed is None else seeded(seed):
+                for batch in _batches([i for i in order if max_tokens[i] > 0], n, self.batch_size, stops):
+                    sampled = [[Row(max_tokens[i]) for _ in range(count)] for i, count in batch]
+                    decode(
+                        policy.base if self._dense_copy is None else self._dense_copy,
+                        [prompt_ids[i] for i, _ in batch],
+                        sampled,
+                        sampling,
+                        StopCriteria(self._token_texts, policy.eos_ids(), stops[batch[0][0]]),
+                        pad,
+                    )
+                    for (i, _), samples in zip(batch, sampled, strict=True):
+                        rows[i] += samples
+                    bar.update(sum(map(len, sampled)))
         finally:
-            bar.close()
-            self._policy.train(was_training)
+            policy.train(was_training)
         return [
             Completion(
                 i,
-                tuple(asked[i]),
+                tuple(prompt_ids[i]),
                 tuple(row.ids),
                 tuple(row.logprobs),
-                self._text(problem, asked[i], row.ids),
+                self._text(problem, prompt_ids[i], row.ids),
                 row.finished,
             )
             for i, problem in enumerate(problems)
+            # A prompt that is too long was not sampled from: its completions are empty.
             for row in rows[i] or [Row(0)] * n
         ]
 
-    def _decode(
-        self, asked: list[list[int]], rows: list[list[Row]], stop: tuple[str, ...], sampling: Sampling
-    ) -> None:
-        assert self._policy is not None and self._token_texts is not None
-        model = self._policy.base if self._dense_copy is None else self._dense_copy
-        pad = self._policy.tokenizer.pad_token_id
-        assert isinstance(pad, int)
-        decode(
-            model, asked, rows, sampling, StopCriteria(self._token_texts, self._policy.eos_ids(), stop), pad
-        )
-
-    def _text(self, problem: Problem, asked: list[int], ids: list[int]) -> str:
-        """What a row says, cut off where an answer ends: the steps are bigcode-evaluation-harness's.
-
-        The prompt is decoded with it, since many tokenizers drop the space that a text begins with. A special
-        token within the answer stays, and will not run.
-        """
+    def _text(self, problem: Problem, prompt_ids: list[int], ids: list[int]) -> str:
+        """The text of a completion, cut at the first stop string: the steps of bigcode-evaluation-harness."""
         assert self._policy is not None and self._token_texts is not None
         policy, tokenizer, decoded = self._policy, self._policy.tokenizer, self._token_texts.decode
 
         def without_bos(row: list[int]) -> list[int]:
             return row[1:] if row[:1] == [tokenizer.bos_token_id] else row
 
-        said = ids[:-1] if ids and ids[-1] in policy.eos_ids() else ids
-        ends = (*prompts.stop_strings(problem, policy.prompt_form), str(tokenizer.eos_token or ""))
+        # The last token alone: a special token within the answer stays in the text, which then does not run.
+        answer = ids[:-1] if ids and ids[-1] in policy.eos_ids() else ids
+        stop = (*prompts.stop_strings(problem, policy.prompt_form), str(tokenizer.eos_token or ""))
         if policy.base.config.is_encoder_decoder:
             # CodeT5+ learned answers as its tokenizer writes all texts: with the bos token before them.
-            return prompts.cut(decoded(without_bos(said)), ends)
-        head = without_bos(asked)
-        text = decoded([*head, *said])
-        as_given = policy.prompt_form == "completion" and text.startswith(problem.prompt)
-        return prompts.cut(text[len(problem.prompt if as_given else decoded(head)) :], ends)
+            return prompts.cut(decoded(without_bos(answer)), stop)
+        # Decoded with its prompt, since many tokenizers drop the space that a text begins with.
+        prompt = without_bos(prompt_ids)
+        text = decoded([*prompt, *answer])
+        # Unknown characters are lost in tokenizing: then the prompt's decoded form is cut off.
+        unchanged = policy.prompt_form == "completion" and text.startswith(problem.prompt)
+        return prompts.cut(text[len(problem.prompt if unchanged else decoded(prompt)) :], stop)
 
 
 def _batches(order: Iterable[int], n: int, size: int, stops: Sequence[tuple[str, ...]]) -> list[Batch]:
-    """``order`` in batches of alike stop strings; the samples of one stay together if they fit."""
+    """``order`` in batches with one list of stop strings each; a problem's samples together if they fit."""
     batches: list[Batch] = []
     taken = 0
     for i in order:
@@ -164,12 +159,12 @@ def _batches(order: Iterable[int], n: int, size: int, stops: Sequence[tuple[str,
     return batches
 
 
-def _room_for_copy(policy: Policy) -> bool:
-    size, free = policy.base.dtype.itemsize * _dense_count(policy), free_bytes(policy.device)
+def _copy_fits(policy: Policy) -> bool:
+    """Whether twice the size of a plain copy of the merged weights is free."""
+    # bitsandbytes stores 4-bit weights two to a byte.
+    weights = sum(
+        p.numel() * (2 if type(p).__name__ == "Params4bit" else 1) for p in policy.base.parameters()
+    )
+    size, free = policy.base.dtype.itemsize * weights, free_bytes(policy.device)
     log.debug("a merged copy takes %d bytes, %d are free", size, free)
     return free > 2 * size
-
-
-def _dense_count(policy: Policy) -> int:
-    """Number of weights of the plain model: 4-bit ones are stored two to a byte."""
-    return sum(p.numel() * (2 if type(p).__name__ == "Params4bit" else 1) for p in policy.base.parameters())

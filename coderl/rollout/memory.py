@@ -1,4 +1,4 @@
-"""How much memory decoding takes."""
+"""Memory for decoding: what is free, and how many sequences fit."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 if TYPE_CHECKING:
     from coderl.model.policy import Policy
 
-SHARE = 0.6
-"""Of the free memory that key-value caches may fill; activations and logits need the rest."""
+CACHE_SHARE = 0.6
+"""Share of the free memory for key-value caches; activations and logits need the rest."""
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free where the device computes."""
+    """Free memory of the device, in bytes: the GPU's, or the machine's for a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     import psutil
@@ -23,11 +23,11 @@ def free_bytes(device: torch.device) -> int:
 
 
 def cache_bytes(policy: Policy, length: int) -> int:
-    """Bytes that the keys and values of a sequence take.
+    """Bytes of the key-value cache of one sequence.
 
     Args:
         policy: Its weights are loaded.
-        length: Of the sequence, in tokens.
+        length: Length of the sequence, in tokens.
     """
     config = policy.base.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -36,12 +36,12 @@ def cache_bytes(policy: Policy, length: int) -> int:
 
 
 def fitting(policy: Policy, length: int, most: int) -> int:
-    """Sequences that can be decoded together: a power of two from 1 to ``most``.
+    """The largest batch whose key-value cache fits in memory: a power of two from 1 to ``most``.
 
     Args:
-        policy: Its weights are loaded, the copy that is decoded from too.
+        policy: Its weights are loaded, and so is the copy that is decoded from.
         length: Longest sequence, in tokens.
-        most: Not more than these.
+        most: Upper limit.
     """
-    count = int(SHARE * free_bytes(policy.device)) // cache_bytes(policy, length)
+    count = int(CACHE_SHARE * free_bytes(policy.device)) // cache_bytes(policy, length)
     return min(most, 1 << max(0, count.bit_length() - 1))

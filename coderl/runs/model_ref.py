@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from coderl.errors import UsageError, UserError
-from coderl.model.loading import ComputeDtype, Quantization
-from coderl.model.provenance import POLICY_FILE
+from coderl.model.adapters import ADAPTER_CONFIG, adapter_base, is_adapter, read_adapter_config
 from coderl.runs.folder import RunFolder, short_name
 
 _RUN = re.compile(r"(?P<model>.+)-[^-]+-(?P<method>[^-]+)-qlora(-merged)?")
@@ -64,15 +62,13 @@ def find_model(
     if folder.is_file():
         hint = f" and --gguf_file {folder.name}" if folder.suffix == ".gguf" else ""
         raise UserError(f"{model} is a file: give {flags[0]} its folder{hint}")
-    own = next(
-        (f for f in (folder, RunFolder(folder).adapter) if (f / "adapter_config.json").is_file()), None
-    )
+    own = next((f for f in (folder, RunFolder(folder).adapter) if is_adapter(f)), None)
     if own is not None and adapter is not None:
         raise UsageError(f"{model} is an adapter already: give {flags[0]} the base of {flags[1]} {adapter}")
     if adapter is not None:
         own = Path(adapter).expanduser()
-        if not (own / "adapter_config.json").is_file():
-            raise UserError(f"no adapter_config.json in {adapter}: give {flags[1]} the folder of an adapter")
+        if not is_adapter(own):
+            raise UserError(f"no {ADAPTER_CONFIG} in {adapter}: give {flags[1]} the folder of an adapter")
         base = model
     else:
         base = model if own is None else _base_of(own, flags)
@@ -93,35 +89,11 @@ def find_model(
     return ModelRef(base, None if own is None else str(own), label, method)
 
 
-def quantization_of(adapter: str | None) -> Quantization:
-    """How the base is held: as the adapter was trained (NF4 where nobody noted it), plain without one."""
-    if adapter is None:
-        return "none"
-    return "none" if _noted(adapter, "quantization") == "none" else "nf4"
-
-
-def compute_dtype_of(adapter: str | None) -> ComputeDtype:
-    """What the policy computed in when the adapter was trained; ``auto`` where nobody noted it."""
-    noted = _noted(adapter, "compute_dtype") if adapter else None
-    return next((name for name in get_args(ComputeDtype) if name == noted), "auto")
-
-
-def _noted(adapter: str, key: str) -> Any:
-    try:
-        return json.loads(Path(adapter, POLICY_FILE).read_text(encoding="utf-8"))[key]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-
-
 def _base_of(adapter: Path, flags: tuple[str, str]) -> str:
     fix = f"give it as {flags[0]} BASE {flags[1]} {adapter}"
-    try:
-        base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        name = base["base_model_name_or_path"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{adapter}/adapter_config.json names no base model: {error!r}") from error
-    if not isinstance(name, str) or not name:
-        raise UserError(f"{adapter} names no base model: {fix}")
+    if (name := adapter_base(adapter)) is None:
+        read_adapter_config(adapter)  # raises if the file is damaged
+        raise UserError(f"{adapter}/{ADAPTER_CONFIG} names no base model: {fix}")
     if name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().is_dir():
         raise UserError(f"the base {name} of {adapter} is not there any more: {fix}")
     return name

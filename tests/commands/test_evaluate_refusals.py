@@ -58,7 +58,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--model", "empty"], 1, "empty has no config.json"),
         (["--model", "w.gguf"], 1, "w.gguf is a file: give --model its folder and --gguf_file w.gguf"),
         (["--model", "m", "--adapter", "empty"], 1, "no adapter_config.json in empty"),
-        (["--model", "broken"], 1, "broken/adapter_config.json names no base model"),
+        (["--model", "broken"], 1, "broken/adapter_config.json: is damaged"),
         (["--model", "MODEL", "--device", "gpu"], 2, "no device 'gpu'"),
         (["--model", "MODEL", "--device", "mps"], 2, "--device mps is not supported"),
         (["--model", "MODEL", "--output", "five.jsonl"], 1, "--output five.jsonl cannot be written to"),

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from coderl.errors import UsageError, UserError
 from coderl.model.adapters import LoRA
-from coderl.model.loading import load_tokenizer
 from coderl.model.padding import pad_rows
 from coderl.model.policy import Policy
+from coderl.model.tokenization import load_tokenizer
 from coderl.publish.export import save_adapter, save_merged
 from coderl.rollout import GenerateEngine
 from tests.support import tiny

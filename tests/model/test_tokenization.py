@@ -14,9 +14,9 @@ from transformers import AutoTokenizer, LlamaTokenizer
 
 from coderl.algorithms.sft import SFT
 from coderl.errors import UserError
-from coderl.model import loading, tokenization
-from coderl.model.loading import load_tokenizer
+from coderl.model import tokenization
 from coderl.model.policy import Policy
+from coderl.model.tokenization import load_tokenizer
 from coderl.rollout import GenerateEngine
 from coderl.types import Problem
 from tests.support import families
@@ -70,7 +70,7 @@ def test_a_byte_level_tokenizer_is_one_where_its_class_is_believed(repositories:
     folder, own = str(repositories["deepseek-coder"]), families.trained("deepseek-coder")
     believed = LlamaTokenizer.from_pretrained(folder)
     assert believed(PROMPT)["input_ids"] != own.encode(PROMPT).ids
-    fixed = loading._as_stored(believed, folder)
+    fixed = tokenization._as_stored(believed, folder)
     assert fixed(PROMPT)["input_ids"] == own.encode(PROMPT).ids
     assert (fixed.bos_token, fixed.eos_token) == (DEEPSEEK_BOS, DEEPSEEK_EOS)
 
@@ -232,7 +232,7 @@ def test_a_text_that_follows_another_is_exact(repositories: dict[str, Path], nam
     for before in BEFORE:
         head = tokenizer(before)["input_ids"]
         for text in (*ANSWERS, "def", "x)", ")", "(x)", "    y", "\u00e9", "\n", "return  1"):
-            ids = tokenization.following(tokenizer, before, text, True)
+            ids = tokenization.encode_continuation(tokenizer, before, text, True)
             assert decoded([*head, *ids]) == decoded(head) + text, (before, text)
 
 

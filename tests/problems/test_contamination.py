@@ -1,4 +1,4 @@
-"""Problems that are trained on and measured on too: how they are known again, refused, and remembered."""
+"""Contamination: how problems in both training and evaluation are found, refused, and recorded."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from coderl.problems import (
     ProblemSource,
     TrainingRecord,
 )
-from coderl.problems.contamination import FILE, overlaps, same_id, text_key
+from coderl.problems.contamination import FILE, canonical_id, overlaps, text_key
 from coderl.problems.rows import problem_from_row
 from coderl.publish.export import save_adapter, save_merged
 from coderl.types import Problem
 from tests.data.test_data_module import Recorder, quiet
 from tests.support import tiny
 
-TWINS = {"mbpp/602": "mbpp/217", "mbpp/704": "mbpp/248", "mbpp/872": "mbpp/216"}
+MBPP_OVERLAPS = {"mbpp/602": "mbpp/217", "mbpp/704": "mbpp/248", "mbpp/872": "mbpp/216"}
 """MBPP's training problems that are worded as test problems."""
 
 
@@ -84,7 +84,7 @@ def test_case_white_space_punctuation_and_the_shown_test_do_not_count(seed: int)
     assert whole != key
 
 
-def test_marks_that_join_words_are_punctuation() -> None:
+def test_hyphens_and_slashes_between_words_are_punctuation() -> None:
     joined = text_key(mbpp_form("a", "Sort two-dimensional lists and/or tuples - in place."))
     assert joined == text_key(mbpp_form("a", "Sort two dimensional lists and or tuples in place"))
 
@@ -107,23 +107,23 @@ def test_a_shown_test_of_several_lines_or_of_another_set_does_not_count() -> Non
         ("the smallest number", "the largest number"),
     ],
 )
-def test_what_makes_another_task_counts(one: str, other: str) -> None:
+def test_operators_and_numbers_make_another_task(one: str, other: str) -> None:
     assert text_key(mbpp_form("a", one)) != text_key(mbpp_form("a", other))
 
 
 @pytest.mark.parametrize("text", ["f", "...", "x = 1", "   ", "\ud800?!"])
-def test_text_that_says_too_little_has_no_key(text: str) -> None:
+def test_a_text_that_is_too_short_has_no_key(text: str) -> None:
     assert text_key(mbpp_form("a", text)) is None
     assert text_key(Problem("a", "")) is None
 
 
-def test_keys_are_kept_in_files_and_stay_what_they_are() -> None:
+def test_keys_are_saved_in_files_and_do_not_change_between_versions() -> None:
     squeezed = "writeafunctiontoaddn- 1 "
     assert hashlib.sha256(squeezed.encode()).hexdigest()[:16] == "affa5f1f77e1e32c"
     assert text_key(mbpp_form("a", "Write a function to add n - 1.")) == "affa5f1f77e1e32c"
 
 
-def test_all_of_mbpps_texts_have_keys_of_their_own_but_for_the_known_pairs(data_dir: Path) -> None:
+def test_texts_of_mbpp_have_different_keys_except_for_the_known_pairs(data_dir: Path) -> None:
     problems = JSONLProblems(str(data_dir / "mbpp.jsonl")).load("train")
     same_words, same_key = defaultdict(set), defaultdict(set)
     for problem in problems:
@@ -133,7 +133,7 @@ def test_all_of_mbpps_texts_have_keys_of_their_own_but_for_the_known_pairs(data_
     assert len(problems) == 974 and None not in same_key
     shared = [ids for ids in same_key.values() if len(ids) > 1]
     assert shared == [ids for ids in same_words.values() if len(ids) > 1]
-    assert all(set(pair) in shared for pair in TWINS.items())
+    assert all(set(pair) in shared for pair in MBPP_OVERLAPS.items())
 
 
 # --- ids
@@ -152,8 +152,8 @@ def test_all_of_mbpps_texts_have_keys_of_their_own_but_for_the_known_pairs(data_
         ("plain", "plain"),
     ],
 )
-def test_data_sets_that_keep_the_numbers_of_another_are_known(name: str, resolved: str) -> None:
-    assert same_id(Problem(name, "")) == resolved
+def test_data_sets_that_use_the_numbers_of_another_share_its_ids(name: str, resolved: str) -> None:
+    assert canonical_id(Problem(name, "")) == resolved
 
 
 # --- overlaps
@@ -166,7 +166,7 @@ SETS = st.lists(st.builds(mbpp_form, st.sampled_from(IDS), st.sampled_from(TEXTS
 def slow_overlaps(train: list[Problem], held_out: list[Problem]) -> list[Overlap]:
     found = []
     for one in train:
-        ids = [other for other in held_out if same_id(one) == same_id(other)]
+        ids = [other for other in held_out if canonical_id(one) == canonical_id(other)]
         texts = [other for other in held_out if text_key(one) and text_key(one) == text_key(other)]
         if ids or texts:
             found.append(Overlap(one.id, (ids or texts)[0].id, "id" if ids else "text"))
@@ -182,7 +182,7 @@ def test_overlaps_are_those_of_a_loop_over_all_pairs(train: list[Problem], held_
 
 
 @given(one=SETS, other=SETS, problem=st.builds(mbpp_form, st.sampled_from(IDS), st.sampled_from(TEXTS)))
-def test_two_trainings_know_what_each_knows(
+def test_a_merged_record_knows_what_either_record_knows(
     one: list[Problem], other: list[Problem], problem: Problem
 ) -> None:
     both = TrainingRecord.of(one) | TrainingRecord.of(other)
@@ -204,7 +204,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])
-def test_a_file_that_trains_and_measures_is_refused(tmp_path: Path, split: str) -> None:
+def test_one_file_for_training_and_evaluation_is_refused(tmp_path: Path, split: str) -> None:
     file = write(tmp_path / "mine.jsonl", *TEXTS[2:4], "Reverse a string.")
     with pytest.raises(UserError) as caught:
         fit(CodeDataModule(JSONLProblems(file, **{split: file})))
@@ -225,7 +225,7 @@ def test_copies_under_other_numbers_are_refused_by_their_words(tmp_path: Path) -
 
 
 @quiet
-def test_what_is_left_out_of_training_is_no_matter(tmp_path: Path) -> None:
+def test_problems_left_out_of_training_do_not_count(tmp_path: Path) -> None:
     train = write(tmp_path / "a.jsonl", "Sort a list.", "Return the product of n.", name="a/{}")
     test = write(tmp_path / "b.jsonl", "Return the product of n.", name="b/{}")
     fit(CodeDataModule(JSONLProblems(train, test=test), limit_train=1))
@@ -238,7 +238,7 @@ def test_what_is_left_out_of_training_is_no_matter(tmp_path: Path) -> None:
 
 
 @quiet
-def test_numbers_of_two_files_of_one_name_are_not_taken_for_one_anothers(tmp_path: Path) -> None:
+def test_equal_row_numbers_in_two_files_of_one_name_are_no_overlap(tmp_path: Path) -> None:
     row = {"test_list": ["assert f(1) == 1"]}
     files = []
     for folder, text in (("a", "Sort a list."), ("b", "Reverse a string.")):
@@ -249,7 +249,9 @@ def test_numbers_of_two_files_of_one_name_are_not_taken_for_one_anothers(tmp_pat
 
 
 @quiet
-def test_what_is_allowed_is_said_loudly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_allowed_contamination_is_logged_as_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file = write(tmp_path / "mine.jsonl", "Sort a list.", "Reverse a string.")
     fit(CodeDataModule(JSONLProblems(file, test=file), allow_contamination=True))
     assert warnings(caplog) == [
@@ -259,7 +261,7 @@ def test_what_is_allowed_is_said_loudly(tmp_path: Path, caplog: pytest.LogCaptur
 
 
 @quiet
-def test_humaneval_trains_on_its_only_split_and_says_so(
+def test_training_on_humaneval_warns_of_contamination(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     row = {"task_id": "HumanEval/0", "prompt": "def f(n):\n", "test": "def check(f): ...", "entry_point": "f"}
@@ -272,13 +274,17 @@ def test_humaneval_trains_on_its_only_split_and_says_so(
 
 
 @quiet
-def test_mbpps_own_twins_are_named_and_kept(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_overlaps_within_mbpp_itself_are_named_and_kept(
+    data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     source = MBPP(str(data_dir / "mbpp.jsonl"))
     fit(CodeDataModule(source))
     (line,) = warnings(caplog)
     assert "CONTAMINATED" not in line
-    assert all(f"{train} (there {test}, in the same words)" in line for train, test in TWINS.items())
-    assert TrainingRecord.of(source.load("train")).among(source.load("test")) == sorted(TWINS.values())
+    assert all(f"{train} (there {test}, in the same words)" in line for train, test in MBPP_OVERLAPS.items())
+    assert TrainingRecord.of(source.load("train")).among(source.load("test")) == sorted(
+        MBPP_OVERLAPS.values()
+    )
     assert TrainingRecord.of(source.load("train")).among(source.load("validation")) == []
 
 
@@ -297,7 +303,7 @@ def test_mbpp_under_another_name_or_number_is_refused(data_dir: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("source", [Embedded(), EmbeddedSFT(size=300)], ids=lambda source: source.name)
-def test_the_problems_in_the_package_are_apart(
+def test_the_splits_in_the_package_do_not_overlap(
     source: ProblemSource, caplog: pytest.LogCaptureFixture
 ) -> None:
     CodeDataModule(source).guard(source.load("test"), "the test split")
@@ -322,11 +328,11 @@ def test_the_command_refuses_in_one_line_before_any_weights_load(
         main([*command, "--data.allow_contamination", "true"])
 
 
-# --- what is remembered
+# --- training records
 
 
 @given(problems=SETS)
-def test_what_was_trained_on_survives_its_file(
+def test_a_training_record_is_loaded_as_it_was_saved(
     tmp_path_factory: pytest.TempPathFactory, problems: list[Problem]
 ) -> None:
     folder = tmp_path_factory.mktemp("model") / "new"
@@ -339,28 +345,30 @@ def test_what_was_trained_on_survives_its_file(
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"{}", b'{"ids": [1], "texts": []}', b'{"ids": []}', b"\xff", b"[" * 99999]
 )
-def test_a_damaged_file_is_told_in_one_line(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_record_is_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / FILE).write_bytes(content)
     with pytest.raises(UserError, match="remove it") as caught:
         TrainingRecord.load(tmp_path)
     assert str(caught.value).startswith(str(tmp_path / FILE)) and "\n" not in str(caught.value)
 
 
-def test_a_file_written_by_halves_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_old_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = TrainingRecord.of(tiny.problems(2))
     old.save(tmp_path)
 
-    def full(self: Path, text: str, **_: object) -> None:
-        self.write_bytes(text.encode()[:9])
+    def full(self: Path, data: bytes) -> None:
+        with self.open("wb") as file:
+            file.write(data[:9])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         TrainingRecord.of(tiny.problems(3)).save(tmp_path)
     assert TrainingRecord.load(tmp_path) == old
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
-def test_a_chain_of_trainings_knows_them_all(llama: Path, tmp_path: Path) -> None:
+def test_a_chain_of_trainings_records_all_of_them(llama: Path, tmp_path: Path) -> None:
     first, second, third = ([mbpp_form(f"{name}/1", f"Sort by {name} first.")] for name in ("a", "b", "c"))
     fresh = tiny.policy(llama)
     assert prior_training(fresh) is None
@@ -378,7 +386,7 @@ def test_a_chain_of_trainings_knows_them_all(llama: Path, tmp_path: Path) -> Non
     assert TrainingRecord.load(tmp_path / "end") == TrainingRecord.of(first + second)
 
 
-def test_what_a_model_started_from_goes_by_its_folders(
+def test_prior_training_comes_from_local_folders_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,3 +1,5 @@
+"""Problem sources: MBPP, HumanEval, JSON lines, the hub and the package, and errors that name the line."""
+
 from __future__ import annotations
 
 import gzip
@@ -124,7 +126,7 @@ def test_humaneval_comes_from_its_package_and_every_solution_survives_the_stop_s
     run("\n".join(humaneval_program(problem) for problem in problems[:20]))
 
 
-# --- one's own files
+# --- JSON-lines files
 
 
 def test_own_rows_in_both_forms(tmp_path: Path) -> None:
@@ -135,17 +137,25 @@ def test_own_rows_in_both_forms(tmp_path: Path) -> None:
     assert (third.id, third.entry_point) == ("HumanEval/0", "one")
 
 
-def test_blank_lines_marks_and_odd_separators_are_no_trouble(tmp_path: Path) -> None:
+def test_blank_lines_byte_order_marks_and_unicode_line_separators_are_read(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
-    odd = json.dumps(ROW | {"text": "a\u2028b"}, ensure_ascii=False)
-    path.write_text(f"\ufeff{odd}\r\n\r\n{json.dumps(ROW)}\n", encoding="utf-8", newline="")
+    row = json.dumps(ROW | {"text": "a\u2028b"}, ensure_ascii=False)
+    path.write_text(f"\ufeff{row}\r\n\r\n{json.dumps(ROW)}\n", encoding="utf-8", newline="")
     first, second = JSONLProblems(str(path)).load("train")
     assert "a\u2028b" in first.prompt
     assert second.id == "mine/3"
 
 
+def test_a_gzipped_file_is_read_like_a_plain_one(tmp_path: Path) -> None:
+    plain = write(tmp_path / "mine.jsonl", ROW, HUMANEVAL_ROW)
+    zipped = tmp_path / "zipped" / "mine.jsonl.gz"
+    zipped.parent.mkdir()
+    zipped.write_bytes(gzip.compress(Path(plain).read_bytes()))
+    assert JSONLProblems(str(zipped)).load("train") == JSONLProblems(plain).load("train")
+
+
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "words"),
     [
         ("{oops", "malformed JSON"),
         ("[1]", "holds a JSON list"),
@@ -159,14 +169,14 @@ def test_blank_lines_marks_and_odd_separators_are_no_trouble(tmp_path: Path) -> 
         ('{"text": "Add.", "test_list": ["assert 1"], "task_id": "a"}', "'a' was used in"),
     ],
 )
-def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, line: str, said: str) -> None:
+def test_the_error_for_a_bad_row_begins_with_file_and_line(tmp_path: Path, line: str, words: str) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text(json.dumps(ROW | {"task_id": "a"}) + "\n\n" + line + "\n")
     with pytest.raises(UserError) as caught:
         JSONLProblems(str(path)).load("train")
     message = str(caught.value)
     assert message.startswith(f"{path}:3: ")
-    assert said in message
+    assert words in message
     assert "\n" not in message
 
 
@@ -174,11 +184,11 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, line: str, said: st
 def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "mine.jsonl.gz"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"mine\.jsonl\.gz: cannot be read"):
+    with pytest.raises(UserError, match=r"mine\.jsonl\.gz cannot be read"):
         JSONLProblems(str(path)).load("train")
 
 
-def test_missing_files_are_told_with_the_ways_out(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_file_names_the_alternatives(tmp_path: Path) -> None:
     gone = str(tmp_path / "gone.jsonl")
     with pytest.raises(UserError, match=r"gone\.jsonl: no such file.*CODERL_DATA_DIR.*hub"):
         MBPP(gone).load("train")
@@ -206,9 +216,9 @@ def test_hub_rows_become_problems(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [(("google-research-datasets/mbpp", "full"), {"split": "train"})]
 
 
-@pytest.mark.parametrize(("folder", "said"), [(None, "CODERL_DATA_DIR is not set"), ("here", "is not in")])
-def test_no_hub_is_one_line_with_the_ways_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str | None, said: str
+@pytest.mark.parametrize(("folder", "words"), [(None, "CODERL_DATA_DIR is not set"), ("here", "is not in")])
+def test_without_a_hub_the_error_names_the_alternatives_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str | None, words: str
 ) -> None:
     import datasets
 
@@ -223,11 +233,11 @@ def test_no_hub_is_one_line_with_the_ways_out(
     for source in (MBPP(), HumanEval()):
         with pytest.raises(UserError, match=r"no route.*give 'path'") as caught:
             source.load("test")
-        assert said in str(caught.value)
+        assert words in str(caught.value)
         assert "\n" not in str(caught.value)
 
 
-def test_embedded_rows_go_by_their_split_or_their_absence_is_told(
+def test_embedded_problems_are_served_by_split_and_missing_ones_are_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.resources, "files", lambda _: tmp_path)

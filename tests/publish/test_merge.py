@@ -402,6 +402,7 @@ def broken(name: str) -> Path:
         ('{"modules_to_save": ["lm_head"]}', "LoRA with modules_to_save"),
         ('{"bias": "all"}', "LoRA with bias all"),
         ('{"peft_type": "IA3"}', "a IA3 adapter"),
+        ('{"peft_type": null}', "adapter_config.json has no peft_type"),
     ],
 )
 def test_an_adapter_that_cannot_be_merged_is_refused(

@@ -1,4 +1,4 @@
-"""The decoding loop: transformers' tokens, each prompt read once, ended rows gone, draws exact."""
+"""The decoding loop: the tokens of transformers' ``generate``, prompts read once, finished rows dropped."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return made.eval()
 
 
-def test_greedy_tokens_are_generates(policy: Policy) -> None:
+def test_greedy_tokens_equal_those_of_transformers_generate(policy: Policy) -> None:
     want = greedily(policy, 20, sorted(policy.eos_ids()))
     assert len(set(map(len, want))) > 1
     for batch_size in (128, 5):
@@ -85,16 +85,14 @@ def test_greedy_tokens_are_generates(policy: Policy) -> None:
         assert all(c.finished == (c.ids[-1] in policy.eos_ids()) for c in got)
 
 
-def test_nothing_depends_on_which_rows_leave_when(policy: Policy) -> None:
-    pad, ends = (
-        policy.tokenizer.pad_token_id,
-        StopCriteria(TokenTexts(policy.tokenizer), policy.eos_ids(), ()),
-    )
+def test_samples_do_not_depend_on_when_finished_rows_are_dropped(policy: Policy) -> None:
+    pad = policy.tokenizer.pad_token_id
+    criteria = StopCriteria(TokenTexts(policy.tokenizer), policy.eos_ids(), ())
     assert isinstance(pad, int)
     asked, results = [policy.encode(problem) for problem in PROBLEMS], []
     for share in (0.0, 1 / 8, 0.5, 2.0):
         rows = [[Row(20), Row(5)] for _ in asked]
-        decode(policy.base.eval(), asked, rows, GREEDY, ends, pad, share)
+        decode(policy.base.eval(), asked, rows, GREEDY, criteria, pad, share)
         results.append([row for some in rows for row in some])
     for other in results[1:]:
         assert [row.ids for row in other] == [row.ids for row in results[0]]
@@ -102,7 +100,7 @@ def test_nothing_depends_on_which_rows_leave_when(policy: Policy) -> None:
             assert row.logprobs == pytest.approx(same.logprobs, abs=1e-4)
 
 
-def test_a_prompt_is_read_once_and_an_ended_row_no_more(policy: Policy) -> None:
+def test_a_prompt_is_read_once_and_a_finished_row_no_further(policy: Policy) -> None:
     shapes: list[tuple[int, ...]] = []
     stack = policy.base.get_encoder() if policy.base.config.is_encoder_decoder else policy.base.base_model
     answer = policy.base.get_decoder() if policy.base.config.is_encoder_decoder else stack
@@ -120,11 +118,11 @@ def test_a_prompt_is_read_once_and_an_ended_row_no_more(policy: Policy) -> None:
     assert [rows for rows, _ in reads] == [2, 2]
     starts = 4 if policy.base.config.is_encoder_decoder else 0
     least = sum(len(c.ids) - 1 for c in got) + starts
-    # Rows wait until an eighth of the batch has ended: the samples of a prompt end together here.
+    # Rows are dropped once an eighth of the batch is finished: the samples of a prompt end together here.
     assert sum(steps) == least < 6 * 4 * 19
 
 
-def test_logits_of_prompts_are_made_for_their_last_token_alone(llama: Path) -> None:
+def test_of_a_prompt_only_the_last_tokens_logits_are_computed(llama: Path) -> None:
     policy, widths = tiny.policy(llama), []
     hook = policy.base.get_output_embeddings().register_forward_pre_hook(
         lambda _, args: widths.append(args[0].shape[1])
@@ -134,11 +132,11 @@ def test_logits_of_prompts_are_made_for_their_last_token_alone(llama: Path) -> N
     assert set(widths) == {1}
 
 
-def test_positions_of_rows_that_wait_stay_on_the_table(tmp_path: Path) -> None:
+def test_positions_of_finished_rows_stay_within_a_learned_position_table(tmp_path: Path) -> None:
     policy = tiny.policy(tiny.checkpoint(tmp_path, model_type="gpt2", max_position_embeddings=60), lora=None)
     asked = [policy.encode(problem) for problem in PROBLEMS]
     rows = [[Row(60 - len(ids))] for ids in asked]
-    assert max(map(len, asked)) + max(row.room for (row,) in rows) > 61
+    assert max(map(len, asked)) + max(row.max_tokens for (row,) in rows) > 61
     decode(
         policy.base.eval(),
         asked,
@@ -146,9 +144,11 @@ def test_positions_of_rows_that_wait_stay_on_the_table(tmp_path: Path) -> None:
         GREEDY,
         StopCriteria(TokenTexts(policy.tokenizer), (), ()),
         0,
-        share=2.0,
+        compact_share=2.0,
     )
-    want = [answer[: row.room] for answer, (row,) in zip(greedily_within(policy, 60), rows, strict=True)]
+    want = [
+        answer[: row.max_tokens] for answer, (row,) in zip(greedily_within(policy, 60), rows, strict=True)
+    ]
     assert [row.ids for (row,) in rows] == want
 
 
@@ -169,24 +169,24 @@ def greedily_within(policy: Policy, length: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
-def test_a_row_ends_at_its_own_limit(tmp_path: Path, family: str) -> None:
+def test_a_completion_ends_at_its_own_length_limit(tmp_path: Path, family: str) -> None:
     policy = tiny.policy(tiny.checkpoint(tmp_path, family), family, lora=None)
     policy.base.generation_config.eos_token_id = None
     problems = [Problem(id=str(size), prompt="x = 1\n" * size) for size in (1, 2, 3, 4)]
     lengths = [len(policy.encode(problem)) for problem in problems]
-    # The longest prompts leave no room; the shortest has more than it may take.
+    # The longest prompts are too long; after the shortest, max_new_tokens is the limit.
     limit, most = lengths[2], lengths[2] - lengths[0] - 1
-    rooms = [most, limit - lengths[1], 0, 0]
-    assert most > rooms[1] > 0 > limit - lengths[3]
-    for max_length, want in ((limit, rooms), (None, [most] * 4)):
+    budgets = [most, limit - lengths[1], 0, 0]
+    assert most > budgets[1] > 0 > limit - lengths[3]
+    for max_length, want in ((limit, budgets), (None, [most] * 4)):
         got = engine_for(policy).generate(problems, 2, Sampling(1.0, 1.0, most, max_length))
         assert [c.problem for c in got] == [0, 0, 1, 1, 2, 2, 3, 3]
-        assert [len(c.ids) for c in got] == [room for room in want for _ in range(2)]
+        assert [len(c.ids) for c in got] == [budget for budget in want for _ in range(2)]
         assert all(len(c.logprobs) == len(c.ids) and not c.finished for c in got)
         assert all(c.ids or c.text == "" for c in got)
 
 
-def test_a_prompt_without_room_is_not_even_read(llama: Path) -> None:
+def test_a_prompt_that_is_too_long_is_not_read_at_all(llama: Path) -> None:
     policy = tiny.policy(llama)
     policy.base.register_forward_pre_hook(lambda *_: pytest.fail("it was read"))
     got = ask(policy, 2, Sampling(max_length=1), merged_copy=False)
@@ -208,7 +208,7 @@ def test_samples_of_a_problem_share_a_batch_where_they_fit() -> None:
             assert len(batches) == sum(-(-many // (size // n)) for many in alike.values())
 
 
-# -- draws ---------------------------------------------------------------------------------------------------
+# -- drawing tokens ------------------------------------------------------------------------------------------
 
 
 def table(size: int, seed: int, width: float = 1.5) -> Tensor:
@@ -253,7 +253,7 @@ def test_draws_follow_the_softmax(size: int, temperature: float) -> None:
 
 @pytest.mark.parametrize(("size", "width"), [(7, 1.5), (50, 1.5), (600, 1.5), (600, 0.1)])
 @pytest.mark.parametrize("top_p", [0.0, 0.2, 0.5, 0.95])
-def test_a_nucleus_is_the_smallest_set_of_its_mass(size: int, width: float, top_p: float) -> None:
+def test_top_p_draws_from_the_smallest_set_of_that_mass(size: int, width: float, top_p: float) -> None:
     logits = table(size, seed=1, width=width)
     kept = nucleus(logits, top_p)
     inside = torch.zeros(size, dtype=torch.bool)
@@ -263,7 +263,7 @@ def test_a_nucleus_is_the_smallest_set_of_its_mass(size: int, width: float, top_
     assert agree(got, torch.where(inside, logits, -torch.inf).double().softmax(0))
 
 
-def test_rows_have_nuclei_of_their_own() -> None:
+def test_each_row_has_its_own_nucleus() -> None:
     logits = torch.stack([table(600, seed=1, width=width) for width in (0.01, 8.0)])
     few, many = nucleus(logits[1], 0.5), nucleus(logits[0], 0.5)
     assert len(few) < 4 and len(many) > 290
@@ -273,7 +273,7 @@ def test_rows_have_nuclei_of_their_own() -> None:
     assert {first for first, _ in rows} <= many and len({first for first, _ in rows}) > len(many) / 2
 
 
-def test_logprobs_are_those_before_the_nucleus() -> None:
+def test_logprobs_are_those_before_top_p() -> None:
     logits = table(50, seed=1).expand(100, -1)
     for sampling in (Sampling(0.7), Sampling(0.7, 0.4), Sampling(0.0)):
         tokens, logprobs = draw(logits, sampling)
@@ -282,7 +282,7 @@ def test_logprobs_are_those_before_the_nucleus() -> None:
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
-def test_a_seed_settles_everything(llama: Path, top_p: float) -> None:
+def test_the_global_random_stream_decides_every_sample(llama: Path, top_p: float) -> None:
     sampling = Sampling(1.3, top_p, max_new_tokens=16)
     first, again, other = (ask(tiny.policy(llama), 5, sampling, seed=seed) for seed in (3, 3, 4))
     assert first == again
@@ -290,10 +290,48 @@ def test_a_seed_settles_everything(llama: Path, top_p: float) -> None:
     assert len({c.ids for c in first}) == len(first)
 
 
-# -- what it cannot do ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_the_same_seed_gives_the_same_samples_and_leaves_the_callers_stream(
+    llama: Path, top_p: float
+) -> None:
+    engine, sampling = engine_for(tiny.policy(llama)), Sampling(1.3, top_p, max_new_tokens=16)
+    torch.manual_seed(7)
+    expected = torch.rand(4)
+    torch.manual_seed(7)
+    first = engine.generate(PROBLEMS, 5, sampling, seed=3)
+    other = engine.generate(PROBLEMS, 5, sampling, seed=4)
+    assert torch.equal(torch.rand(4), expected)
+    # Drawn from another place in the caller's stream by now.
+    assert engine.generate(PROBLEMS, 5, sampling, seed=3) == first
+    assert [c.ids for c in other] != [c.ids for c in first]
+    # The seed is that of torch's global stream: an unseeded call after manual_seed gives the same samples.
+    torch.manual_seed(3)
+    assert engine.generate(PROBLEMS, 5, sampling) == first
 
 
-def test_a_model_whose_rows_cannot_leave_is_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_callers_stream_is_left_as_it_was_even_where_sampling_fails(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_for(policy := tiny.policy(llama).train())
+
+    def fails(*args: Any, **options: Any) -> None:
+        torch.rand(1)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("coderl.rollout.generate.decode", fails)
+    before = torch.get_rng_state()
+    with pytest.raises(ZeroDivisionError):
+        engine.generate(PROBLEMS, 1, GREEDY, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert policy.training
+
+
+# -- models that cannot be sampled from ----------------------------------------------------------------------
+
+
+def test_a_model_whose_cache_rows_cannot_be_selected_is_refused(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = tiny.policy(llama, lora=None)
     forward = policy.base.forward
     for kept in (None, ((torch.zeros(1),),)):
@@ -304,5 +342,5 @@ def test_a_model_whose_rows_cannot_leave_is_refused(llama: Path, monkeypatch: py
             return output
 
         monkeypatch.setattr(policy.base, "forward", forgetful)
-        with pytest.raises(UserError, match=r"^llama models keep no cache .*: choose a model"):
+        with pytest.raises(UserError, match=r"^llama models have no cache .*: choose a model"):
             read_prompts(policy.base, [[5, 6]], 0, 4)

@@ -1,4 +1,4 @@
-"""From sampled ids to text: what bigcode-evaluation-harness would have of them, and where they end."""
+"""From sampled ids to text as bigcode-evaluation-harness decodes it, and where stop strings end it."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ def test_the_space_before_an_answer_is_kept(tmp_path: Path) -> None:
     got = engine_for(policy).generate([problem], 300, Sampling(2.0, max_new_tokens=6))
     spaces = 0
     for completion in got:
-        said = [i for i in completion.ids if i != tokenizer.eos_token_id]
-        whole = tokenizer.decode([*completion.prompt_ids[1:], *said])
+        answer = [i for i in completion.ids if i != tokenizer.eos_token_id]
+        whole = tokenizer.decode([*completion.prompt_ids[1:], *answer])
         # Bytes that make no character take those before them along, even the prompt's last.
         assert problem.prompt + completion.text == whole or "\n" not in whole
-        spaces += completion.text.startswith(" ") and not str(tokenizer.decode(said)).startswith(" ")
+        spaces += completion.text.startswith(" ") and not str(tokenizer.decode(answer)).startswith(" ")
     assert spaces > 0
 
 
@@ -89,7 +89,7 @@ def text_of(policy: Policy, problem: Problem, ids: list[int]) -> str:
     return engine_for(policy)._text(problem, policy.encode(problem), ids)
 
 
-def test_special_tokens_stay_within_a_text_and_the_last_end_does_not(llama: Path) -> None:
+def test_special_tokens_stay_in_a_text_except_a_last_end_of_sequence(llama: Path) -> None:
     policy = tiny.policy(llama)
     tokenizer: Any = policy.tokenizer
     problem, eos = Problem(id="p", prompt="x = 1\n", stop=("\nif",)), int(tokenizer.eos_token_id)
@@ -108,7 +108,7 @@ def test_special_tokens_stay_within_a_text_and_the_last_end_does_not(llama: Path
     assert text_of(policy, problem, [*before, *spelled, *after]) == "y = 2"
 
 
-def test_a_prompt_that_does_not_survive_decoding_is_left_out_by_its_own_text(tmp_path: Path) -> None:
+def test_a_prompt_that_decoding_changes_is_cut_off_in_its_decoded_form(tmp_path: Path) -> None:
     policy = with_tokenizer(tmp_path, sentencepiece(has_bytes=False))
     problem = Problem(id="p", prompt="x = \u2192 1\n")
     decoded = policy.tokenizer.decode(policy.encode(problem)[1:])
@@ -118,7 +118,7 @@ def test_a_prompt_that_does_not_survive_decoding_is_left_out_by_its_own_text(tmp
 
 
 @pytest.mark.parametrize("bos", [True, False])
-def test_the_prompt_of_a_chat_is_left_out(tmp_path: Path, bos: bool) -> None:
+def test_a_chat_prompt_is_cut_off(tmp_path: Path, bos: bool) -> None:
     tokenizer = sentencepiece(bos=False)
     tokenizer.chat_template = ("<s>" if bos else "") + "{{ messages[0]['content'] }} ab\n"
     policy = with_tokenizer(tmp_path, tokenizer, prompt_form="chat")
@@ -130,7 +130,7 @@ def test_the_prompt_of_a_chat_is_left_out(tmp_path: Path, bos: bool) -> None:
     assert tokenizer.decode(asked[bos:]) == "ab ab```python\n"
 
 
-def test_an_encoder_decoder_models_text_is_its_own(tmp_path: Path) -> None:
+def test_an_encoder_decoders_completion_is_decoded_without_its_prompt(tmp_path: Path) -> None:
     tokenizer = sentencepiece()
     policy = with_tokenizer(tmp_path, tokenizer, "t5")
     ids: Any = tokenizer.convert_tokens_to_ids(["\u2581x", "\u2581=", "1", "</s>"])
@@ -139,7 +139,7 @@ def test_an_encoder_decoder_models_text_is_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
 def test_stop_strings_are_met_at_the_token_that_completes_them(kind: str) -> None:
-    """Beside a reading of the whole completion after each token, characters of several tokens included."""
+    """Compared with decoding the whole completion after each token; some characters take several tokens."""
     tokenizer: Any = AutoTokenizer.from_pretrained(tiny.TOKENIZER) if kind == "bytes" else sentencepiece()
     before = tokenizer("a", add_special_tokens=False)["input_ids"]
     words = ("x x", "\u20ac=", "x\n", "ab\u00e9", "", "x = x")
@@ -153,13 +153,13 @@ def test_stop_strings_are_met_at_the_token_that_completes_them(kind: str) -> Non
     by_word: Counter[str] = Counter()
     generator = torch.Generator().manual_seed(0)
     for _ in range(600):
-        row, ends = Row(99), StopCriteria(TokenTexts(tokenizer), {tokenizer.eos_token_id}, words)
+        row, criteria = Row(99), StopCriteria(TokenTexts(tokenizer), {tokenizer.eos_token_id}, words)
         picks = torch.randint(len(choices), (40,), generator=generator).tolist()
         for token in (token for pick in picks for token in choices[pick]):
             row.ids.append(token)
-            said = tokenizer.decode([*before, *row.ids], skip_special_tokens=False)[1:]
-            met = [word for word in words if word and word in said]
-            assert ends.met(row) is bool(met), said
+            answer = tokenizer.decode([*before, *row.ids], skip_special_tokens=False)[1:]
+            met = [word for word in words if word and word in answer]
+            assert criteria.met(row) is bool(met), answer
             if met:
                 by_word.update(met)
                 break

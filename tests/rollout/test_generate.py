@@ -1,4 +1,4 @@
-"""Rollouts: what is sampled is what is scored, and ends are where generation met them."""
+"""Rollouts: sampled log-probs are the scored ones, and rows end where generation ended them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_sampled_logprobs_are_scored_logprobs(
     torch.testing.assert_close(scored, sampled, atol=2e-4, rtol=1e-4)
 
 
-def test_the_copy_follows_the_policy(llama: Path) -> None:
+def test_sync_brings_the_copy_up_to_the_policy(llama: Path) -> None:
     policy = tiny.policy(llama)
     engine = GenerateEngine(merged_copy=True)
     engine.bind(policy)
@@ -68,8 +68,8 @@ def families(tmp_path: Path) -> dict[str, Path]:
     return {name: tiny.checkpoint(tmp_path / name, name, **config) for name, config in names.items()}
 
 
-def test_masks_come_from_generation_for_every_pad_and_eos(tmp_path: Path) -> None:
-    """pad = eos or not, one eos or several: rows end at the first eos, and only there."""
+def test_rows_end_at_their_first_eos_whatever_the_pad_token(tmp_path: Path) -> None:
+    """With pad = eos or not, and one eos or several."""
     for folder, pad_is_eos, several in itertools.product(
         families(tmp_path).values(), [True, False], [True, False]
     ):
@@ -106,7 +106,7 @@ def test_stop_strings_end_a_row_and_are_cut_from_its_text(llama: Path) -> None:
             assert completion.finished
 
 
-def test_a_checkpoints_generation_config_does_not_leak_in(llama: Path) -> None:
+def test_a_checkpoints_generation_config_does_not_change_sampling(llama: Path) -> None:
     policy = tiny.policy(llama)
     plain = sample(policy, n=8)
     for name, value in {

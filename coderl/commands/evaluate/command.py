@@ -18,7 +18,8 @@ from coderl.evaluation.tasks import TASKS, TIMEOUT
 from coderl.files import free_path
 from coderl.model.loading import ComputeDtype, Quantization, find_device
 from coderl.model.policy import Policy
-from coderl.runs.model_ref import find_model, quantization_of
+from coderl.model.provenance import quantization_of
+from coderl.runs.model_ref import find_model
 from coderl.sandbox import Sandbox
 from coderl.scores import Evaluation, comparison, results_name, save_results, summary_text
 

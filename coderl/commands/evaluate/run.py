@@ -127,7 +127,7 @@ class ModelRun:
         return store
 
     def _warn_of_long_prompts(self, task: Task) -> None:
-        rooms = [self.sampling.room(len(self.policy.encode(problem))) for problem in task.problems]
+        rooms = [self.sampling.max_tokens(len(self.policy.encode(problem))) for problem in task.problems]
         if cramped := sum(room < 1 for room in rooms):
             print(
                 f"{task.name}: {cramped} of {len(rooms)} prompts leave no room for an answer in "
