@@ -17,6 +17,7 @@ import numpy as np
 
 from coderl.runs.metrics import Series
 from coderl.runs.reading import Run
+from coderl.scores import plot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -359,9 +360,7 @@ def _figure(width: float, height: float) -> Iterator[Figure]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from coderl.scores.plot import PLAIN  # with it comes torch
-
-    with quiet(), matplotlib.rc_context(PLAIN | STYLE):
+    with quiet(), matplotlib.rc_context(plot.STYLE | STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure

@@ -26,7 +26,7 @@ from coderl.report.figures import MOST_POINTS, smoothed, thinned
 from coderl.report.programs import Answers, Change, printable
 from coderl.runs.metrics import Series, read_metrics
 from coderl.runs.reading import load_run, load_runs
-from coderl.scores.comparison import compare
+from coderl.scores.compare import compare
 
 FIT = "fit -c quickstart.yaml --data.limit_test 6 --data.batch_size 2 --trainer.enable_progress_bar false"
 
@@ -482,7 +482,7 @@ def test_several_runs_stand_side_by_side(
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
-        ("summary.json", b'{"steps": 3', "summary.json: is damaged"),
+        ("summary.json", b'{"steps": 3', "summary.json: malformed JSON"),
         ("summary.json", b"[]", "summary.json: is damaged (it holds a JSON list)"),
         ("summary.json", b"{}", "summary.json: is damaged (steps missing"),
         ("logs/version_1/metrics.csv", b"step,a\n1\n2,2\n", "line 2 has 1 columns, not 2"),
