@@ -8,7 +8,7 @@ from coderl.errors import UsageError, UserError
 from coderl.files import write_output
 from coderl.report.page import MARK, page, png
 from coderl.report.programs import visible
-from coderl.report.words import headline
+from coderl.report.text import headline
 from coderl.runs.folder import RunFolder
 from coderl.runs.reading import load_runs
 
