@@ -46,6 +46,21 @@ def write_atomic(path: Path, data: str | bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def write_output(path: Path, data: str | bytes) -> None:
+    """:func:`write_atomic` for a file that the user asked for, with an error that the user can act on.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    try:
+        write_atomic(path, data)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"{path}: cannot be written ({reason}); choose another folder or make room"
+        ) from error
+
+
 def read_json(path: Path, fix: str = "", kind: type | tuple[type, ...] | None = None) -> Any:
     """The content of a JSON file.
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from coderl.errors import UsageError, UserError
+from coderl.files import write_output
 from coderl.report.page import MARK, page, png
 from coderl.report.programs import visible
-from coderl.report.words import headline
+from coderl.report.text import headline
 from coderl.runs.folder import RunFolder
 from coderl.runs.reading import load_runs
 
@@ -42,12 +43,11 @@ def report(runs: list[str], output: str | None = None) -> None:
         _require_ours(path)
     text = page(loaded).encode()
     from coderl.report.figures import cover
-    from coderl.scores.plot import write_whole
 
-    write_whole(target, text)
+    write_output(target, text)
     drawn = cover(loaded)
     if drawn is not None:
-        write_whole(picture, png(drawn))
+        write_output(picture, png(drawn))
     for run in loaded:
         print(visible(f"{run.name}: {headline(run)}" if len(loaded) > 1 else headline(run)))
     for path in (target, picture) if drawn is not None else (target,):

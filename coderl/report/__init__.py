@@ -1,7 +1,7 @@
-"""What a run won, as a page that is sent to others, and its parts for notebooks.
+"""The report on a run: one HTML page to send to others, and its parts for notebooks.
 
-A run that was read (:mod:`coderl.runs.reading`) comes in; sentences, figures and HTML go out. Nothing here
-reads a run folder by itself, trains, or loads torch.
+A :class:`~coderl.runs.reading.Run` comes in; sentences, figures and HTML go out. Of the run's files only the
+programs are read here. Nothing here trains or loads torch.
 
 >>> from coderl.report import curves, headline, load_run
 >>> run = load_run("checkpoints/embedded-embedded-grpo-qlora")  # doctest: +SKIP
@@ -12,7 +12,7 @@ reads a run folder by itself, trains, or loads torch.
 from coderl.report.figures import cover, curves, outcomes, scores, seconds
 from coderl.report.page import moments, page
 from coderl.report.programs import Change, changes, lost, won
-from coderl.report.words import headline, table
+from coderl.report.text import headline, table
 from coderl.runs.metrics import Series
 from coderl.runs.reading import Run, load_run, load_runs
 

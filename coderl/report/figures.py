@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from coderl.report.programs import visible
 from coderl.runs.metrics import Series
 from coderl.runs.reading import Run
+from coderl.scores import plot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,9 +28,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's, told apart by every kind of eyes; further runs have the same with other dashes."""
+"""Of runs, in order. Okabe and Ito's colours, which colour-blind readers can tell apart."""
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
-INK, GREY = "#010203", "#8A8A8A"  # the page takes the former for the colour of its text
+"""Of runs that share a colour, once there are more runs than colours."""
+INK, GREY = "#1B1B1B", "#8A8A8A"
 MOST_POINTS = 400
 STYLE: dict[Any, Any] = {
     "axes.titlesize": 9.5,
@@ -38,7 +41,7 @@ STYLE: dict[Any, Any] = {
 } | dict.fromkeys(
     ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK
 )
-"""Laid over what all of coderl's figures look like."""
+"""Matplotlib settings of a report's figures, over :data:`coderl.scores.plot.STYLE`."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ def curves(runs: Run | Sequence[Run], names: Sequence[str] | None = None, column
 
 
 def _curve(axes: Axes, runs: Sequence[Run], name: str) -> None:
-    panel = PANELS.get(name) or Panel(name, "")
+    panel = PANELS.get(name) or Panel(visible(name), "")
     for place, run in enumerate(runs):
         if name not in run.metrics:
             continue
@@ -242,7 +245,7 @@ def _stack(
         axes.stackplot(
             edges,
             heights,
-            labels=[name.replace("_", " ") for name in there],
+            labels=[visible(name.replace("_", " ")) for name in there],
             colors=[colours[name] for name in there],
             step="post",
             linewidth=0,
@@ -277,7 +280,9 @@ def _bars(axes: Axes, runs: Sequence[Run]) -> None:
         axes.set_xticks([-0.2, 0.2], ["before", "after"])
     else:
         axes.set_title("Held-out pass@1 before (grey) and after, 95 % intervals")
-        names = ["\n".join(textwrap.wrap(run.name, max(8, 90 // len(there)))[:4]) for _, run in there]
+        names = [
+            "\n".join(textwrap.wrap(visible(run.name), max(8, 90 // len(there)))[:4]) for _, run in there
+        ]
         axes.set_xticks(range(len(there)), names, fontsize=8)
     axes.set_ylim(0, max(5.0, 1.12 * axes.get_ylim()[1]))
     axes.tick_params(axis="x", length=0)
@@ -340,7 +345,7 @@ def _legend(runs: Sequence[Run]) -> tuple[list[Any], list[str]]:
 
     looks = [_look(place) for place in range(len(runs))]
     lines = [Line2D([], [], color=colour, linestyle=dash) for colour, dash in looks]
-    return lines, [textwrap.shorten(run.name, 60, placeholder="...") for run in runs]
+    return lines, [textwrap.shorten(visible(run.name), 60, placeholder="...") for run in runs]
 
 
 def _look(place: int) -> tuple[str, Any]:
@@ -359,9 +364,7 @@ def _figure(width: float, height: float) -> Iterator[Figure]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from coderl.scores.plot import PLAIN  # with it comes torch
-
-    with quiet(), matplotlib.rc_context(PLAIN | STYLE):
+    with quiet(), matplotlib.rc_context(plot.STYLE | STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure

@@ -1,36 +1,36 @@
-"""The page: one HTML file that needs nothing else, and runs no script.
+"""The report's page: one HTML file that needs no other file and runs no script.
 
-What a model wrote is hostile text, and so may be names and values in files that somebody sent. Jinja escapes
-everything that is put into the template, control characters in it are spelled out
-(:func:`coderl.report.programs.visible`), and the page's own content policy forbids scripts and anything from
-elsewhere.
+Programs of a model are hostile text, and so may be names and values in a run folder that somebody sent. Jinja
+escapes everything that goes into the template, control characters are spelled out
+(:func:`coderl.report.programs.visible`), and the page's content policy allows no scripts, and images only as
+``data:`` URIs.
 """
 
 from __future__ import annotations
 
-import html
+import base64
 import io
-import re
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coderl import __version__
-from coderl.report import figures, words
+from coderl.report import figures
+from coderl.report import text as sentences
 from coderl.report.programs import changes, lost, printable, visible, won
+from coderl.scores.table import points
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.figure import Figure
 
-    from coderl.report.programs import Change
     from coderl.runs.reading import Run
 
 MARK = "coderl report"
-"""Is noted in what is written here as what made it, so that nothing else is ever written over."""
-SHOWN = 8  # problems won, and as many lost, with their programs
-MOMENTS = 8  # of training, from which completions are shown
+"""The generator noted in pages and PNGs, by which a later report knows that it may overwrite them."""
+SHOWN = 8  # problems won that are shown with their programs, and as many lost
+MOMENTS = 8  # steps of training from which completions are shown
 DOTS_PER_INCH = 160
 
 
@@ -48,64 +48,57 @@ def page(runs: Sequence[Run]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        # Macros return Markup, whose text has come through here already.
         finalize=lambda value: value if hasattr(value, "__html__") else visible(str(value)),
     )
     environment.filters |= {
-        "percent": words.percent,
-        "between": words.between,
-        "points": words.points,
-        "setting": words.setting,
-        "verdict": words.verdict,
+        "percent": sentences.percent,
+        "between": sentences.between,
+        "points": points,
+        "setting": sentences.setting,
+        "verdict": sentences.verdict,
         "printable": lambda text: printable(str(text)),
     }
     template = environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
-    text = template.render(
+    known, others, cover = figures.known_metrics(runs), figures.other_metrics(runs), figures.cover(runs)
+    html = template.render(
         mark=MARK,
         version=__version__,
         made=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
-        runs=[_told(run, f"r{number}") for number, run in enumerate(runs)],
-        table=words.table(runs),
-        unlike=words.unlike(runs) if len(runs) > 1 else [],
-        **_shared_figures(runs),
+        entries=[_entry(run) for run in runs],
+        table=sentences.table(runs),
+        differing=sentences.differing_settings(runs) if len(runs) > 1 else [],
+        cover=image(cover, "Summary") if cover else None,
+        curves=image(figures.curves(runs, known), "Curves") if known else None,
+        others=image(figures.curves(runs, others), "Curves") if others else None,
     )
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")  # names may hold lone surrogates
+    return html.encode("utf-8", "backslashreplace").decode("utf-8")  # names may hold lone surrogates
 
 
-def _shared_figures(runs: Sequence[Run]) -> dict[str, Any]:
-    known, others = figures.known_metrics(runs), figures.other_metrics(runs)
-    cover = figures.cover(runs)
-    return {
-        "cover": svg(cover, "What was won", "c") if cover else "",
-        "curves": svg(figures.curves(runs, known), f"Curves: {', '.join(known)}", "k") if known else "",
-        "others": svg(figures.curves(runs, others), f"Curves: {', '.join(others)}", "o") if others else "",
-    }
-
-
-def _told(run: Run, key: str) -> dict[str, Any]:
-    """What the template says of one run."""
+def _entry(run: Run) -> dict[str, Any]:
+    """What the template shows of one run."""
     found = changes(run)
-    stacks = {
-        "outcomes": (figures.outcomes, "outcome/", "How programs ended"),
-        "seconds": (figures.seconds, "seconds/", "Where the time goes"),
-    }
-    drawn = {
-        name: svg(draw(run), title, key + name[0]) if any(m.startswith(start) for m in run.metrics) else ""
-        for name, (draw, start, title) in stacks.items()
-    }
+    has_outcomes = any(name.startswith("outcome/") for name in run.metrics)
+    has_seconds = any(name.startswith("seconds/") for name in run.metrics)
     return {
         "run": run,
-        "headline": words.headline(run),
+        "headline": sentences.headline(run),
         "tasks": [_task(run, name) for name in dict.fromkeys([*run.tasks, *run.tasks_before])],
-        "groups": [_group("won", won(found)), _group("lost", lost(found))],
+        "groups": [
+            {"verb": verb, "ids": [change.id for change in group], "shown": group[:SHOWN]}
+            for verb, group in (("won", won(found)), ("lost", lost(found)))
+        ],
         "compared": bool(found),
         "moments": moments(run),
-        **drawn,
+        "outcomes": image(figures.outcomes(run), "Areas over the steps") if has_outcomes else None,
+        "seconds": image(figures.seconds(run), "Areas over the steps") if has_seconds else None,
     }
 
 
 def _task(run: Run, name: str) -> dict[str, Any]:
-    """The scores of a task before and after, each with what it rests on."""
+    """The scores of a task before and after training, with the settings of the evaluation."""
     before, after = run.tasks_before.get(name), run.tasks.get(name)
+    # Without a results file the summary still has the scores before training, of the held-out task only.
     if before is None and name == next(iter(run.tasks), None):
         before = run.summary.get("before")
     sides = [(when, side) for when, side in (("before", before), ("after", after)) if side]
@@ -118,12 +111,12 @@ def _task(run: Run, name: str) -> dict[str, Any]:
     }
 
 
-def _group(verb: str, found: list[Change]) -> dict[str, Any]:
-    return {"verb": verb, "ids": [change.id for change in found], "shown": found[:SHOWN]}
-
-
 def moments(run: Run, most: int = MOMENTS) -> list[dict[str, Any]]:
-    """The worst and the best sampled program of moments spread over the training.
+    """The worst and the best sampled program of some steps, spread evenly over the training.
+
+    Args:
+        run: The run.
+        most: Number of steps, at most.
 
     Returns:
         For each its ``step``, and ``worst`` and ``best``: rows of ``completions.jsonl``.
@@ -139,42 +132,34 @@ def moments(run: Run, most: int = MOMENTS) -> list[dict[str, Any]]:
     return found
 
 
-def svg(figure: Figure, title: str, key: str) -> str:
-    """A figure as SVG to stand in a page, as wide as there is room, its ink in the colour of the page's text.
+def image(figure: Figure, kind: str) -> dict[str, str]:
+    """A figure for the template's ``<img>``.
 
     Args:
-        figure: Of :mod:`coderl.report.figures`.
-        title: What is told to those who cannot see it.
-        key: Goes before the names inside, so that those of two figures on a page do not meet.
+        figure: From :mod:`coderl.report.figures`.
+        kind: Kind of figure, such as ``"Curves"``, for its alternative text.
+
+    Returns:
+        ``src``, an SVG as a ``data:`` URI; ``alt``, the kind and the titles of its panels; ``width``, the
+        largest width to show it at, such as ``"12.1in"``.
     """
     import matplotlib
 
-    whole = io.StringIO()
-    with figures.quiet(), matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": key}):
-        figure.savefig(whole, format="svg", transparent=True, metadata={"Date": None})
-    text = whole.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\bid="|(?<=href=")#|(?<=url\()#', lambda found: f"{found[0]}{key}-", text)
-    width = figure.get_size_inches()[0]
-    head = f'<svg role="img" aria-label="{html.escape(visible(title))}" style="max-width:{1.1 * width:.1f}in"'
-    text = re.sub(
-        r'<svg( (?!width=|height=)[\w:]+="[^"]*"| (?:width|height)="[^"]*")*',
-        lambda m: head + _kept(m[0]),
-        text,
-        count=1,
-    )
-    return text.replace(figures.INK, "currentColor")
-
-
-def _kept(opening: str) -> str:
-    """The attributes of the outermost tag but for its size, which would keep it from fitting the page."""
-    return re.sub(r'<svg| (?:width|height)="[^"]*"', "", opening)
+    svg = io.BytesIO()
+    # Letters as paths: the reader's machine need not have the font. White: its ink is dark in dark mode, too.
+    with figures.quiet(), matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": MARK}):
+        figure.savefig(svg, format="svg", facecolor="white", metadata={"Date": None})
+    titles = ", ".join(title for axes in figure.axes if (title := axes.get_title(loc="left")))
+    return {
+        "src": f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode('ascii')}",
+        "alt": f"{kind}: {titles}",
+        "width": f"{1.1 * figure.get_size_inches()[0]:.1f}in",
+    }
 
 
 def png(figure: Figure) -> bytes:
     """A figure as PNG on white."""
-    whole = io.BytesIO()
+    data = io.BytesIO()
     with figures.quiet():
-        figure.savefig(whole, format="png", dpi=DOTS_PER_INCH, facecolor="white", metadata={"Software": MARK})
-    return whole.getvalue()
+        figure.savefig(data, format="png", dpi=DOTS_PER_INCH, facecolor="white", metadata={"Software": MARK})
+    return data.getvalue()

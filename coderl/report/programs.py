@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from coderl.errors import UserError
-from coderl.runs.reading import FIX, holds, read_json
+from coderl.files import read_json
+from coderl.runs.reading import FIX, holds
+from coderl.scores.results import programs_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -114,9 +116,8 @@ def _telling(change: Change) -> tuple[bool, float]:
 
 
 def _answers(folder: Path, results: Path, task: str, scores: dict[str, Any]) -> dict[str, Answers]:
-    stem = results.stem.removeprefix("evaluation_results_")
-    file = results.with_name(f"generations_{stem}_{task}.json")
-    programs = read_json(file, list) if holds(folder, file) else [[] for _ in scores["ids"]]
+    file = programs_path(results, task)
+    programs = read_json(file, FIX, list) if holds(folder, file) else [[] for _ in scores["ids"]]
     whole = all(isinstance(row, list) and all(isinstance(each, str) for each in row) for row in programs)
     if not whole or len(programs) != len(scores["ids"]):
         raise UserError(f"{file}: is damaged (not a list of programs for each of the problems); {FIX}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coderl.errors import UserError
+from coderl.scores.results import GENERATIONS, REFERENCES, RESULTS
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -17,9 +18,6 @@ ROOT = Path("checkpoints")
 
 DEBUG = ROOT / "debug"
 """The run folder of ``debug.yaml``: the one that the next run in it takes the place of."""
-
-RESULTS = ("evaluation_results", "generations", "references")
-"""What the names of an evaluation's files begin with: its scores, its programs, their tests."""
 
 
 def short_name(model: str) -> str:
@@ -149,7 +147,10 @@ class RunFolder:
             )
         names = [
             *("logs", "logs/version_*", "logs/version_*/config.yaml", "config.yaml", "console.log"),
-            *(".*_before_*.jsonl", *(f"{kind}_*_before_*.json" for kind in RESULTS)),
+            *(
+                ".*_before_*.jsonl",
+                *(f"{kind}_*_before_*.json" for kind in (RESULTS, GENERATIONS, REFERENCES)),
+            ),
             *("wandb", "wandb/**/*", "tensorboard", "tensorboard/**/*"),
         ]
         failed_starts = {path for name in names for path in folder.glob(name)}

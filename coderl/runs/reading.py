@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from coderl.errors import UserError
+from coderl.files import read_json
 from coderl.runs.folder import RunFolder
 from coderl.runs.metrics import Series, read_metrics
+from coderl.scores.compare import compare, read_results
+from coderl.scores.results import GENERATIONS, RESULTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,8 +109,6 @@ class Run:
     @cached_property
     def compared(self) -> tuple[list[Comparison], str]:
         """The comparisons, and why there is none."""
-        from coderl.scores.comparison import compare
-
         if self.before is None or self.after is None or not (self.tasks and self.tasks_before):
             return [], "no results file from before training"
         try:
@@ -205,23 +206,6 @@ def _require_run(folder: Path) -> None:
     raise UserError(f"{folder}: is no run folder (no summary.json and no logs in it); {hint}")
 
 
-def read_json(path: Path, kind: type | None = None) -> Any:
-    """A JSON file.
-
-    Raises:
-        UserError: It cannot be read, or holds something else than ``kind``.
-    """
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is damaged ({error}); {FIX}") from error
-    if kind is not None and not isinstance(body, kind):
-        raise UserError(f"{path}: is damaged (it holds a JSON {type(body).__name__}); {FIX}")
-    return body
-
-
 def holds(folder: Path, path: Path) -> bool:
     """Whether a file is there and lies in the run folder, links followed.
 
@@ -236,7 +220,7 @@ def holds(folder: Path, path: Path) -> bool:
 
 def _strayed(folder: Path, logs: list[Path]) -> list[str]:
     """A line for each file that would be read, had it not been a link to elsewhere."""
-    names = ("summary.json", "completions.jsonl", "config*.yaml", "evaluation_results_*", "generations_*")
+    names = ("summary.json", "completions.jsonl", "config*.yaml", f"{RESULTS}_*", f"{GENERATIONS}_*")
     files = [path for name in names for path in sorted(folder.glob(name))]
     files += [log / name for log in logs for name in ("config.yaml", "metrics.csv")]
     away = [path for path in files if os.path.isfile(path) and not holds(folder, path)]
@@ -248,7 +232,7 @@ def _summary(folder: Path) -> dict[str, Any]:
     path = RunFolder(folder).summary
     if not holds(folder, path):
         return {}
-    body: dict[str, Any] = read_json(path, dict)
+    body: dict[str, Any] = read_json(path, FIX, dict)
     kinds: dict[str, Any] = {
         "steps": int,
         "seconds": (int, float),
@@ -290,8 +274,6 @@ def _are_around(ends: list[Any], score: Any) -> bool:
 
 
 def _results(path: Path) -> dict[str, dict[str, Any]]:
-    from coderl.scores.comparison import read_results
-
     found = read_results(path)
     for name, scores in found.items():
         if Path(name).name != name or len(name.encode(errors="replace")) >= LONGEST_NAME:
@@ -307,8 +289,8 @@ def _results_file(folder: Path, summary: dict[str, Any], key: str) -> Path | Non
         named = Path(str(summary["paths"].get(key, "")))
         places = [folder / named.name, named] if named.name else []
     else:
-        early = sorted(folder.glob("evaluation_results_*_before_*.json"), reverse=True)
-        late = sorted(set(folder.glob("evaluation_results_*.json")) - set(early), reverse=True)
+        early = sorted(folder.glob(f"{RESULTS}_*_before_*.json"), reverse=True)
+        late = sorted(set(folder.glob(f"{RESULTS}_*.json")) - set(early), reverse=True)
         places = early if key == "before" else late
     return next((path for path in places if holds(folder, path)), None)
 

@@ -1,15 +1,17 @@
-"""The picture of a comparison: pass@k of both, the paired difference, and where the problems went."""
+"""A comparison as a figure: pass@k of both, the paired difference, problems won and lost.
+
+Matplotlib loads with the first figure, not with this module.
+"""
 
 from __future__ import annotations
 
 import io
-import os
 import textwrap
 import warnings
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from coderl.errors import UserError
+from coderl.files import write_output
 from coderl.scores.table import points
 
 if TYPE_CHECKING:
@@ -21,11 +23,12 @@ if TYPE_CHECKING:
 
     from coderl.scores.comparison import Comparison
 
-COLOURS = {"A": "#D55E00", "B": "#0072B2", "": "#6F6F6F"}  # Okabe and Ito's: told apart by every kind of eyes
+COLOURS = {"A": "#D55E00", "B": "#0072B2", "": "#6F6F6F"}
+"""Of each side, and of neither. Okabe and Ito's colours, which colour-blind readers can tell apart."""
 PALE = "#E4E4E4"
 WIDTH, DOTS_PER_INCH = 10.0, 160  # inches
-NAME_WIDTH = 105  # letters of a name in a line
-PLAIN: dict[Any, Any] = {
+NAME_WIDTH = 105  # characters of a name in a line
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 9,
     "text.usetex": False,
@@ -34,8 +37,8 @@ PLAIN: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.titlelocation": "left",
 }
-"""What all of coderl's figures look like."""
-STYLE = PLAIN | {
+"""Matplotlib settings of all of coderl's figures."""
+_COMPARISON_STYLE = STYLE | {
     "axes.spines.left": False,
     "axes.titlesize": 9,
     "axes.labelsize": 9,
@@ -45,7 +48,7 @@ STYLE = PLAIN | {
 }
 
 
-def picture(comparisons: Sequence[Comparison], path: Path) -> None:
+def plot(comparisons: Sequence[Comparison], path: Path) -> None:
     """Draw a comparison as a PNG, 1600 pixels wide: for each task a strip of panels.
 
     Raises:
@@ -55,53 +58,27 @@ def picture(comparisons: Sequence[Comparison], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = [(letter, _wrapped(name)) for letter, name in _sides(comparisons[0])]
+    sides = (("A", comparisons[0].name_a), ("B", comparisons[0].name_b))
+    names = [(letter, textwrap.wrap(name, NAME_WIDTH) or [""]) for letter, name in sides]
     heights = [0.12 + 0.17 * sum(len(lines) for _, lines in names), *map(_height, comparisons)]
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a name in another script: a box
+    with matplotlib.rc_context(_COMPARISON_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="Glyph .* missing"
+        )  # a letter that the font lacks is drawn as a box
         figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
         FigureCanvasAgg(figure)
         strips = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights, hspace=0.03)[:, 0]
         _draw_names(strips[0], names, heights[0])
         for strip, comparison in zip(strips[1:], comparisons, strict=True):
             _draw_task(strip, comparison)
-        whole = io.BytesIO()
-        figure.savefig(whole, format="png", dpi=DOTS_PER_INCH)
-    write_whole(path, whole.getvalue())
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that nobody ever sees half of it; what stood there stays where that fails.
-
-    Raises:
-        UserError: It cannot be written.
-    """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(data)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"{path}: cannot be written ({reason}); choose another folder or make room"
-        ) from error
-
-
-def _sides(comparison: Comparison) -> tuple[tuple[str, str], tuple[str, str]]:
-    return ("A", comparison.name_a), ("B", comparison.name_b)
-
-
-def _wrapped(name: str) -> list[str]:
-    return textwrap.wrap(name, NAME_WIDTH) or [""]
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=DOTS_PER_INCH)
+    write_output(path, png.getvalue())
 
 
 def _height(comparison: Comparison) -> float:
-    """Inches for a task: a row for each k, or what a square takes where shares are drawn, and the notes."""
-    rows = max(1.2 + 0.6 * len(comparison.scores), 3.0 if _many(comparison) else 0)
+    """Inches for a task: title, notes, and a row for each k or the square that shares are drawn in."""
+    rows = max(1.2 + 0.6 * len(comparison.scores), 3.0 if _has_shares(comparison) else 0)
     return rows + 0.16 * len(_notes(comparison)) + 0.2 * len(_title(comparison))
 
 
@@ -110,18 +87,21 @@ def _title(comparison: Comparison) -> list[str]:
 
 
 def _notes(comparison: Comparison) -> list[str]:
-    """What the reader of the picture alone should know, in lines."""
-    said = [comparison.left_out, *(line.removeprefix(f"{comparison.task}: ") for line in comparison.warnings)]
-    return textwrap.wrap("; ".join(filter(None, said)), 150, max_lines=5, placeholder=" ...")
+    """Problems left out and warnings, for somebody who sees the figure alone, as lines."""
+    notes = [
+        comparison.left_out,
+        *(line.removeprefix(f"{comparison.task}: ") for line in comparison.warnings),
+    ]
+    return textwrap.wrap("; ".join(filter(None, notes)), 150, max_lines=5, placeholder=" ...")
 
 
-def _many(comparison: Comparison) -> bool:
-    """Whether some problem has several samples, so that there are shares to show."""
-    return any(m > 1 for _, m in comparison.a + comparison.b)
+def _has_shares(comparison: Comparison) -> bool:
+    """Whether some problem has several samples, so that shares other than 0 and 1 occur."""
+    return any(judged > 1 for _, judged in comparison.a + comparison.b)
 
 
 def _draw_names(strip: SubFigure, names: Sequence[tuple[str, list[str]]], height: float) -> None:
-    """Which letter and colour stands for what, at the top."""
+    """At the top, which letter and colour stands for which file."""
     top = 0.09
     for letter, lines in names:
         style: dict[str, Any] = {"va": "top", "ha": "left", "color": COLOURS[letter], "fontsize": 10}
@@ -135,13 +115,13 @@ def _draw_task(strip: SubFigure, comparison: Comparison) -> None:
     strip.suptitle(title, x=0.012, ha="left", fontsize=11, fontweight="bold")
     if notes := _notes(comparison):
         strip.supxlabel("\n".join(notes), x=0.012, ha="left", fontsize=8, color=COLOURS[""])
-    many = _many(comparison)
-    widths = [2.6, 2.4, 2.0, 2.0] if many else [3.2, 3.2, 2.2]
+    shares = _has_shares(comparison)
+    widths = [2.6, 2.4, 2.0, 2.0] if shares else [3.2, 3.2, 2.2]
     panels = strip.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
     _draw_scores(panels[0], comparison)
     _draw_differences(panels[1], comparison)
     _draw_problems(panels[2], comparison)
-    if many:
+    if shares:
         _draw_shares(panels[3], comparison)
 
 
@@ -167,14 +147,13 @@ def _draw_scores(panel: Axes, comparison: Comparison) -> None:
     panel.margins(x=0.14)
     left, right = panel.get_xlim()
     middle = (left + right) / 2
-    panel.set_xlim(
-        min(left, middle - 2), max(right, middle + 2)
-    )  # four points at least, also if all is alike
+    # Four points at least: equal scores would otherwise give an axis of no width.
+    panel.set_xlim(min(left, middle - 2), max(right, middle + 2))
     panel.set_title("score and 95% interval, %")
 
 
 def _draw_differences(panel: Axes, comparison: Comparison) -> None:
-    """The paired difference of each k on its interval, and where none would be."""
+    """The paired difference of each k on its interval, and a line at no difference."""
     panel.axvline(0, color="black", linewidth=0.9, linestyle=(0, (4, 3)))
     for place, score in enumerate(comparison.scores.values()):
         low, high = score.interval
@@ -197,7 +176,7 @@ def _draw_differences(panel: Axes, comparison: Comparison) -> None:
 
 
 def _draw_problems(panel: Axes, comparison: Comparison) -> None:
-    """How many problems each does better on, to either side, and on how many they are alike."""
+    """On how many problems each side does better, A to the left and B to the right, and the ties below."""
     won, lost = len(comparison.won), len(comparison.lost)
     panel.barh([0, 0], [-lost, won], height=0.5, color=[COLOURS["A"], COLOURS["B"]])
     panel.plot([0, 0], [-0.35, 0.35], color="black", linewidth=0.9)
@@ -216,12 +195,12 @@ def _draw_problems(panel: Axes, comparison: Comparison) -> None:
     panel.set(xlim=(-reach, reach), ylim=(1.0, -0.7), xticks=[], yticks=[])
     panel.spines["bottom"].set_visible(False)
     panel.set_title("problems done better")
-    alike = f"alike on {comparison.tied} of {comparison.problems}\n{comparison.evidence}"
-    panel.text(0, 0.42, alike, ha="center", va="top", linespacing=1.4)
+    ties = f"no difference on {comparison.tied} of {comparison.problems}\n{comparison.evidence}"
+    panel.text(0, 0.42, ties, ha="center", va="top", linespacing=1.4)
 
 
 def _draw_shares(panel: Axes, comparison: Comparison) -> None:
-    """A bubble for each pair of shares, as large as there are problems of it, about the line of no change."""
+    """A bubble for each pair of shares, with an area by its number of problems, and the line of no change."""
     bubbles = Counter(comparison.shares)
     most = max(bubbles.values())
     x, y = ([100 * share for share in side] for side in zip(*bubbles, strict=True))

@@ -1,7 +1,8 @@
-"""What an evaluation found: the figures, the files they are written to, and the words they are told in."""
+"""Scores of an evaluation, the files they are saved in with every file name, and their summary as text."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, field
@@ -15,14 +16,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+RESULTS, GENERATIONS, REFERENCES = "evaluation_results", "generations", "references"
+"""What the names of an evaluation's files begin with: its scores, its programs, their tests."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Scores of one task, with what they rest on.
 
     Attributes:
         task: Name, such as ``"mbpp"``.
-        pass_at_k: From k to the mean over problems, 0 to 1; None where it cannot be told (k is above ``n``).
-        interval: Bootstrap interval over problems of pass@1, 95 %; None where pass@1 cannot be told.
+        pass_at_k: From k to the mean over problems, 0 to 1; None where k is above ``n``.
+        interval: Bootstrap interval over problems of pass@1, 95 %; None where pass@1 is not known.
         accuracy: Share of problems whose first sample passes.
         success_rate: Share of problems with a sample that passes, that is, of positive reward.
         test_pass_rate: Share of single tests that held, over all samples.
@@ -30,15 +35,15 @@ class Evaluation:
         problems: Number of problems.
         outcomes: How many samples ended in each way, after the re-runs.
         timeouts_rerun: Time-outs of the first run; each was run once more.
-        infra_errors: Samples that could not be judged even when retried. They are left out, not called wrong.
+        infra_errors: Samples without a verdict even after a retry. They are left out, not counted as wrong.
         seconds: Wall time of sampling and running.
-        settings: Sampling, prompt form, isolation and processor: what must stand beside the scores.
-        contaminated: Ids of the problems that the model was trained on; None where nobody knows what it was.
-        disagreements: Samples that pass in one grading and fail in the other, where both were asked for.
+        settings: Sampling, prompt form, isolation and processor: all that the scores depend on.
+        contaminated: Ids of the problems that the model was trained on; None where that is not known.
+        disagreements: Samples that pass in one grading and fail in the other, where both were run.
         ids: The problems, in order.
         correct: Per problem, samples that pass.
-        counted: Per problem, samples that could be judged.
-        first: Per problem, whether its first sample passes; None where that could not be judged.
+        counted: Per problem, samples with a verdict.
+        first: Per problem, whether its first sample passes; None where it has no verdict.
         generations: Per problem, the whole programs, as the harness saves and loads them.
         references: Per problem, the program that the harness runs after a generation.
     """
@@ -66,11 +71,11 @@ class Evaluation:
     references: list[str] = field(repr=False)
 
     def scores(self) -> dict[str, float | None]:
-        """``{"pass@1": x, ...}``; None where a k cannot be told."""
+        """``{"pass@1": x, ...}``; None where k is above ``n``."""
         return {f"pass@{k}": value for k, value in self.pass_at_k.items()}
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the programs, for ``json.dump``. The pass@k stand first, each under its name."""
+        """Everything but the programs, for ``json.dump``; each pass@k first, under its own name."""
         apart = {"task", "pass_at_k", "generations", "references"}
         return self.scores() | {k: v for k, v in asdict(self).items() if k not in apart}
 
@@ -78,7 +83,38 @@ class Evaluation:
 def results_name(model: str, method: str, when: datetime | None = None) -> str:
     """The original recipe's file name: ``evaluation_results_{model}_{method}_{YYYYMMDD_HHMMSS}.json``."""
     name = re.sub(r"[^\w.-]+", "-", f"{model}_{method}")
-    return f"evaluation_results_{name}_{when or datetime.now():%Y%m%d_%H%M%S}.json"
+    return f"{RESULTS}_{name}_{when or datetime.now():%Y%m%d_%H%M%S}.json"
+
+
+def stem_of(path: Path) -> str:
+    """The part of a name that all files of an evaluation share, such as ``m_grpo_20241201_143022``.
+
+    Args:
+        path: A results file, or a file of generations or references.
+    """
+    for kind in (RESULTS, GENERATIONS, REFERENCES):
+        if path.stem.startswith(f"{kind}_"):
+            return path.stem.removeprefix(f"{kind}_")
+    return path.stem
+
+
+def programs_path(results: Path, task: str, kind: str = GENERATIONS) -> Path:
+    """Where the programs of a task lie, or with ``REFERENCES`` their tests: beside the results file."""
+    return results.with_name(f"{kind}_{stem_of(results)}_{task}.json")
+
+
+def comparison_stem(name_a: str, name_b: str) -> str:
+    """The name of a comparison's files, without suffix."""
+    return f"comparison_{_file_name(name_a)}_vs_{_file_name(name_b)}"
+
+
+def _file_name(name: str) -> str:
+    """``name`` with nothing that a file name cannot hold."""
+    plain = re.sub(r"[^\w.-]+", "-", name).encode()
+    if len(plain) <= 100:
+        return plain.decode()
+    # Two of these make one name, and file systems allow 255 bytes. The hash keeps long names different.
+    return f"{plain[:80].decode(errors='ignore')}-{hashlib.sha256(plain).hexdigest()[:8]}"
 
 
 def save_results(
@@ -89,7 +125,7 @@ def save_results(
     Args:
         evaluations: From task to evaluation.
         path: The JSON file, see :func:`results_name`.
-        config: What goes under ``"config"``. None: the settings of each task.
+        config: Value of the key ``"config"``. None: the settings of each task.
 
     Returns:
         The files written: ``path``, then for each task ``generations_..._{task}.json``, lists of whole
@@ -101,12 +137,11 @@ def save_results(
     tasks = {name.lower(): evaluation for name, evaluation in evaluations.items()}
     settings = dict(config) if config is not None else {name: e.settings for name, e in tasks.items()}
     body = {name: e.to_json() for name, e in tasks.items()} | {"config": settings}
-    stem = path.stem.removeprefix("evaluation_results_")
-    # Samples, and even ids, may hold lone surrogates, which UTF-8 cannot: JSON's escapes stay on.
+    # Samples, and even ids, may hold lone surrogates, which UTF-8 has no bytes for: JSON's escapes stay on.
     texts = {path: json.dumps(body, indent=2)}
     for name, e in tasks.items():
-        texts[path.with_name(f"generations_{stem}_{name}.json")] = json.dumps(e.generations)
-        texts[path.with_name(f"references_{stem}_{name}.json")] = json.dumps(e.references)
+        texts[programs_path(path, name)] = json.dumps(e.generations)
+        texts[programs_path(path, name, REFERENCES)] = json.dumps(e.references)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for file, text in texts.items():
@@ -155,7 +190,7 @@ def _shown(metric: str, value: float | None, evaluation: Evaluation) -> str:
 
 
 def _notes(evaluation: Evaluation) -> list[str]:
-    """What the scores rest on, and whatever makes them worth less."""
+    """What the scores rest on, and anything that makes them less reliable."""
     notes = [_footing(evaluation), _details(evaluation)]
     if trained := evaluation.contaminated:
         notes.append(

@@ -1,11 +1,12 @@
-"""A comparison in words: the tables for the console, and the name of the files that hold it."""
+"""A comparison as tables for the console."""
 
 from __future__ import annotations
 
-import hashlib
-import re
 import textwrap
 from typing import TYPE_CHECKING
+
+from coderl.scores.comparison import counted
+from coderl.scores.results import comparison_stem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,12 +14,8 @@ if TYPE_CHECKING:
 
     from coderl.scores.comparison import Comparison
 
-SHOWN = 20  # ids of problems won or lost
-
-
-def counted(number: int, noun: str) -> str:
-    """``1 problem``, ``2 problems``."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+SHOWN = 20
+"""How many ids of problems won, and of problems lost, are printed."""
 
 
 def points(share: float) -> str:
@@ -30,16 +27,17 @@ def text(comparisons: Sequence[Comparison], file: Path | str | None = None) -> s
     """The comparison as tables for the console.
 
     Args:
-        comparisons: Of :func:`compare`, at least one.
-        file: Where all ids stand. None: the name that :func:`save` gives it.
+        comparisons: From :func:`coderl.scores.compare.compare`, at least one.
+        file: The file with all ids. None: the name that :func:`coderl.scores.compare.save` gives it.
     """
-    file = file or f"{stem(comparisons)}.json"
-    lines = [f"A: {comparisons[0].name_a}", f"B: {comparisons[0].name_b}"]
+    name_a, name_b = comparisons[0].name_a, comparisons[0].name_b
+    file = file or f"{comparison_stem(name_a, name_b)}.json"
+    lines = [f"A: {name_a}", f"B: {name_b}"]
     for comparison in comparisons:
         lines += ["", *_table(comparison), ""]
         for letter, ids in (("B", comparison.won), ("A", comparison.lost)):
-            lines += _listed(f"{letter} does better on {len(ids)}", ids, file)
-        lines.append(f"alike on {comparison.tied}")
+            lines += _list_ids(f"{letter} does better on {len(ids)}", ids, file)
+        lines.append(f"no difference on {comparison.tied}")
     if warnings := [line for comparison in comparisons for line in comparison.warnings]:
         lines += ["", "Warnings", *(f"  {line}" for line in warnings)]
     return "\n".join(lines)
@@ -56,23 +54,9 @@ def _table(comparison: Comparison) -> list[str]:
     return [*lines, f"{comparison.verdict} ({comparison.evidence})"]
 
 
-def _listed(title: str, ids: Sequence[str], file: Path | str) -> list[str]:
+def _list_ids(title: str, ids: Sequence[str], file: Path | str) -> list[str]:
     if not ids:
         return [title]
     rest = f" ... and {len(ids) - SHOWN} more, all in {file}" if len(ids) > SHOWN else ""
-    words = f"{title}: {', '.join(ids[:SHOWN])}{rest}"
-    return textwrap.wrap(words, 100, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
-
-
-def stem(comparisons: Sequence[Comparison]) -> str:
-    """The file name of a comparison, without its ending."""
-    a, b = (_filed(name) for name in (comparisons[0].name_a, comparisons[0].name_b))
-    return f"comparison_{a}_vs_{b}"
-
-
-def _filed(name: str) -> str:
-    """A name for use in a file's: not too long for a file system, and still a different one for each."""
-    plain = re.sub(r"[^\w.-]+", "-", name).encode()
-    if len(plain) <= 100:
-        return plain.decode()
-    return f"{plain[:80].decode(errors='ignore')}-{hashlib.sha256(plain).hexdigest()[:8]}"
+    line = f"{title}: {', '.join(ids[:SHOWN])}{rest}"
+    return textwrap.wrap(line, 100, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)

@@ -39,7 +39,7 @@ from coderl.rollout import RolloutEngine, Sampling
 from coderl.runs.folder import RunFolder, short_name
 from coderl.sandbox import Sandbox
 from coderl.scores import Evaluation
-from coderl.scores.comparison import compare
+from coderl.scores.compare import compare
 from coderl.types import Completion, Problem
 from tests.support import tiny
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import math
@@ -12,6 +13,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -26,7 +28,7 @@ from coderl.report.figures import MOST_POINTS, smoothed, thinned
 from coderl.report.programs import Answers, Change, printable
 from coderl.runs.metrics import Series, read_metrics
 from coderl.runs.reading import load_run, load_runs
-from coderl.scores.comparison import compare
+from coderl.scores.compare import compare
 
 FIT = "fit -c quickstart.yaml --data.limit_test 6 --data.batch_size 2 --trainer.enable_progress_bar false"
 
@@ -57,6 +59,7 @@ class Reader(HTMLParser):
 
     def __init__(self, html: str) -> None:
         super().__init__()
+        self.html = html
         self.tags: set[str] = set()
         self.attributes: list[tuple[str, str]] = []
         self.text = ""
@@ -275,26 +278,51 @@ def test_hostile_programs_are_text(folder: Path) -> None:
     assert main(["report", str(moved)]) == 0
     html = (moved / "report.html").read_text()
     seen = Reader(html)
-    assert not seen.tags & {"script", "img", "iframe", "object", "embed", "link", "base", "form", "b>"}
+    assert not seen.tags & {"script", "iframe", "object", "embed", "link", "base", "form", "svg", "b>"}
+    assert len(images(seen)) == seen.html.count("<img ")
     assert not [name for name, _ in seen.attributes if name.startswith("on")]
     assert "<script>alert(1)</script>" in seen.text and "{{ 7 * 191 }}" in seen.text and "1337" not in html
     assert not set("\x00\x1b\u202e") & set(html)
     assert len(html) < 3e6
 
 
-def test_the_page_is_whole_in_itself(finished: Path) -> None:
+def images(seen: Reader) -> list[str]:
+    """The SVG texts of a page's images."""
+    head = "data:image/svg+xml;base64,"
+    sources = [value for name, value in seen.attributes if name == "src"]
+    assert all(source.startswith(head) for source in sources)
+    found = [base64.b64decode(source.removeprefix(head), validate=True).decode() for source in sources]
+    for svg in found:
+        ElementTree.fromstring(svg)  # a browser shows no image of XML that is not well-formed
+    return found
+
+
+def test_the_page_needs_no_other_file_and_no_script(finished: Path) -> None:
     html = page([load_run(finished)])
     seen = Reader(html)
-    assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in seen.attributes
-    links = [
-        value for name, value in seen.attributes if name in ("href", "xlink:href", "src", "action", "data")
-    ]
-    assert links and all(link.startswith("#") for link in links)
-    ids = [value for name, value in seen.attributes if name == "id"]
-    named = {link[1:] for link in links} | set(re.findall(r"url\(#([^)]+)\)", html))
-    assert len(ids) == len(set(ids)) and named <= set(ids)
-    assert "currentColor" in html and "#010203" not in html
-    assert "url(http" not in html and "@import" not in html
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    assert ("content", policy) in seen.attributes and "script" not in seen.tags
+    links = {"href", "xlink:href", "srcset", "action", "data", "poster"}
+    assert not [name for name, _ in seen.attributes if name in links]
+    assert "url(" not in html and "@import" not in html
+    drawn = images(seen)
+    assert len(drawn) == 5  # summary, curves, every other metric, outcomes, time
+    for svg in drawn:
+        inside = Reader(svg)
+        assert "script" not in inside.tags and "image" not in inside.tags
+        assert not [name for name, _ in inside.attributes if name.startswith("on")]
+        used = [value for name, value in inside.attributes if name == "xlink:href"]
+        assert all(value.startswith("#") for value in used)
+
+
+def test_figures_have_alternative_texts_and_a_white_ground_in_dark_mode(finished: Path) -> None:
+    seen = Reader(page([load_run(finished)]))
+    texts = [value for name, value in seen.attributes if name == "alt"]
+    assert len(texts) == len(images(seen)) and all(len(text) > 20 for text in texts)
+    assert any(text.startswith("Curves: Reward, Programs that pass in training") for text in texts)
+    for svg in images(seen):
+        ground = re.search(r'<g id="patch_1">\s*<path d="[^"]*" style="fill: (#\w+)', svg)
+        assert ground and ground[1] == "#ffffff"
 
 
 @pytest.mark.parametrize(
@@ -351,6 +379,7 @@ def test_names_and_values_are_seen_and_steer_nothing(
     html = (folder / "report.html").read_text()
     assert not {*MARKS[:1], *MARKS[-2:]} & {*html, *capsys.readouterr().out}
     assert html.count(r"\x1b[31m\u202e\u2066") > 10
+    assert images(Reader(html))
 
 
 # -- parts of runs ---------------------------------------------------------------------------------------
@@ -482,7 +511,7 @@ def test_several_runs_stand_side_by_side(
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
-        ("summary.json", b'{"steps": 3', "summary.json: is damaged"),
+        ("summary.json", b'{"steps": 3', "summary.json: malformed JSON"),
         ("summary.json", b"[]", "summary.json: is damaged (it holds a JSON list)"),
         ("summary.json", b"{}", "summary.json: is damaged (steps missing"),
         ("logs/version_1/metrics.csv", b"step,a\n1\n2,2\n", "line 2 has 1 columns, not 2"),
@@ -617,7 +646,26 @@ def test_a_run_is_read_by_name_from_python(finished: Path, monkeypatch: pytest.M
         load_run("absent")
 
 
-def test_the_command_starts_fast() -> None:
+HEAVY = "{'torch', 'lightning', 'torchmetrics', 'transformers', 'datasets'}"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import coderl.scores.comparison, coderl.scores.compare, coderl.scores.plot, coderl.scores.table",
+        "import coderl.report",
+        "from coderl.cli import main; assert main(['report', '--help']) == 0",
+        "from coderl.cli import main; assert main(['report', sys.argv[1], '--output', sys.argv[2]]) == 0",
+    ],
+)
+def test_reports_and_comparisons_load_no_torch(finished: Path, tmp_path: Path, code: str) -> None:
+    script = f"import sys; {code}; print({HEAVY} & set(sys.modules))"
+    command = [sys.executable, "-c", script, str(finished), str(tmp_path / "page.html")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_what_a_notebook_imports_loads_no_drawing_before_there_is_a_figure() -> None:
     code = (
         "import sys, coderl.report; print({'torch', 'matplotlib', 'lightning', 'jinja2'} & set(sys.modules))"
     )

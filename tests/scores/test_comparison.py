@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coderl.scores.comparison import compare_task, text
+from coderl.scores.compare import compare_task
 from coderl.scores.statistics import bootstrap_interval, pass_at_k, sign_test
+from coderl.scores.table import text
 
 
 def task(
@@ -51,7 +52,7 @@ def test_sign_test_of_many_problems_and_of_none() -> None:
     assert sign_test(0, 0) == 1.0
     assert sign_test(2000, 1000) < 1e-70
     assert sign_test(0, 5000) == 0.0  # below the least float
-    with pytest.raises(ValueError, match="no counts"):
+    with pytest.raises(ValueError, match="not counts"):
         sign_test(-1, 3)
 
 
@@ -107,7 +108,7 @@ def test_the_same_counts_differ_in_nothing() -> None:
     result = compare_task("mbpp", same, same)
     assert (result.difference, result.interval, result.p_value) == (0.0, (0.0, 0.0), 1.0)
     assert (result.won, result.lost, result.tied, result.better) == ((), (), 4, "")
-    assert "alike" in result.verdict
+    assert "no difference" in result.verdict
     assert result.warnings == []
 
 
@@ -157,7 +158,7 @@ def test_the_interval_covers_the_true_difference_about_as_often_as_it_says() -> 
         (4, 4, 492, "no difference that 500 problems could show"),
         (5, 0, 100, "B may be better: the interval excludes 0, but wins and losses could be chance"),
         (0, 1, 0, "A may be better: the interval excludes 0, but wins and losses could be chance"),
-        (0, 0, 9, "no difference: every problem comes out alike"),
+        (0, 0, 9, "no difference: the same share passes on every problem"),
     ],
 )
 def test_verdicts_in_words(won: int, lost: int, tied: int, verdict: str) -> None:

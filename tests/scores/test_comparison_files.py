@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 
 from coderl.errors import UsageError, UserError
-from coderl.scores.comparison import Comparison, compare, compare_task, picture, read_results, save, text
+from coderl.scores.compare import compare, compare_task, read_results, save
+from coderl.scores.comparison import Comparison
+from coderl.scores.plot import plot
 from coderl.scores.statistics import sign_test
+from coderl.scores.table import text
 from tests.scores.test_comparison import task
 
 
@@ -142,7 +145,7 @@ def test_text_tells_the_figures_the_verdict_and_the_first_ids() -> None:
     told = " ".join(" ".join(lines).split())
     first = ", ".join(f"mbpp/{i}" for i in range(20))
     assert f"B does better on 25: {first} ... and 5 more, all in comparison_base_vs_grpo.json A does" in told
-    assert "A does better on 3: mbpp/25, mbpp/26, mbpp/27 alike on 22" in told
+    assert "A does better on 3: mbpp/25, mbpp/26, mbpp/27 no difference on 22" in told
     assert lines[-2:] == ["Warnings", "  mbpp: seed differs: not noted for A, 0 for B"]
     assert max(map(len, lines)) <= 100
 
@@ -182,7 +185,7 @@ def test_drawing_leaves_the_settings_of_matplotlib_alone(tmp_path: Path) -> None
 
     with matplotlib.rc_context({"font.size": 17.0, "text.usetex": True}):
         before = dict(matplotlib.rcParams)
-        picture(example()[:1], tmp_path / "x.png")  # not in TeX, which may not be there
+        plot(example()[:1], tmp_path / "x.png")  # not in TeX, which may not be there
         assert dict(matplotlib.rcParams) == before
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
 
@@ -221,7 +224,7 @@ def test_pictures_of_nothing_much_are_drawn(tmp_path: Path) -> None:
         compare_task("many" * 30, task([0] * 5, 200, range(1, 9)), task([1] * 5, 200, range(1, 9))),
     ]
     for case in (*([case] for case in cases), cases):
-        picture(case, tmp_path / "x.png")
+        plot(case, tmp_path / "x.png")
         assert (tmp_path / "x.png").read_bytes().endswith(b"IEND\xaeB`\x82")
 
 

@@ -21,7 +21,11 @@ from coderl.model.policy import Policy
 from coderl.model.provenance import quantization_of
 from coderl.runs.model_ref import find_model
 from coderl.sandbox import Sandbox
-from coderl.scores import Evaluation, comparison, results_name, save_results, summary_text
+from coderl.scores import Evaluation, results_name, save_results, summary_text
+from coderl.scores.compare import compare as compare_results
+from coderl.scores.compare import save
+from coderl.scores.results import stem_of
+from coderl.scores.table import text
 
 
 def evaluate(
@@ -112,7 +116,7 @@ def evaluate(
             print("temperature 0: all samples are alike, --n_samples 1 --k 1 says as much", file=sys.stderr)
         if load_generations_path is not None:
             evaluations = score_file(Path(load_generations_path), loaded, sandbox, settings)
-            stem = Path(load_generations_path).stem.removeprefix("generations_")
+            stem = stem_of(Path(load_generations_path))
             path = Path(output, results_name(stem, "generations"))
             _conclude(evaluations, path)
             return
@@ -239,9 +243,9 @@ def _generations(path: Path) -> list[list[str]]:
 
 
 def compare_files(first: Path, second: Path, output: Path) -> None:
-    """Set two results files side by side: a table on the console, JSON and a picture in ``output``."""
-    found = comparison.compare(first, second)
-    written = comparison.save(found, output)
-    print(comparison.text(found))
+    """Set two results files side by side: a table on the console, JSON and a figure in ``output``."""
+    found = compare_results(first, second)
+    written = save(found, output)
+    print(text(found))
     for path in written:
         print(f"📁 {path}")

@@ -1,4 +1,4 @@
-"""What was won, in a sentence and in tables."""
+"""The report's sentences and tables: what training gained, and how runs differ."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 import re
 from itertools import islice
 from typing import TYPE_CHECKING, Any
+
+from coderl.scores.table import points
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,11 +30,6 @@ def between(ends: Any) -> str:
     """An interval of shares, in percent; a dash where it is not known."""
     known = isinstance(ends, list | tuple) and len(ends) == 2
     return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f} %" if known else "–"
-
-
-def points(share: float) -> str:
-    """A difference of shares in percentage points, with its sign."""
-    return f"{100 * share:+z.1f}"
 
 
 def setting(value: Any) -> str:
@@ -85,7 +82,7 @@ def paired(comparison: Comparison) -> str:
     return (
         f"Paired, that is {points(comparison.difference)} points (95 % interval {points(low)} to "
         f"{points(high)}): more samples pass on {len(comparison.won)} problems and fewer on "
-        f"{len(comparison.lost)}, {comparison.tied} are alike ({comparison.evidence})"
+        f"{len(comparison.lost)}, as many on {comparison.tied} ({comparison.evidence})"
         f"{f'; {comparison.left_out}' if comparison.left_out else ''}."
     )
 
@@ -150,7 +147,7 @@ def _row(run: Run) -> dict[str, str]:
     }
 
 
-def unlike(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+def differing_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """The settings in which the runs differ, each with its value in every run."""
     flat = [dict(islice(_flat(run.config), MOST_SETTINGS)) for run in runs]
     keys = dict.fromkeys(key for settings in flat for key in settings)
