@@ -101,6 +101,7 @@ class CoderlCLI(LightningCLI):
                     LightningDataModule,
                     save_config_callback=SaveConfig,
                     seed_everything_default=SEED,
+                    parser_class=loggers.Parser,
                     parser_kwargs={"default_env": True, "env_prefix": "CODERL"},
                     subclass_mode_model=True,
                     subclass_mode_data=True,

@@ -1,13 +1,14 @@
-"""Where metrics go: CSV always, W&B and TensorBoard where a config asks for them, all in the run folder."""
+"""The loggers of a run: CSV always, W&B and TensorBoard where a config asks for them, all in its folder."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any, Literal
 
 from jsonargparse import Namespace
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from coderl import __version__
@@ -27,20 +30,65 @@ WAYS_OUT = (
     "WANDB_MODE=offline, which writes to the run folder for a later `wandb sync`, or -c no-wandb.yaml, which "
     "leaves W&B out"
 )
-_WANDB_SETTINGS = {  # beside WANDB_DATA_DIR, without which tables go to the home folder
-    "WANDB_MAX_END_OF_RUN_HISTORY_METRICS": "0",  # the console ends with what the run was worth
+_WANDB_SETTINGS = {
+    "WANDB_MAX_END_OF_RUN_HISTORY_METRICS": "0",  # the console ends with the scores of the run
     "WANDB_MAX_END_OF_RUN_SUMMARY_METRICS": "0",
-    "WANDB_FINISH_TIMEOUT": "600",  # seconds: where the network is down at the end, W&B would try for good
+    "WANDB_FINISH_TIMEOUT": "600",  # seconds; W&B would retry forever where the network is down at the end
 }
-_UNNAMED = (None, "lightning_logs")  # Lightning's name for want of one
+_UNNAMED = (None, "lightning_logs")  # the latter is Lightning's default
 _WANDB_FOLDER = re.compile(r"(?:offline-)?run-(?P<time>\d{8}_\d{6})-(?P<id>.+)")
 
-# `--trainer.logger TensorBoardLogger` is enough: where loggers write is settled with the run folder.
-# WandbLogger's `save_dir` has this default in Lightning already.
-for _kind in (CSVLogger, TensorBoardLogger):
-    _defaults = _kind.__init__.__defaults__ or ()
-    if len(_defaults) < _kind.__init__.__code__.co_argcount - 1:
-        setattr(_kind.__init__, "__defaults__", (".", *_defaults))  # noqa: B010 -- mypy knows no such attribute
+
+class Parser(LightningArgumentParser):
+    """Lightning's parser, for which CSV and TensorBoard loggers need no ``save_dir``.
+
+    ``--trainer.logger TensorBoardLogger`` is enough, as for W&B: :func:`settled` fills in the run folder.
+    """
+
+    def add_class_arguments(self, theclass: Any, *args: Any, **options: Any) -> list[str]:
+        """Add the arguments of a class; jsonargparse calls this for each class that a config names."""
+        added: list[str] = super().add_class_arguments(theclass, *args, **options)
+        if inspect.isclass(theclass) and issubclass(theclass, CSVLogger | TensorBoardLogger):
+            for action in self._actions:
+                if action.dest == "save_dir" and action.required:
+                    action.required = False
+                    self.set_defaults(save_dir=".")  # WandbLogger's default
+        return added
+
+
+class TolerantWandbLogger(WandbLogger):
+    """Lightning's W&B logger, with failures as one warning: a run does not end because W&B does.
+
+    Metrics go through a service process and tables ask the server. Either may fail in the middle of a fit,
+    with any kind of exception.
+    """
+
+    _warned = False
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log metrics, or warn once that W&B lacks some."""
+        self._try(super().log_metrics, metrics, step)
+
+    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
+        """Upload a checkpoint where ``log_model`` asks for it, or warn once."""
+        self._try(super().after_save_checkpoint, checkpoint_callback)
+
+    def finalize(self, status: str) -> None:
+        """Upload what is left, or warn once."""
+        self._try(super().finalize, status)
+
+    def _try(self, method: Callable[..., None], *args: Any) -> None:
+        try:
+            method(*args)
+        except Exception as error:
+            if not self._warned:
+                _warn_incomplete(error)
+            self._warned = True
+
+
+def _warn_incomplete(error: Exception) -> None:
+    why = f"{type(error).__name__}: {_one_line(error)}"
+    log.warning("W&B did not take everything (%s); metrics.csv has it", why)
 
 
 # -- before the run ------------------------------------------------------------------------------------------
@@ -49,17 +97,17 @@ for _kind in (CSVLogger, TensorBoardLogger):
 def settled(
     asked: Any, folder: Path, run_name: str, trainer: Namespace, resumed: bool
 ) -> list[Any] | Literal[False]:
-    """The loggers of a run, from those that a configuration asks for.
+    """The configuration of a run's loggers, with every folder and name filled in.
 
     Args:
         asked: ``trainer.logger`` of the configuration.
-        folder: The run folder: they write there, unless they were told where.
-        run_name: The W&B run's name begins with it, where the folder has a name of another form.
-        trainer: The trainer's configuration: accelerator and devices are part of that name.
-        resumed: A fit that is taken up in this folder: it goes on with its W&B run and its event files.
+        folder: The run folder, where they write unless they have a folder of their own.
+        run_name: What the name of the W&B run begins with, if the folder's name is not a run name.
+        trainer: The trainer's configuration; accelerator and devices are part of the W&B run's name.
+        resumed: Whether a fit is resumed in this folder: it continues its W&B run and its event files.
 
     Returns:
-        The same, with CSV before them; False if loggers are switched off.
+        The loggers, CSV first; False if loggers are switched off.
 
     Raises:
         UserError: If a logger's package is not installed.
@@ -75,7 +123,7 @@ def settled(
 
 def _settled(asked: Any, folder: Path, run_name: str, trainer: Namespace, resumed: bool) -> Any:
     if not isinstance(asked, Namespace):
-        return asked  # an object, made in Python
+        return asked  # a logger object, made in Python
     made = asked.clone()
     given = made.init_args
     if given.get("save_dir") in (None, ".") and given.get("dir") is None:
@@ -94,11 +142,13 @@ def _settled(asked: Any, folder: Path, run_name: str, trainer: Namespace, resume
             known = given.id = wandb_id(folder)
         if known is None and given.name is None and "WANDB_NAME" not in os.environ:
             given.name = wandb_name(folder, run_name, trainer)
+        if made.class_path == _path(WandbLogger):  # a subclass of one's own stays what it is
+            made.class_path = f"{__name__}.{TolerantWandbLogger.__name__}"
     return made
 
 
 def _is(asked: Any, kind: type[Logger]) -> bool:
-    """Whether a logger, or what a configuration says of it, is of this kind."""
+    """Whether a logger, or the one that a configuration names, is an instance of ``kind``."""
     if not isinstance(asked, Namespace):
         return isinstance(asked, kind)
     module, _, name = asked.class_path.rpartition(".")
@@ -123,8 +173,8 @@ def wandb_name(folder: Path, run_name: str, trainer: Namespace) -> str:
     """The original recipe's name of a W&B run, such as ``codellama-7b-python-mbpp-ppo-qlora-gpu1-0601-1234``.
 
     Args:
-        folder: The run folder, whose own name comes first if it has the form of one.
-        run_name: What comes first otherwise.
+        folder: The run folder. The name begins with its name, if that is a run name.
+        run_name: What the name begins with otherwise.
         trainer: Configuration with ``accelerator`` and ``devices``.
     """
     name = folder.resolve().name
@@ -133,7 +183,7 @@ def wandb_name(folder: Path, run_name: str, trainer: Namespace) -> str:
 
 
 def device_tag(trainer: Namespace) -> str:
-    """``gpu1``, ``gpu0-1``, ``cpu``: what the trainer will run on, GPUs by the machine's own numbers.
+    """``gpu1``, ``gpu0-1``, ``cpu``: the devices of a trainer, GPUs by the machine's numbers.
 
     Args:
         trainer: Configuration with ``accelerator`` and ``devices``, as Lightning takes them.
@@ -152,12 +202,12 @@ def device_tag(trainer: Namespace) -> str:
     numbers = []
     for index in CUDAAccelerator.parse_devices(devices) or []:
         name = seen[index].strip() if index < len(seen) else ""
-        numbers.append(name if name.isdigit() else str(index))  # a UUID has no number to tell
+        numbers.append(name if name.isdigit() else str(index))  # a UUID is not a number
     return "gpu" + "-".join(numbers)
 
 
 def wandb_id(folder: Path) -> str | None:
-    """The id of the W&B run that wrote to a run folder last; None if none did."""
+    """The id of the last W&B run in a run folder; None without any."""
     found = [_WANDB_FOLDER.fullmatch(path.name) for path in RunFolder(folder).wandb.glob("*run-*")]
     latest = max((match for match in found if match), key=lambda match: match["time"], default=None)
     return latest["id"] if latest else None
@@ -170,16 +220,16 @@ def wandb_id(folder: Path) -> str | None:
 def opened(
     loggers: list[Logger], folder: Path, config: Callable[[], dict[str, Any]], axis: str
 ) -> Iterator[None]:
-    """Start W&B before anything heavy is, tell the loggers the configuration, and end W&B with the run.
+    """Start W&B before any heavy work, log the configuration, and end W&B with the run.
 
     Args:
         loggers: The trainer's.
         folder: The run folder.
-        config: Gives the configuration as plain values. CSV gets none: it has ``config.yaml`` beside it.
-        axis: What W&B draws over: ``rollout_step``, or ``global_step`` where nothing is rolled out.
+        config: Returns the configuration as plain values. CSV logs none: ``config.yaml`` lies beside it.
+        axis: The x-axis in W&B: ``rollout_step``, or ``global_step`` without rollouts.
 
     Raises:
-        UserError: If W&B cannot be started: nobody is logged in or the network is down.
+        UserError: If W&B cannot be started: not logged in, or the network is down.
     """
     with _wandb([logger for logger in loggers if isinstance(logger, WandbLogger)], folder, axis):
         for logger in loggers:
@@ -195,10 +245,12 @@ def _wandb(loggers: list[WandbLogger], folder: Path, axis: str) -> Iterator[None
         return
     import wandb
 
-    theirs = wandb.run is not None  # a notebook's own run, which Lightning takes: its owner ends it
-    ours = _WANDB_SETTINGS | {"WANDB_DATA_DIR": str(RunFolder(folder).wandb.resolve())}
-    ours = {name: value for name, value in ours.items() if name not in os.environ}
-    os.environ.update(ours)
+    # Lightning uses a run that is open, such as a notebook's. Who opened it ends it.
+    already_open = wandb.run is not None
+    # Without WANDB_DATA_DIR tables go to the home folder.
+    defaults = _WANDB_SETTINGS | {"WANDB_DATA_DIR": str(RunFolder(folder).wandb.resolve())}
+    added = {name: value for name, value in defaults.items() if name not in os.environ}
+    os.environ.update(added)
     code = 1
     try:
         for logger in loggers:
@@ -209,14 +261,17 @@ def _wandb(loggers: list[WandbLogger], folder: Path, axis: str) -> Iterator[None
         code = 255  # W&B's word for killed
         raise
     finally:
-        if not theirs:
-            _safe(_end_wandb)(code)
-        for name in ours:
+        if not already_open:
+            try:
+                _end_wandb(code)
+            except Exception as error:
+                _warn_incomplete(error)
+        for name in added:
             os.environ.pop(name, None)
 
 
 def _end_wandb(code: int) -> None:
-    """Leave no process behind; a second run in Python is a run of its own."""
+    """End the W&B run and its service process, so that a later run in this process is a run of its own."""
     import wandb
 
     try:
@@ -228,43 +283,24 @@ def _end_wandb(code: int) -> None:
 def _start(logger: WandbLogger, axis: str) -> None:
     """Start the W&B run of a logger and name its axes.
 
-    Lightning's own axis, ``trainer/global_step``, counts batches from 0.
+    Lightning's axis, ``trainer/global_step``, counts batches from 0.
     """
     from wandb.errors import Error, UsageError
 
-    logger._wandb_init.pop("anonymous", None)  # W&B warns of an option that it no longer has
+    logger._wandb_init.pop("anonymous", None)  # an option that W&B removed, and warns of
     try:
         experiment = logger.experiment
     except UsageError as error:
         if "API key" not in str(error):
             raise UserError(f"W&B: {_one_line(error)}") from error
         raise UserError(
-            f"W&B is not logged in, and nobody is there to be asked: `wandb login`, {WAYS_OUT}"
+            f"W&B is not logged in, and this is no terminal to log in from: `wandb login`, {WAYS_OUT}"
         ) from error
     except Error as error:
         raise UserError(f"W&B cannot be started ({_one_line(error)}): {WAYS_OUT}") from error
-    for name in ("log_metrics", "after_save_checkpoint", "finalize"):
-        setattr(logger, name, _safe(getattr(logger, name)))
     for step in ("global_step", "rollout_step"):
         experiment.define_metric(step)
     experiment.define_metric("*", step_metric=axis, step_sync=True)
-
-
-def _safe(call: Callable[..., None]) -> Callable[..., None]:
-    """The same, but what fails is a warning, once: tables ask the server, and its end is not the run's."""
-    told = False
-
-    def safe(*arguments: Any, **options: Any) -> None:
-        nonlocal told
-        try:
-            call(*arguments, **options)
-        except Exception as error:  # of every kind: the network's, the server's, those of W&B's own process
-            if not told:
-                why = f"{type(error).__name__}: {_one_line(error)}"
-                log.warning("W&B did not take everything (%s); metrics.csv has it", why)
-            told = True
-
-    return safe
 
 
 def _one_line(error: Exception) -> str:
@@ -273,10 +309,10 @@ def _one_line(error: Exception) -> str:
 
 
 def readable(config: Any) -> Any:
-    """A configuration as trackers show it well: of ``class_path`` and ``init_args`` only names and arguments.
+    """A configuration in the form that trackers show best, without ``class_path`` and ``init_args``.
 
     Args:
-        config: Plain values. The loggers themselves are left out.
+        config: Plain values. Loggers are left out.
 
     >>> readable({"model": {"class_path": "coderl.algorithms.GRPO", "init_args": {"clip": 0.2}}})
     {'model': {'class': 'GRPO', 'clip': 0.2}}

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from coderl import __version__
 from coderl.cli import main, run
 from coderl.errors import UserError
-from coderl.runs.console import ConsoleLog, Transcript
+from coderl.runs.console import ConsoleLog, LineFilter
 from coderl.runs.folder import RunFolder
 from tests.cli.test_cli import FAKES
 from tests.support import fakes
@@ -34,11 +34,11 @@ RUN = Path("run")
 
 
 def lines(*writes: str) -> list[str]:
-    transcript = Transcript()
-    return [line for text in writes for line in transcript.feed(text)] + list(transcript.close())
+    stream = LineFilter({})
+    return [line for text in writes for line in stream.feed(text)] + stream.close()
 
 
-# -- bars ----------------------------------------------------------------------------------------------------
+# -- lines ---------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="\r\n\x1b"), min_size=1), max_size=8), st.data())
@@ -50,15 +50,15 @@ def test_text_comes_out_as_it_went_in_however_it_is_cut(texts: list[str], data: 
 
 
 @given(st.lists(st.sampled_from([*"ab: \r\n", "\x1b[A", "\x1b[1m", "\x1b"])))
-def test_no_output_is_too_odd(texts: list[str]) -> None:
+def test_no_control_codes_come_through_whatever_is_written(texts: list[str]) -> None:
     assert not any({"\r", "\n", "\x1b"} & set(line) for line in lines(*texts))
 
 
-def test_what_was_not_ended_is_kept() -> None:
+def test_a_last_line_without_an_end_is_logged() -> None:
     assert lines("a\n", "half") == ["a", "half"]
 
 
-def test_titles_that_never_end_take_no_time() -> None:
+def test_window_titles_without_an_end_take_little_time() -> None:
     text = "\x1b]0;" * 100_000
     started = time.monotonic()
     assert lines(text + "\n") == ["]0;" * 100_000]
@@ -68,6 +68,11 @@ def test_titles_that_never_end_take_no_time() -> None:
 
 def test_colours_are_left_out() -> None:
     assert lines("\x1b[1;34mwandb\x1b[0m: hello\r\n") == ["wandb: hello"]
+
+
+def test_a_line_that_overwrites_itself_is_its_last_state() -> None:
+    assert sorted(lines("10 MB\r", "20 MB\r30 MB\n", "done\n")) == ["30 MB", "done"]
+    assert lines("reading: 50%\rreading: 100%\n", "done\n") == ["reading: 100%", "done"]
 
 
 def bars(draw: Any) -> list[str]:
@@ -103,6 +108,17 @@ def test_nested_bars_are_a_line_each(leave: bool) -> None:
     found = bars(draw)
     assert sorted(line.split(":")[0] for line in found) == ["inner 0", "inner 1", "inner 2", "outer"]
     assert all("100%" in line for line in found)
+
+
+def test_bars_in_bars_in_bars_are_a_line_each() -> None:
+    def draw(bar: Any, _: list[str]) -> None:
+        for _i in bar(iterable=range(3), desc="outer"):
+            for _j in bar(iterable=range(3), desc="middle", leave=False):
+                for _k in bar(iterable=range(3), desc="inner", leave=False):
+                    pass
+
+    labels = [line.split(":")[0] for line in bars(draw)]
+    assert (labels.count("outer"), labels.count("middle"), labels.count("inner")) == (1, 3, 9)
 
 
 def test_a_bar_that_is_renamed_is_another() -> None:
@@ -150,7 +166,7 @@ def body(folder: Path) -> list[str]:
     return rest
 
 
-def test_both_streams_and_loggers_are_heard_and_stay_what_they_are(
+def test_both_streams_and_logging_handlers_are_logged_and_streams_stay_the_same_objects(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     handler = logging.StreamHandler()  # holds the stream from before
@@ -173,7 +189,7 @@ def test_both_streams_and_loggers_are_heard_and_stay_what_they_are(
     assert capsys.readouterr() == ("out\nafter\n", "err\nlogged\n")
 
 
-def test_it_stays_a_terminal(tmp_path: Path) -> None:
+def test_streams_stay_terminals(tmp_path: Path) -> None:
     """With a pseudo-terminal: what asks whether somebody is there gets the same answer."""
     leader, follower = os.openpty()
     code = (
@@ -187,7 +203,9 @@ def test_it_stays_a_terminal(tmp_path: Path) -> None:
     assert body(tmp_path) == ["True True 1"]
 
 
-def test_somebody_who_listens_after_us_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_write_method_put_in_front_of_the_log_keeps_working_after_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As W&B does, for good."""
     heard: list[str] = []
     with ConsoleLog(tmp_path):
@@ -200,7 +218,7 @@ def test_somebody_who_listens_after_us_goes_on(tmp_path: Path, capsys: pytest.Ca
     assert body(tmp_path) == ["one"]
 
 
-def test_a_second_part_is_appended(tmp_path: Path) -> None:
+def test_a_resumed_run_appends_to_the_log(tmp_path: Path) -> None:
     for word in ("first", "second"):
         with ConsoleLog(tmp_path):
             print(word)
@@ -216,7 +234,7 @@ def test_a_second_part_is_appended(tmp_path: Path) -> None:
         (ZeroDivisionError("a bug"), "ZeroDivisionError: a bug"),
     ],
 )
-def test_the_last_words_are_in_it(tmp_path: Path, error: BaseException, last: str) -> None:
+def test_the_error_that_ends_a_run_is_the_last_line(tmp_path: Path, error: BaseException, last: str) -> None:
     with pytest.raises(type(error)), ConsoleLog(tmp_path):
         raise error
     assert body(tmp_path)[-1] == last
@@ -239,7 +257,7 @@ class Fixed:
         pass
 
 
-def test_a_stream_that_cannot_be_listened_to_is_done_without(
+def test_a_stream_whose_write_cannot_be_replaced_is_not_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fixed = Fixed()
@@ -250,7 +268,7 @@ def test_a_stream_that_cannot_be_listened_to_is_done_without(
     assert fixed.text == "not heard\n" and body(tmp_path) == ["heard"]
 
 
-def test_a_forked_process_does_not_wait_for_the_lock(tmp_path: Path) -> None:
+def test_a_forked_process_does_not_wait_for_the_log(tmp_path: Path) -> None:
     with ConsoleLog(tmp_path) as console:
         taken, done = threading.Event(), threading.Event()
 
@@ -292,7 +310,7 @@ def test_a_full_disk_ends_the_log_and_not_the_run(
     assert body(tmp_path) == ["fits"]
 
 
-def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_to_is_an_error_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/run cannot be written to .*--trainer.default_root_dir"):
         ConsoleLog(tmp_path / "file" / "run").__enter__()
@@ -339,7 +357,7 @@ def test_a_failed_start_can_be_repeated_in_its_folder(
     assert main(config) == 0
 
 
-def test_what_a_failed_start_leaves_is_no_use_of_a_folder(tmp_path: Path) -> None:
+def test_a_folder_with_files_of_a_failed_start_alone_can_be_used(tmp_path: Path) -> None:
     for name in ("console.log", "wandb/offline-run-1-a/run-a.wandb", "tensorboard/version_0/events.out.1"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -349,7 +367,7 @@ def test_what_a_failed_start_leaves_is_no_use_of_a_folder(tmp_path: Path) -> Non
         RunFolder(tmp_path).require_fresh()
 
 
-def test_a_bug_leaves_its_traceback(config: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_traceback_of_a_bug_is_in_the_log(config: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fakes.Tiny, "training_step", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(config)
@@ -366,7 +384,7 @@ def start(config: list[str], **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
 
 
-def test_ctrl_c_and_the_way_to_go_on_are_in_it(config: list[str]) -> None:
+def test_ctrl_c_and_the_command_to_resume_are_in_the_log(config: list[str]) -> None:
     args = ["--model.pause", "0.05", "--trainer.callbacks+", "SaveOnInterrupt", "--data.size", "10000"]
     process = start([*config, *args, "--trainer.enable_progress_bar", "true"], start_new_session=True)
     started = time.monotonic()
@@ -381,7 +399,7 @@ def test_ctrl_c_and_the_way_to_go_on_are_in_it(config: list[str]) -> None:
     assert sum(line.startswith("Epoch 0:") for line in found) == 1
 
 
-def test_a_limit_on_files_does_not_stop_a_run_that_prints(config: list[str]) -> None:
+def test_a_limit_on_file_sizes_ends_the_log_and_not_the_run(config: list[str]) -> None:
     """The system's own refusal to write, at 10 kB."""
     code = (
         "import resource, signal, sys; from pathlib import Path; from coderl.runs.console import ConsoleLog\n"

@@ -323,7 +323,7 @@ def test_csv_is_always_there(given: Any) -> None:
 
 def test_csv_comes_first_and_once() -> None:
     kinds = [made.class_path.rpartition(".")[2] for made in settle([asked("WandbLogger")])]
-    assert kinds == ["CSVLogger", "WandbLogger"]
+    assert kinds == ["CSVLogger", "TolerantWandbLogger"]
     (own,) = settle(asked("CSVLogger"))
     assert (own.init_args.save_dir, own.init_args.name) == ("run", "logs")
 
@@ -414,6 +414,50 @@ def test_the_latest_wandb_run_of_a_folder_is_its_run(tmp_path: Path) -> None:
     assert fresh.init_args.id is None and fresh.init_args.name
     (_, resumed) = settle(asked("WandbLogger"), tmp_path, resumed=True)
     assert (resumed.init_args.id, resumed.init_args.name) == ("abc-1", None)
+
+
+def test_importing_coderl_leaves_lightnings_loggers_as_they_are() -> None:
+    code = (
+        "from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger\n"
+        "kinds = CSVLogger, TensorBoardLogger, WandbLogger\n"
+        "before = [(vars(kind).copy(), kind.__init__.__defaults__) for kind in kinds]\n"
+        "import coderl.runs.loggers, coderl.cli.trainer\n"
+        "assert before == [(vars(kind), kind.__init__.__defaults__) for kind in kinds]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["TensorBoardLogger", "lightning.pytorch.loggers.TensorBoardLogger"])
+def test_tensorboard_needs_no_folder_and_its_saved_config_starts_another_run(
+    config: list[str], name: str
+) -> None:
+    pytest.importorskip("tensorboard")
+    assert main([*config, "--trainer.logger", name]) == 0
+    assert list(Path("run/tensorboard/version_0").glob("events.*"))
+    (saved,) = Path("run").glob("logs/version_0/config.yaml")
+    logger = yaml.safe_load(saved.read_text())["trainer"]["logger"]
+    assert logger["class_path"] == "lightning.pytorch.loggers.TensorBoardLogger"
+    assert main(["fit", "-c", str(saved), "--trainer.default_root_dir", "again"]) == 0
+    assert list(Path("again/tensorboard/version_0").glob("events.*"))
+
+
+@pytest.mark.parametrize("name", ["WandbLogger", "lightning.pytorch.loggers.WandbLogger"])
+def test_a_saved_config_names_lightnings_wandb_logger(config: list[str], name: str) -> None:
+    assert main([*config, "--trainer.logger", name]) == 0
+    (saved,) = Path("run").glob("logs/version_0/config.yaml")
+    logger = yaml.safe_load(saved.read_text())["trainer"]["logger"]
+    assert logger["class_path"] == "lightning.pytorch.loggers.WandbLogger"
+    assert main(["fit", "-c", str(saved), "--trainer.default_root_dir", "again"]) == 0
+
+
+def test_a_list_of_loggers_in_a_config_needs_no_folders(config: list[str]) -> None:
+    names = ["TensorBoardLogger", "lightning.pytorch.loggers.CSVLogger"]
+    overlay = {"trainer": {"logger": [{"class_path": name} for name in names]}}
+    Path("loggers.yaml").write_text(yaml.safe_dump(overlay))
+    assert main([*config, "-c", "loggers.yaml"]) == 0
+    assert (
+        Path("run/tensorboard/version_0").is_dir() and Path("run/logs/version_0/metrics.csv").parent.is_dir()
+    )
 
 
 def test_tensorboard_goes_on_in_its_latest_version(tmp_path: Path) -> None:
