@@ -10,7 +10,7 @@ CODERL_DATA_DIR ?= $(abspath ../shared/data)
 export CODERL_DATA_DIR
 endif
 
-.PHONY: help quickstart test check format clean
+.PHONY: help quickstart test check format house clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ check: $(VENV)/.dev ## Formatting, lint and types.
 format: $(VENV)/.dev ## Put the code into form.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+house: $(VENV)/.dev ## Count how the package is laid out: rooms, imports, circles, lines, start-up time.
+	$(BIN)/python -m tests.project.house
 
 clean: ## Remove what was built, the virtual environment included; checkpoints stay.
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
