@@ -85,7 +85,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
     distributions = {top: {requirement_name(owner) for owner in owners.get(top, [top])} for top in tops}
     undeclared = {top for top, found in distributions.items() if not found & (required | optional)}
     assert not undeclared
-    # These are loaded by transformers and Lightning, on coderl's behalf: NF4, W&B, the means that `self.log` keeps.
+    # Loaded by transformers and Lightning on coderl's behalf: NF4, W&B, the means that `self.log` keeps.
     unused = required - set().union(*distributions.values()) - {"bitsandbytes", "torchmetrics", "wandb"}
     assert not unused
 
