@@ -1,1 +1,1 @@
-"""The embedded default: our own small problems, the tiny code model that ships, and what makes both again."""
+"""The embedded default: small problems, the tiny code model in the package, and the code that builds both."""

@@ -1,4 +1,4 @@
-"""Makes the shipped problems and the tokenizer again: ``python -m coderl.embedded.build``.
+"""Rebuild the shipped problems and the tokenizer: ``python -m coderl.embedded.build``.
 
 The same seed gives the same bytes.
 """
@@ -58,7 +58,7 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def tokenizer_texts(seed: int = SEED, size: int = 4000) -> list[str]:
-    """What the tokenizer is trained on: generated problems with correct and mistaken solutions."""
+    """Training texts of the tokenizer: generated problems with correct and mistaken solutions."""
     return [problem.prompt + problem.solution for problem in sft_examples(seed, size, 0.3)]
 
 

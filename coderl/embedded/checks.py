@@ -1,6 +1,6 @@
-"""Running our own generated sources: asserts, mistakes and what tells two functions apart.
+"""Running generated sources: asserts, mistakes, and whether two functions compute the same.
 
-Only sources made by the generator come here, so they are run in this process. Sampled code never is.
+Only sources made by the generator are run here, in this process. Sampled code never is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from coderl.embedded.tasks.base import Task
 
 FAILED = object()
-"""Result of a call that raised; equal to nothing but itself."""
+"""Result of a call that raised; equal only to itself."""
 
 
 def load(source: str, name: str) -> Callable[..., Any]:
@@ -30,22 +30,22 @@ def load(source: str, name: str) -> Callable[..., Any]:
 
 
 def call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """Its result, or :data:`FAILED`. The arguments are copied: a wrong function may change them."""
+    """The result of a call, or :data:`FAILED`."""
     try:
-        return function(*deepcopy(arguments))
+        return function(*deepcopy(arguments))  # a wrong function may change its arguments
     except Exception:
         return FAILED
 
 
 def signature(source: str, name: str, kind: str) -> tuple[str, ...]:
-    """What a function does on the battery of its kind of input. Equal signatures: the same task."""
+    """The results of a function on fixed inputs of its kind. Equal signatures mean the same task."""
     function = load(source, name)
     results = (call(lambda *a: repr(function(*a)), arguments) for arguments in battery(kind))
     return (kind, *("raised" if result is FAILED else result for result in results))
 
 
 def normalised(source: str) -> str:
-    """The source with every name that it gives itself replaced by a number, in order of appearance."""
+    """The source with every name that it defines replaced by a number, in order of appearance."""
     tree = ast.parse(source)
     own = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
     own |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}

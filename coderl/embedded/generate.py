@@ -1,11 +1,11 @@
 """The seeded generator: which compositions belong to which split, and problems drawn from them.
 
-Compositions, not texts, are dealt to the three splits: ``sft`` (what the tiny model learns from), ``train``
-(what reinforcement learning practises on) and ``test`` (held out). Compositions that compute the same
-function for some choice of literals are dealt together: no split holds another's task under a new name.
+Compositions, not texts, are assigned to the three splits: ``sft`` (supervised data for the tiny model),
+``train`` (for reinforcement learning) and ``test`` (held out). Compositions that compute the same function
+for some choice of literals get the same split: no split has another's task under a new name.
 
-Part of the SFT solutions carry a plausible mistake, as the code that real models learn from does. That is
-what leaves reinforcement learning something to sharpen, on purpose: see :func:`sft_examples`.
+A share of the SFT solutions has a plausible mistake, as the code that real models learn from does. So there
+is something left for reinforcement learning to improve: see :func:`sft_examples`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from coderl.embedded.tasks import Composition, Task
 
 PER_TOPIC = 320
-"""At most this many compositions of a topic are used, so that no topic drowns the others."""
+"""Most compositions of one topic that are used, so that no topic dominates."""
 SHARES = {"test": 0.12, "train": 0.30, "sft": 0.58}
 LITERAL_DRAWS = 8
 """How many choices of literals are tried when compositions are compared by what they compute."""
@@ -34,7 +34,7 @@ LONGEST_PROMPT = 230
 
 
 What = tuple[str, ...] | str
-"""What a task is known again by: its results on the battery, or its source without its own names."""
+"""An identity of a task: its results on fixed inputs, or its source without its own names."""
 
 
 def _hash(*words: object) -> int:
@@ -43,7 +43,7 @@ def _hash(*words: object) -> int:
 
 @cache
 def compositions() -> tuple[Composition, ...]:
-    """The compositions in use, at most :data:`PER_TOPIC` of each topic, chosen by a hash of what they are."""
+    """The compositions in use, at most :data:`PER_TOPIC` of each topic, chosen by a hash of their keys."""
     by_topic: dict[str, list[Composition]] = defaultdict(list)
     for composition in sorted(catalogue(), key=lambda c: _hash("use", c.key)):
         by_topic[composition.topic].append(composition)
@@ -71,7 +71,7 @@ def splits() -> dict[str, str]:
 
 
 def _same(task: Task, text: bool = True) -> list[What]:
-    """What tells that two tasks are the same; without the source's text it is found in half the time."""
+    """Identities of a task: two tasks that share one are the same. Without ``text`` in half the time."""
     results: What = signature(task.solution, task.name, task.kind)
     return [results, normalised(task.solution)] if text else [results]
 
@@ -96,7 +96,7 @@ def by_topic(split: str) -> dict[str, tuple[Composition, ...]]:
 
 
 def mistaken(task: Task, tests: list[str]) -> list[tuple[str, str]]:
-    """The mistakes of a task that its tests really catch."""
+    """The mistakes of a task that its tests catch."""
     return [(kind, code) for kind, code in task.buggy if code != task.solution and not passes(code, tests)]
 
 

@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.bench_decoding [--gguf FOLDER FILE] [--top-p 0.95] [--json FILE]
 
-The two take turns on the same prompts, so that a busy machine slows both, and each leaves decoded text that
+The two take turns on the same prompts, so that a busy machine slows both, and each returns decoded text that
 is cut at stop strings. ``generate`` has all prompts in one batch with num_return_sequences and stop_strings,
-as evaluation harnesses call it; it keeps no log-probabilities, which the engine does. The model is the
-embedded one unless --gguf names another.
+as evaluation harnesses call it; it returns no log-probabilities, the engine does. The model is the embedded
+one unless --gguf names another.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from coderl.types import Problem
 
 
 @dataclass(frozen=True)
-class Turn:
-    """One go.
+class Measurement:
+    """One measurement.
 
     Attributes:
         seconds: Wall time.
         cpu: Seconds of this process's CPU time.
-        completions: Texts that came of it.
-        tokens: Of the completions, up to the end of each.
+        completions: Number of completions.
+        tokens: Their tokens in all, up to the end of each.
     """
 
     seconds: float
@@ -48,7 +48,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Figures:
-    """What several turns come to: the medians, and the rate of each."""
+    """Medians of several measurements, and the rate of each."""
 
     completions_per_second: float
     cpu_ms_per_completion: float
@@ -56,7 +56,7 @@ class Figures:
     rounds: list[float]
 
     @classmethod
-    def of(cls, turns: list[Turn]) -> Figures:
+    def of(cls, turns: list[Measurement]) -> Figures:
         rates = [turn.completions / turn.seconds for turn in turns]
         costs = [1000 * turn.cpu / turn.completions for turn in turns]
         lengths = [turn.tokens / turn.completions for turn in turns]
@@ -64,8 +64,8 @@ class Figures:
         return cls(middle(rates), middle(costs), middle(lengths), rates)
 
 
-class Theirs:
-    """transformers' ``generate``, and what an evaluation harness does with its ids."""
+class TransformersGenerate:
+    """transformers' ``generate``, with an evaluation harness's decoding of its ids."""
 
     def __init__(self, policy: Policy, problems: Sequence[Problem], n: int, sampling: Sampling) -> None:
         self.policy, self.n, self.stop = policy, n, problems[0].stop
@@ -88,7 +88,7 @@ class Theirs:
 
     @torch.no_grad()
     def __call__(self) -> tuple[int, int]:
-        """Completions and their tokens; what follows the first end-of-sequence token or a stop is padding."""
+        """Numbers of completions and tokens; all after the first eos token or stop string is padding."""
         model: Any = self.policy.base
         sampled = model.generate(self.ids, **self.options)[:, self.ids.shape[1] :]
         texts = self.policy.tokenizer.batch_decode(sampled, skip_special_tokens=True)
@@ -96,8 +96,8 @@ class Theirs:
         return len(cut), int((sampled != self.options["pad_token_id"]).sum())
 
 
-class Ours:
-    """The engine, on the very model that the other has."""
+class Engine:
+    """The engine, on the same model as the other side."""
 
     def __init__(self, policy: Policy, problems: Sequence[Problem], n: int, sampling: Sampling) -> None:
         self.problems, self.n, self.sampling = problems, n, sampling
@@ -105,25 +105,25 @@ class Ours:
         self.engine.bind(policy)
 
     def __call__(self) -> tuple[int, int]:
-        """Completions and their tokens."""
+        """Numbers of completions and tokens."""
         made = self.engine.generate(self.problems, self.n, self.sampling)
         return len(made), sum(len(each.ids) for each in made)
 
 
-SIDES: dict[str, type[Ours | Theirs]] = {"ours": Ours, "generate": Theirs}
+SIDES: dict[str, type[Engine | TransformersGenerate]] = {"ours": Engine, "generate": TransformersGenerate}
 
 
-def measured(work: Callable[[], tuple[int, int]], seed: int) -> Turn:
+def measured(work: Callable[[], tuple[int, int]], seed: int) -> Measurement:
     torch.manual_seed(seed)
     began, cpu = time.perf_counter(), time.process_time()
     completions, tokens = work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return Turn(time.perf_counter() - began, time.process_time() - cpu, completions, tokens)
+    return Measurement(time.perf_counter() - began, time.process_time() - cpu, completions, tokens)
 
 
 def compare(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Both in turns, each warm."""
+    """Measure both sides in turns, after one round to warm up."""
     folder, file = chosen.gguf or ("embedded", None)
     policy = Policy(folder, gguf_file=file, quantization="none", lora=None)
     policy.load(torch.device(chosen.device))
@@ -131,12 +131,12 @@ def compare(chosen: argparse.Namespace) -> dict[str, Any]:
     sampling = Sampling(chosen.temperature, chosen.top_p, chosen.tokens)
     problems = Embedded().load("test")[: chosen.problems]
     works = {name: side(policy, problems, chosen.samples, sampling) for name, side in SIDES.items()}
-    turns: dict[str, list[Turn]] = {name: [] for name in works}
+    turns: dict[str, list[Measurement]] = {name: [] for name in works}
     load_before = os.getloadavg()[0]
     for seed in range(-1, chosen.rounds):
         for name, work in works.items():
             turn = measured(work, seed + 1)
-            if seed >= 0:  # before that, both warm up
+            if seed >= 0:  # the round before warms up
                 turns[name].append(turn)
     figures: dict[str, Any] = {name: asdict(Figures.of(some)) for name, some in turns.items()}
     ours, theirs = figures["ours"], figures["generate"]
@@ -179,9 +179,9 @@ def arguments() -> argparse.Namespace:
         "--gguf",
         nargs=2,
         metavar=("FOLDER", "FILE"),
-        help="a model kept as GGUF in place of the embedded one",
+        help="a GGUF model in place of the embedded one",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the figures")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="save the figures")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""Every family of models, its pad token its own or its end, its ends one or several: sampled is scored."""
+"""Every architecture, with pad = eos or not, one eos or several: sampled log-probs are the scored ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support import tiny
 from tests.support.fixed import REWARDS, Fixed, FixedGRPO, FixedPPO, rollout_of, run
 
 EXTRA = 50
-"""An ordinary token, or one more end."""
+"""An ordinary token, or a second end-of-sequence token."""
 TEMPERATURES = (0.7, 1.0, 1.5)
 LONGEST = 24
 PROBLEMS = [Problem(id=p.id, prompt=p.prompt) for p in tiny.problems(3)]
@@ -68,8 +68,8 @@ def scores(policy: Policy, completions: list[Completion], temperature: float = 1
 
 
 @torch.no_grad()
-def alone(policy: Policy, completion: Completion) -> tuple[Tensor, Tensor]:
-    """The model's own logits for one row without padding, ``[n + 1, V]``, and what its head was given."""
+def unpadded(policy: Policy, completion: Completion) -> tuple[Tensor, Tensor]:
+    """The model's logits for one row without padding, ``[n + 1, V]``, and the input of its head."""
     prompt, answer = list(completion.prompt_ids), list(completion.ids)
     inputs = {"input_ids": torch.tensor([[*prompt, *answer]])}
     if policy.base.config.is_encoder_decoder:
@@ -87,7 +87,7 @@ def alone(policy: Policy, completion: Completion) -> tuple[Tensor, Tensor]:
 @pytest.fixture(
     scope="module",
     params=list(itertools.product(FAMILIES, [False, True], [False, True])),
-    ids=lambda p: f"{p[0]}-{'pad=eos' if p[1] else 'own pad'}-{'two ends' if p[2] else 'one end'}",
+    ids=lambda p: f"{p[0]}-{'pad=eos' if p[1] else 'own pad'}-{'two eos' if p[2] else 'one eos'}",
 )
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     family, pad_is_eos, several = request.param
@@ -100,7 +100,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Case(policy, {int(policy.tokenizer.eos_token_id), *more}, samples)
 
 
-def test_rows_end_at_any_end_and_nowhere_else(case: Case) -> None:
+def test_rows_end_at_the_first_eos_token_and_nowhere_else(case: Case) -> None:
     assert case.policy.eos_ids() == case.ends
     for completion in case.completions:
         assert completion.finished == (completion.ids[-1] in case.ends)
@@ -113,7 +113,7 @@ def test_rows_end_at_any_end_and_nowhere_else(case: Case) -> None:
     assert {case.policy.tokenizer.pad_token_id, EXTRA} - case.ends <= within
 
 
-def test_masks_cover_what_was_sampled(case: Case) -> None:
+def test_masks_cover_exactly_the_sampled_tokens(case: Case) -> None:
     ids, attention, mask = padded(case.policy, case.completions)
     assert ids[mask].tolist() == [i for c in case.completions for i in c.ids]
     assert ids[attention].tolist() == [i for c in case.completions for i in (*c.prompt_ids, *c.ids)]
@@ -130,11 +130,11 @@ def test_sampled_logprobs_are_scored_logprobs(case: Case) -> None:
         )
 
 
-def test_scores_are_those_of_the_models_own_logits(case: Case) -> None:
+def test_scores_equal_those_of_unpadded_rows_one_by_one(case: Case) -> None:
     for temperature, completions in case.samples.items():
         got, mask = scores(case.policy, completions, temperature), padded(case.policy, completions).mask
         for i in range(0, len(completions), 3):
-            table = (alone(case.policy, completions[i])[0][:-1] / temperature).log_softmax(-1)
+            table = (unpadded(case.policy, completions[i])[0][:-1] / temperature).log_softmax(-1)
             want = table.gather(1, torch.tensor(completions[i].ids)[:, None]).squeeze(1)
             torch.testing.assert_close(got[i][mask[i]], want, atol=1e-4, rtol=1e-5)
 
@@ -168,7 +168,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_fresh_adapter_is_exactly_its_reference(folders: dict[str, Path], family: str) -> None:
+def test_a_new_adapter_scores_exactly_as_its_reference(folders: dict[str, Path], family: str) -> None:
     policy = tiny.policy(folders[family], family).train()
     mine = scores(policy, ROWS)
     with policy.reference():
@@ -179,7 +179,7 @@ def test_a_fresh_adapter_is_exactly_its_reference(folders: dict[str, Path], fami
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_merged_model_is_the_policy(
+def test_the_merged_model_scores_as_the_policy(
     folders: dict[str, Path], tmp_path: Path, family: str, quantization: str
 ) -> None:
     policy = policy_of(folders[family], family, quantization=quantization)
@@ -191,7 +191,7 @@ def test_the_merged_model_is_the_policy(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_gradient_reaches_the_whole_adapter_with_checkpoints_or_without(
+def test_gradients_reach_the_whole_adapter_with_and_without_checkpointing(
     folders: dict[str, Path], family: str
 ) -> None:
     gradients = []
@@ -208,7 +208,9 @@ def test_the_gradient_reaches_the_whole_adapter_with_checkpoints_or_without(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_critic_reads_the_states_around_each_token(folders: dict[str, Path], family: str) -> None:
+def test_a_critic_values_the_states_before_each_token_and_after_the_last(
+    folders: dict[str, Path], family: str
+) -> None:
     policy = policy_of(folders[family], family)
     policy.add_critic(own_adapter=True)
     head: Any = policy.critic
@@ -217,14 +219,14 @@ def test_a_critic_reads_the_states_around_each_token(folders: dict[str, Path], f
     with torch.no_grad():
         values, final = policy.values(*padded(policy, ROWS))
         for i, row in enumerate(ROWS):
-            given = alone(policy, row)[1]
+            given = unpadded(policy, row)[1]
             # T5's head takes states that are scaled down.
             want = head(given * policy.base.config.hidden_size**0.5 if family == "t5" else given)
             torch.testing.assert_close(values[i][mask[i]], want[:-1], atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(final[i], want[-1], atol=1e-4, rtol=1e-4)
 
 
-def test_a_head_of_its_own_stays_one_in_the_merged_model(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_an_untied_head_stays_untied_in_the_merged_model(folders: dict[str, Path], tmp_path: Path) -> None:
     """T5 1.1 has one, though transformers says of every T5 that embedding and head are tied."""
     base: Any = AutoModelForSeq2SeqLM.from_pretrained(folders["t5"])
     base.lm_head.weight = torch.nn.Parameter(torch.randn_like(base.lm_head.weight))
@@ -242,14 +244,14 @@ def test_a_head_of_its_own_stays_one_in_the_merged_model(folders: dict[str, Path
 
 @pytest.mark.parametrize("merged_copy", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_checkpoints_own_generation_config_does_not_leak_in(
+def test_a_checkpoints_generation_config_does_not_change_sampling(
     folders: dict[str, Path], family: str, merged_copy: bool
 ) -> None:
     policy = policy_of(folders[family], family)
     plain = sample(policy, n=4, merged_copy=merged_copy)
-    leaks = {"top_k": 1, "forced_bos_token_id": 5, "forced_eos_token_id": 6, "repetition_penalty": 9.0}
-    leaks |= {"max_length": 3, "no_repeat_ngram_size": 1, "encoder_no_repeat_ngram_size": 1}
-    for name, value in leaks.items():
+    others = {"top_k": 1, "forced_bos_token_id": 5, "forced_eos_token_id": 6, "repetition_penalty": 9.0}
+    others |= {"max_length": 3, "no_repeat_ngram_size": 1, "encoder_no_repeat_ngram_size": 1}
+    for name, value in others.items():
         setattr(policy.base.generation_config, name, value)
     before = policy.base.generation_config.to_dict()
     assert [c.ids for c in sample(policy, n=4, merged_copy=merged_copy)] == [c.ids for c in plain]
@@ -258,7 +260,7 @@ def test_a_checkpoints_own_generation_config_does_not_leak_in(
 
 
 @pytest.mark.parametrize("family", ["qwen2", "t5"])
-def test_stop_strings_look_at_the_completion_alone(folders: dict[str, Path], family: str) -> None:
+def test_stop_strings_in_the_prompt_do_not_end_a_completion(folders: dict[str, Path], family: str) -> None:
     policy = policy_of(folders[family], family)
     free = sample(policy, temperature=1.5)
     marks = tuple(sorted({c.text[3:5] for c in free if len(c.text) > 6})[:8])
@@ -296,7 +298,7 @@ def test_an_encoder_decoder_model_learns_to_write_solutions(folders: dict[str, P
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
-def test_where_no_token_counts_nothing_moves(folders: dict[str, Path], family: str) -> None:
+def test_an_empty_mask_has_no_gradient(folders: dict[str, Path], family: str) -> None:
     policy = policy_of(folders[family], family)
     policy.add_critic(own_adapter=False)
     ids, attention, mask = padded(policy, ROWS)
@@ -307,12 +309,12 @@ def test_where_no_token_counts_nothing_moves(folders: dict[str, Path], family: s
     assert not any(p.grad.any() for p in policy.trainable().values() if p.grad is not None)
 
 
-def test_dropout_of_an_encoder_decoder_checkpoint_is_off(tmp_path: Path) -> None:
+def test_dropout_of_an_encoder_decoder_checkpoint_is_switched_off(tmp_path: Path) -> None:
     policy = policy_of(tiny.checkpoint(tmp_path, "t5", dropout_rate=0.5), "t5").train()
     assert torch.equal(scores(policy, ROWS), scores(policy, ROWS))
 
 
-def test_an_encoder_decoder_model_needs_a_token_to_start_from(folders: dict[str, Path]) -> None:
+def test_an_encoder_decoder_model_without_a_start_token_is_refused(folders: dict[str, Path]) -> None:
     policy = tiny.policy(folders["t5"], "t5")
     policy.base.generation_config.decoder_start_token_id = None
     assert scores(policy, ROWS).any()  # config.json names one too
@@ -323,7 +325,7 @@ def test_an_encoder_decoder_model_needs_a_token_to_start_from(folders: dict[str,
 
 @pytest.mark.parametrize("kind", [FixedGRPO, FixedPPO])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_step_moves_what_trains_and_nothing_else(
+def test_a_step_changes_the_trainable_parameters_and_no_others(
     folders: dict[str, Path], family: str, kind: type[Fixed]
 ) -> None:
     rollout = rollout_of(folders[family], REWARDS, family=family)

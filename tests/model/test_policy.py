@@ -1,4 +1,4 @@
-"""The policy: what it scores, what trains, what it is compared with, and what it leaves behind."""
+"""The policy: its scores, what trains, its reference, and the models saved from it."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_scores_and_gradients_do_not_depend_on_the_vocabulary_chunk(
         torch.testing.assert_close(one, other)
 
 
-def test_a_fresh_adapter_is_exactly_its_reference(llama: Path) -> None:
+def test_a_new_adapter_scores_exactly_as_its_reference(llama: Path) -> None:
     for quantization in ("none", "nf4"):
         policy = tiny.policy(llama, quantization=quantization).train()
         mine = scores(policy)
@@ -152,16 +152,17 @@ def nf4_bytes(policy: Policy) -> str:
     ids=["GRPO", "PPO"],
 )
 def test_the_4_bit_base_keeps_its_bytes_through_100_steps_of_training_and_merging(
-    llama: Path, kind: type[Fixed], options: dict[str, Any]
+    tmp_path: Path, kind: type[Fixed], options: dict[str, Any]
 ) -> None:
-    policy = tiny.policy(llama, quantization="nf4")
+    folder = tiny.checkpoint(tmp_path, num_hidden_layers=1)
+    policy = tiny.policy(folder, quantization="nf4")
     before = nf4_bytes(policy)
     assert before != hashlib.sha256().hexdigest()
     start = {name: p.detach().clone() for name, p in policy.trainable().items()}
-    rollout = rollout_of(llama, [[1.0, 0.0, 0.5, 0.0]])
+    rollout = rollout_of(folder, [[1.0, 0.0, 0.5, 0.0]])
     engine = GenerateEngine(merged_copy=True)
     engine.bind(policy)
-    run(llama, rollout, 100, kind, policy, engine=engine, reference_refresh=10, **options)
+    run(folder, rollout, 100, kind, policy, engine=engine, reference_refresh=10, **options)
     assert nf4_bytes(policy) == before
     assert not any(torch.equal(value, policy.trainable()[name]) for name, value in start.items())
 
@@ -184,7 +185,7 @@ def test_merged_model_computes_what_the_policy_computes(
     assert len(load_tokenizer(str(tmp_path / "merged"))) == len(policy.tokenizer)
 
 
-def test_adapter_is_in_pefts_own_format(llama: Path, tmp_path: Path) -> None:
+def test_peft_loads_a_saved_adapter(llama: Path, tmp_path: Path) -> None:
     policy = tiny.policy(llama).eval()
     tiny.stir(policy)
     save_adapter(policy, tmp_path / "adapter")
@@ -195,7 +196,7 @@ def test_adapter_is_in_pefts_own_format(llama: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(loaded(ids).logits, policy.net(ids).logits)
 
 
-def test_a_warm_started_policy_is_compared_with_the_adapter_it_started_from(
+def test_the_reference_of_a_continued_adapter_is_the_adapter_it_started_from(
     llama: Path, tmp_path: Path
 ) -> None:
     first = tiny.policy(llama)
@@ -214,7 +215,7 @@ def test_a_warm_started_policy_is_compared_with_the_adapter_it_started_from(
     assert set(second.trainable()) == names and not any(".reference." in name for name in names)
 
 
-def test_a_failed_export_leaves_the_old_one(
+def test_a_failed_save_leaves_the_old_adapter(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = tiny.policy(llama)
@@ -231,7 +232,7 @@ def test_a_failed_export_leaves_the_old_one(
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
 
 
-def test_a_model_without_a_pad_token_pads_with_its_end(tmp_path: Path) -> None:
+def test_a_tokenizer_without_a_pad_token_pads_with_its_eos_token(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny.checkpoint(tmp_path))
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path)
@@ -239,7 +240,7 @@ def test_a_model_without_a_pad_token_pads_with_its_end(tmp_path: Path) -> None:
     assert policy.tokenizer.pad_token_id == policy.tokenizer.eos_token_id
 
 
-def test_every_eos_of_the_generation_config_counts(llama: Path) -> None:
+def test_all_eos_tokens_of_the_generation_config_end_a_sequence(llama: Path) -> None:
     policy = tiny.policy(llama)
     policy.base.generation_config.eos_token_id = [7, 8]
     assert policy.eos_ids() == {7, 8, policy.tokenizer.eos_token_id}
@@ -264,7 +265,7 @@ def bad_folder(tmp_path: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["no tokenizer", "no config", "corrupt", "incomplete"])
-def test_bad_model_folders_are_one_clear_line(tmp_path: Path, kind: str) -> None:
+def test_a_bad_model_folder_is_refused_in_one_line(tmp_path: Path, kind: str) -> None:
     with pytest.raises(UserError) as caught:
         tiny.policy(bad_folder(tmp_path, kind))
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
@@ -277,12 +278,14 @@ def test_bad_model_folders_are_one_clear_line(tmp_path: Path, kind: str) -> None
         ({"from_scratch": True}, "lora: null"),
     ],
 )
-def test_settings_that_exclude_each_other(llama: Path, options: dict[str, object], words: str) -> None:
+def test_settings_that_exclude_each_other_are_refused(
+    llama: Path, options: dict[str, object], words: str
+) -> None:
     with pytest.raises(UsageError, match=words):
         Policy(str(llama), **options)  # type: ignore[arg-type]
 
 
-def test_unknown_target_modules_and_missing_adapters(llama: Path, tmp_path: Path) -> None:
+def test_unknown_target_modules_and_missing_files_are_refused(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="target_modules"):
         tiny.policy(llama, lora=LoRA(target_modules=("nowhere",)))
     with pytest.raises(UserError, match="adapter_config"):

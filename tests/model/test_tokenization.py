@@ -1,4 +1,4 @@
-"""Each family's kind of tokenizer: what it makes of prompts and answers, and tokens that the model lacks."""
+"""Tokenizers of each model family: prompts and answers as ids, and tokens without an embedding row."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ANSWERS = (
     "# \u00e9 \u20ac \u4e2d \U0001f600\n\nx = 1",
     "",
 )
-"""With what tokenizers are known to lose: leading spaces and lines, runs of spaces, spaces before stops."""
+"""With text that tokenizers are known to change: leading spaces and lines, runs of spaces, " ."."""
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def policy_of(folder: Path, **options: Any) -> Policy:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_tokenizer_does_what_its_tokenizer_json_says(
+def test_a_tokenizer_encodes_as_its_tokenizer_json_defines(
     repositories: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
     """Classes of transformers 5 do something else to some, and add tokens that the model does not know."""
@@ -65,7 +65,9 @@ def test_a_tokenizer_does_what_its_tokenizer_json_says(
             assert tokenizer(part)["input_ids"] == own.encode(part).ids
 
 
-def test_a_byte_level_tokenizer_is_one_where_its_class_is_believed(repositories: dict[str, Path]) -> None:
+def test_a_byte_level_tokenizer_is_restored_where_its_class_is_sentencepiece(
+    repositories: dict[str, Path],
+) -> None:
     """As transformers 5.10 did with DeepSeek-Coder's."""
     folder, own = str(repositories["deepseek-coder"]), families.trained("deepseek-coder")
     believed = LlamaTokenizer.from_pretrained(folder)
@@ -121,20 +123,20 @@ def test_no_bos_token_is_set_where_tokenizer_config_says_so(
     )
 
 
-def test_a_class_decides_on_the_bos_token_where_no_file_does(tmp_path: Path) -> None:
+def test_the_class_decides_on_the_bos_token_where_no_file_does(tmp_path: Path) -> None:
     folder = with_post_processor(tmp_path, "codellama-7b", None, add_bos_token=None)
     tokenizer: Any = load_tokenizer(str(folder))
     believed: Any = AutoTokenizer.from_pretrained(folder)
     assert tokenizer("x")["input_ids"] == believed("x")["input_ids"] == [1, *tokenizer.encode("x")[1:]]
 
 
-def test_no_bos_token_is_set_where_there_is_none(tmp_path: Path) -> None:
+def test_no_bos_token_is_set_where_the_tokenizer_has_none(tmp_path: Path) -> None:
     folder = with_post_processor(tmp_path, "deepseek-coder", BYTE_LEVEL, bos_token=None)
     own = families.trained("deepseek-coder").encode(PROMPT, add_special_tokens=False).ids
     assert load_tokenizer(str(folder))(PROMPT)["input_ids"] == own
 
 
-def test_an_end_that_tokenizer_json_sets_stays_beside_the_bos_token(tmp_path: Path) -> None:
+def test_an_eos_token_that_tokenizer_json_sets_stays_when_bos_is_added(tmp_path: Path) -> None:
     ending = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
     tokenizer = load_tokenizer(str(with_post_processor(tmp_path, "codellama-7b", ending)))
     ids = tokenizer("x")["input_ids"]
@@ -153,7 +155,7 @@ STARTS: dict[str, tuple[list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_special_tokens_are_set_around_a_prompt_as_the_family_does(
+def test_a_prompt_has_the_special_tokens_of_its_family_around_it(
     repositories: dict[str, Path], name: str
 ) -> None:
     policy = policy_of(repositories[name])
@@ -179,7 +181,7 @@ ENDS: dict[str, tuple[set[str], str]] = {
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_ends_and_padding_are_the_familys(repositories: dict[str, Path], name: str) -> None:
+def test_eos_and_pad_tokens_are_those_of_the_family(repositories: dict[str, Path], name: str) -> None:
     policy = policy_of(repositories[name])
     ends, pad = ENDS[name]
     assert {policy.tokenizer.convert_ids_to_tokens(i) for i in policy.eos_ids()} == ends
@@ -187,7 +189,7 @@ def test_ends_and_padding_are_the_familys(repositories: dict[str, Path], name: s
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_an_answers_text_is_exact(repositories: dict[str, Path], name: str) -> None:
+def test_an_encoded_answer_decodes_to_exactly_its_text(repositories: dict[str, Path], name: str) -> None:
     policy, problem = policy_of(repositories[name]), Problem(id="p", prompt=PROMPT)
     engine = GenerateEngine()
     engine.bind(policy)
@@ -199,8 +201,8 @@ def test_an_answers_text_is_exact(repositories: dict[str, Path], name: str) -> N
         assert engine._text(problem, asked, ids[:-1]) == answer
 
 
-def test_an_answer_of_codellama_starts_as_a_program_does(repositories: dict[str, Path]) -> None:
-    """By itself its tokenizer sets a space before a text: learned so, no program would be well indented."""
+def test_an_answer_of_codellama_starts_without_a_space(repositories: dict[str, Path]) -> None:
+    """Encoded by itself a text gets a leading space; learned so, every program would be badly indented."""
     policy, problem = policy_of(repositories["codellama-7b"]), Problem(id="p", prompt=PROMPT)
     alone = policy.tokenizer("def f", add_special_tokens=False)["input_ids"]
     assert policy.tokenizer.convert_ids_to_tokens(alone)[0].startswith("\u2581")
@@ -225,8 +227,8 @@ BEFORE = (
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_text_that_follows_another_is_exact(repositories: dict[str, Path], name: str) -> None:
-    """Also where tokens would reach over from one into the other."""
+def test_a_continuation_decodes_to_exactly_its_text(repositories: dict[str, Path], name: str) -> None:
+    """Also where a token would span the end of one text and the start of the other."""
     tokenizer: Any = load_tokenizer(str(repositories[name]))
     decoded = functools.partial(tokenizer.decode, clean_up_tokenization_spaces=False)
     for before in BEFORE:
@@ -263,7 +265,7 @@ def test_a_chat_has_the_bos_token_once_where_its_template_writes_it(
 INFILLING = ["\u2581<PRE>", "\u2581<MID>", "\u2581<SUF>", "\u2581<EOT>"]
 
 
-def test_special_tokens_without_a_row_are_let_be_until_they_are_written(tmp_path: Path) -> None:
+def test_special_tokens_without_a_row_are_refused_only_in_texts_that_contain_them(tmp_path: Path) -> None:
     """CodeLlama's Python models, saved after fine-tuning, list tokens for infilling that they do not know."""
     folder = families.checkpoint(tmp_path, "codellama-7b", additional_special_tokens=INFILLING)
     policy = policy_of(folder)
@@ -274,7 +276,7 @@ def test_special_tokens_without_a_row_are_let_be_until_they_are_written(tmp_path
 
 
 @pytest.mark.parametrize("loaded", [True, False])  # a run leaves problems out before it reads weights
-def test_tokens_without_a_row_are_refused_in_prompts_and_answers_alike(tmp_path: Path, loaded: bool) -> None:
+def test_tokens_without_a_row_are_refused_in_prompts_and_in_answers(tmp_path: Path, loaded: bool) -> None:
     folder = families.checkpoint(tmp_path, "codellama-7b", extra_special_tokens=["<extra>"])
     policy = (policy_of if loaded else unloaded)(folder)
     problem = Problem(id="p/1", prompt=PROMPT)
@@ -286,7 +288,7 @@ def test_tokens_without_a_row_are_refused_in_prompts_and_answers_alike(tmp_path:
     assert max(ids) < json.loads((folder / "config.json").read_text())["vocab_size"]
 
 
-def test_a_program_to_learn_from_with_such_a_token_is_named_before_training(tmp_path: Path) -> None:
+def test_a_solution_with_such_a_token_is_named_before_sft_starts(tmp_path: Path) -> None:
     folder = families.checkpoint(tmp_path, "codet5p", extra_special_tokens=["<extra>"])
     learner = SFT(unloaded(folder))
     assert learner.fits(Problem(id="p", prompt=PROMPT, solution="x = 1"))
@@ -295,7 +297,7 @@ def test_a_program_to_learn_from_with_such_a_token_is_named_before_training(tmp_
 
 
 @pytest.mark.parametrize("more", [{"pad_token": "[PAD]"}, {"eos_token": "<|end|>"}])
-def test_tokens_that_are_written_need_a_row(tmp_path: Path, more: dict[str, Any]) -> None:
+def test_eos_and_pad_tokens_need_a_row(tmp_path: Path, more: dict[str, Any]) -> None:
     folder = families.checkpoint(tmp_path, "codellama-7b", **more)
     with pytest.raises(UserError, match=r"its tokenizer has 641 tokens, its embedding 640 rows"):
         unloaded(folder).encode(Problem(id="p", prompt=PROMPT))
@@ -303,7 +305,7 @@ def test_tokens_that_are_written_need_a_row(tmp_path: Path, more: dict[str, Any]
         policy_of(folder)
 
 
-def test_words_need_a_row(tmp_path: Path) -> None:
+def test_ordinary_tokens_need_a_row(tmp_path: Path) -> None:
     folder = families.checkpoint(tmp_path, "qwen2.5-coder")
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     rows = json.loads((folder / "config.json").read_text())["vocab_size"]

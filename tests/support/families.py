@@ -346,17 +346,17 @@ FAMILIES = {
 
 @cache
 def trained(family: str) -> Tokenizer:
-    """The family's tokenizer; not to be changed."""
+    """The family's tokenizer; it is shared, so do not change it."""
     return FAMILIES[family].tokenizer()
 
 
 def checkpoint(parent: Path, name: str, **tokenizer_config: Any) -> Path:
-    """Write the family's repository into ``parent``, its folder named as on the hub.
+    """Write the family's repository into a folder of ``parent`` that is named as on the hub.
 
     Args:
         parent: An existing folder.
         name: Of the family's preset.
-        tokenizer_config: What its tokenizer_config.json has instead.
+        tokenizer_config: Values to change in its tokenizer_config.json.
     """
     family, tokenizer = FAMILIES[name], trained(name)
     folder = parent / family.repository.rpartition("/")[2]
@@ -369,11 +369,11 @@ def checkpoint(parent: Path, name: str, **tokenizer_config: Any) -> Path:
     made = AutoConfig.from_pretrained(folder)
     model = auto_class(made).from_config(made)
     tiny._make_lively(model)
-    # Words of these letters are programs, other answers hardly ever: so rewards differ.
+    # Words of these letters are valid programs, other answers hardly ever are: so rewards differ.
     likely = [config["eos_token_id"], *(i for letter in "abcnsxy" if (i := tokenizer.token_to_id(letter)))]
     tiny._make_likely(model, likely, pull=4.5 if name == "codet5p" else 0.3)
     model.to(getattr(torch, config["torch_dtype"])).save_pretrained(folder)
-    # In the hub's form once more, not in that of today's transformers.
+    # save_pretrained wrote today's form of the config: restore the hub's.
     _write(folder / "config.json", config)
     _write(folder / "generation_config.json", _with_ids(family.generation, tokenizer))
     return folder

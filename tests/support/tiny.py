@@ -27,7 +27,7 @@ SHAPE = {
 }
 
 
-# T5 names the same shape otherwise, and starts an answer from its pad token.
+# T5 has other names for the same shape, and starts an answer with its pad token.
 T5_SHAPE = {"d_model": 64, "d_ff": 128, "d_kv": 16, "num_layers": 2, "num_heads": 4}
 # DeepSeek-Coder is a Llama without biases whose positions are stretched.
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -56,8 +56,8 @@ def checkpoint(
 ) -> Path:
     """Save a random model of ``family`` with a tokenizer in ``folder``.
 
-    Ends in ``more_eos`` are known to the generation config alone. Tokens in ``likely`` come up often, among
-    them ends, which a model that has learned nothing would hardly ever meet.
+    The eos tokens in ``more_eos`` are in the generation config only. Tokens in ``likely`` are sampled often;
+    a random model would hardly ever sample an eos token otherwise.
     """
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
@@ -82,7 +82,7 @@ def checkpoint(
 
 
 def _make_lively(model: torch.nn.Module) -> None:
-    """The usual initialization is so flat that all tokens and places look alike."""
+    """Larger weights than the usual initialization, with which all tokens and positions look the same."""
     # T5's embedding is also its head, whose input is scaled down. Its layers must outweigh that embedding, or
     # each token would follow itself.
     wide = {"shared.weight": 1.6, "attention_bias.weight": 1.0, ".wo.weight": 0.8, "Attention.q.weight": 0.05}
@@ -94,9 +94,9 @@ def _make_lively(model: torch.nn.Module) -> None:
 
 @torch.no_grad()
 def _make_likely(model: torch.nn.Module, tokens: list[int], pull: float) -> None:
-    """Let one coordinate be the same in every state, and wide before the head: there these tokens stand out.
+    """Raise the logits of these tokens in every state, through one coordinate that is constant in all states.
 
-    Longer rows would not do where the embedding is the head: there such tokens follow themselves for ever.
+    Longer embedding rows would not do where embedding and head are tied: such tokens would repeat for ever.
     """
     writers = ("o_proj", "down_proj", "c_proj", ".o", ".wo")
     for name, parameter in model.named_parameters():
@@ -110,7 +110,7 @@ def _make_likely(model: torch.nn.Module, tokens: list[int], pull: float) -> None
 
 
 def trainer(**options: Any) -> Trainer:
-    """A Trainer on the CPU that shows and leaves nothing it was not asked for."""
+    """A Trainer on the CPU that prints and writes nothing by default."""
     silent: dict[str, Any] = {
         "accelerator": "cpu",
         "logger": False,
@@ -122,7 +122,7 @@ def trainer(**options: Any) -> Trainer:
 
 
 def policy(folder: Path, family: str = "llama", **options: Any) -> Policy:
-    """A loaded policy on a tiny checkpoint, its fresh adapter equal to its reference."""
+    """A loaded policy on a tiny checkpoint, with a new adapter, which changes nothing yet."""
     lora = LoRA(r=4, alpha=8, target_modules=LINEARS.get(family, LoRA().target_modules))
     settings: dict[str, Any] = {"quantization": "none", "lora": lora} | options
     made = Policy(str(folder), **settings)
@@ -131,7 +131,7 @@ def policy(folder: Path, family: str = "llama", **options: Any) -> Policy:
 
 
 def stir(made: Policy, scale: float = 0.05) -> None:
-    """Move the adapter off its start."""
+    """Change the trainable weights by seeded noise, so that the adapter does something."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in made.trainable().values():
