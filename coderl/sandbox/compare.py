@@ -41,7 +41,7 @@ MIRRORED = {
     "Gt": "Lt",
     "GtE": "LtE",
 }
-"""The operator that says the same with its sides exchanged."""
+"""The operator with the same meaning when its sides are exchanged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Relation:
     expected: Any
 
     def test(self, answer: Any) -> bool:
-        """Whether the answer satisfies it; may raise what the comparison raises."""
+        """Whether the answer satisfies it. May raise what the comparison raises."""
         return bool(self.operator(answer, self.expected))
 
 
@@ -63,7 +63,7 @@ class Truth:
     expected: bool
 
     def test(self, answer: Any) -> bool:
-        """Whether the answer satisfies it; may raise what the comparison raises."""
+        """Whether the answer satisfies it. May raise what the comparison raises."""
         return bool(answer) is self.expected
 
 
@@ -76,7 +76,7 @@ class Close:
     absolute: float
 
     def test(self, answer: Any) -> bool:
-        """Whether the answer satisfies it; may raise what the comparison raises."""
+        """Whether the answer satisfies it. May raise what the comparison raises."""
         return math.isclose(answer, self.expected, rel_tol=self.relative, abs_tol=self.absolute)
 
 
@@ -89,7 +89,7 @@ class Near:
     bound: Any
 
     def test(self, answer: Any) -> bool:
-        """Whether the answer satisfies it; may raise what the comparison raises."""
+        """Whether the answer satisfies it. May raise what the comparison raises."""
         return bool(self.operator(abs(answer - self.expected), self.bound))
 
 

@@ -1,4 +1,4 @@
-"""How many cores this process may really use."""
+"""The number of cores that this process may use: affinity, container limit, share among ranks."""
 
 from __future__ import annotations
 

@@ -26,13 +26,13 @@ _BOOT = (
 )
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _PRIVATE = "/tmp"
-"""Where a lane with a file system of its own has its runs work."""
+"""Working folder of the runs of a lane with a file system of its own."""
 _ROOT = "/lane"
 """Where this package and numpy lie there: their own places may be under ``/tmp``, as a test's clone is."""
 _SIZE = 64 << 20
 """Bytes that a run's files may take, all together, in tier A."""
 _NEEDED = ("SETUID", "SETGID", "KILL", "CHOWN", "DAC_OVERRIDE", "FOWNER")
-"""What a lane that starts as root keeps of its rights: to give them up, and to clear away."""
+"""Capabilities that a lane started as root keeps: to change its user, and to clean up after runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Primitive:
     """One means of isolation, as found by using it.
 
     Attributes:
-        name: What it is.
+        name: Such as ``seccomp``.
         works: Whether it does what it should.
         detail: A version or a reason, and what would fix it.
     """
@@ -57,7 +57,7 @@ class Jail:
     Attributes:
         tier: ``"A"``, ``"B"`` or ``"C"``.
         reason: Why it is this one, as one line.
-        primitives: What was tried, and how it went.
+        primitives: Each means of isolation that was tried, and the result.
         bubblewrap: Path of ``bwrap``, or empty for lanes without namespaces.
         filter: System-call filter (:mod:`coderl.sandbox.syscalls`), or nothing.
         landlock: Whether the kernel confines runs to the files shown.
@@ -86,7 +86,7 @@ class Jail:
         moved |= {path: _moved(path) for path in view().packages}
         arguments = [self.bubblewrap, *enter_namespaces()]
         for folder in _above([*view().shown, view().interpreter, *moved.values(), *DEVICES]):
-            arguments += ["--perms", "0755", "--dir", folder]  # bubblewrap's own choice shuts other users out
+            arguments += ["--perms", "0755", "--dir", folder]  # bubblewrap's default shuts out other users
         for path in view().shown:
             if os.path.islink(path) and os.path.isdir(path):
                 arguments += ["--symlink", os.readlink(path), path]
@@ -114,15 +114,15 @@ class Jail:
             "PYTHONHASHSEED": "0",
             "MALLOC_ARENA_MAX": "2",
         }
-        kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
-        return fixed | kept | dict.fromkeys(_THREADS, "1")
+        inherited = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+        return fixed | inherited | dict.fromkeys(_THREADS, "1")
 
     def work(self, folder: str) -> str:
         """The folder that runs work in, as they see it."""
         return _PRIVATE if self.bubblewrap else os.path.join(folder, "work")
 
     def settings(self, folder: str) -> bytes:
-        """What a lane's zygote is told once, before anything else."""
+        """The first message to a lane's zygote: its folders, filter and rules."""
         packages = [_moved(path) for path in view().packages] if self.bubblewrap else list(view().packages)
         settings = {
             "folder": "" if self.bubblewrap else folder,

@@ -1,4 +1,7 @@
-"""The trusted side of one lane: starts its zygote, hands it one run at a time, and never waits for ever."""
+"""The trusted side of one lane: starts its zygote, and hands it one run at a time.
+
+It waits for nothing without a deadline: whatever runs in the lane, the trainer goes on.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ class LaneLost(Exception):
 
 
 class LaneHung(LaneLost):
-    """The run is over and the lane cannot get it out of the way. A program can bring that about."""
+    """The run's time is over and the lane has not cleaned up after it. A program can bring that about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class RawRun:
     """What came back of one run.
 
     Attributes:
-        data: The child's records, as bytes not yet looked at.
+        data: The child's records, as undecoded bytes.
         how: ``wire.EXITED``, ``wire.TIMED_OUT``, ``wire.NOT_STARTED`` or ``wire.STOPPED``.
         status: Exit status, or minus the signal that killed the child.
         seconds: Wall time from fork to end.
@@ -101,7 +104,7 @@ class Lane:
 
         Raises:
             OSError: It does not come up.
-            LaneLost: It is not one.
+            LaneLost: What answers is not a zygote.
         """
         if self.pid:
             return
@@ -114,13 +117,13 @@ class Lane:
         word, self._uid = wire.HELLO.unpack(data)
         if word != wire.GREETING or not ancillary:
             raise LaneLost("the zygote did not greet")
-        self.pid = _CREDENTIALS.unpack(ancillary[0][2])[0]  # as it is called out here
+        self.pid = _CREDENTIALS.unpack(ancillary[0][2])[0]  # seen from here, not from inside its namespace
         self._baseline = address_space(self.pid)
         others = 0 if is_own(self._uid) else tasks_of(self._uid) + MARGIN
         self._processes = others + PROCESSES
 
     def begin(self, descriptors: list[int], seconds: float, memory: int) -> None:
-        """Start a run.
+        """Start a run in a fresh child.
 
         Args:
             descriptors: The run's socket, and the link's where there is one.
@@ -134,13 +137,13 @@ class Lane:
             self.stop()
 
     def end(self) -> None:
-        """The run under way, or about to start, need not go on, and there will be no other."""
+        """Stop the run under way, or about to start; there will be no other."""
         self._ending = True
         self.stop()
 
     def stop(self) -> None:
-        """The run need not go on, if one is under way."""
-        with contextlib.suppress(OSError):  # the lane has ended; whoever runs in it will notice
+        """Stop the run under way, if there is one."""
+        with contextlib.suppress(OSError):  # the lane has ended, which the run's own thread notices
             self._control.send(wire.STOP.pack(self._number))
 
     def finish(self, deadline: float) -> tuple[int, int, float]:
@@ -197,13 +200,13 @@ def run_together(
 
     Args:
         lanes: The candidate's, then that of the tests.
-        payloads: See ``runner.serve``.
+        payloads: One for each lane, as ``inside.runner.serve`` reads them.
         seconds: Time budget, wall clock, of both together.
         memory: Bytes of address space above the zygote's, for each.
 
     Raises:
-        LaneLost: Nothing can be said about the program; the lanes must be closed.
-        LaneHung: As before, and it may be the program's doing.
+        LaneLost: The run says nothing about the program; the lanes must be closed.
+        LaneHung: The same, and the program may have caused it.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -229,51 +232,51 @@ def run_together(
 
 
 class Channel:
-    """What is said to one run, and what it answers.
+    """The run socket of one lane: sends the payload and collects the records.
 
     Args:
-        lane: Where it runs.
-        data: What it is sent.
+        lane: Where the run takes place.
+        data: The payload, as a frame.
     """
 
     def __init__(self, lane: Lane, data: bytes) -> None:
         self.lane = lane
         self.ours, self._theirs = socket.socketpair()
         self.ours.setblocking(False)
-        self.rest = memoryview(data)
-        self.parts: list[bytes] = []
-        self.size = 0
+        self._unsent = memoryview(data)
+        self._received: list[bytes] = []
+        self._received_bytes = 0
 
     def begin(self, links: list[int], seconds: float, memory: int) -> None:
         """Start the run with its end of the socket."""
         with self._theirs:
             self.lane.begin([self._theirs.fileno(), *links], seconds, memory)
 
-    def push(self) -> bool:
-        """Send some; true if there is more."""
+    def send_some(self) -> bool:
+        """Send as much as the socket takes; true if there is more."""
         try:
-            self.rest = self.rest[self.ours.send(self.rest) :]
+            self._unsent = self._unsent[self.ours.send(self._unsent) :]
         except (BrokenPipeError, ConnectionResetError):  # it died before it read everything
-            self.rest = self.rest[:0]
-        return bool(self.rest)
+            self._unsent = self._unsent[:0]
+        return bool(self._unsent)
 
-    def pull(self, flags: int = 0) -> bool:
-        """Receive some; true if there may be more."""
+    def receive_some(self, flags: int = 0) -> bool:
+        """Receive what is there; true if there may be more."""
         try:
             part = self.ours.recv(_CHUNK, flags)
         except ConnectionResetError:
             part = b""
-        self.parts.append(part)
-        self.size += len(part)
-        return bool(part) and self.size <= wire.OUTPUT_LIMIT
+        self._received.append(part)
+        self._received_bytes += len(part)
+        return bool(part) and self._received_bytes <= wire.OUTPUT_LIMIT
 
-    def drain(self, deadline: float) -> None:
-        """Receive all there is to come, waking up once for a run's whole answer instead of for each record.
+    def receive_all(self, deadline: float) -> None:
+        """Receive the rest, waking up once for a run's whole answer instead of for each record.
 
         Raises:
-            TimeoutError: There is no end of it.
+            TimeoutError: The deadline has passed.
         """
-        self.ours.setblocking(True)  # a time-out of Python's would wake it up for each record
+        self.ours.setblocking(True)  # a time-out set in Python would wake up for each record
         more = True
         while more:
             left = deadline - time.monotonic()
@@ -281,13 +284,13 @@ class Channel:
                 raise TimeoutError
             self.ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIME.pack(int(left), 1))
             with contextlib.suppress(BlockingIOError):
-                more = self.pull(socket.MSG_WAITALL)
+                more = self.receive_some(socket.MSG_WAITALL)
 
     def result(self, deadline: float) -> RawRun:
-        """All of it, once the run has ended."""
-        self.ours.close()  # one that answers without end is stopped by that
+        """What came back, once the run has ended."""
+        self.ours.close()  # a run that never stops answering is ended by that
         how, status, taken = self.lane.finish(deadline)
-        return RawRun(b"".join(self.parts), how, status, taken, self.size > wire.OUTPUT_LIMIT)
+        return RawRun(b"".join(self._received), how, status, taken, self._received_bytes > wire.OUTPUT_LIMIT)
 
 
 def exchange(channels: Sequence[Channel], deadline: float) -> None:
@@ -296,8 +299,8 @@ def exchange(channels: Sequence[Channel], deadline: float) -> None:
     Reading goes on while sending does, so that neither side can wait for the other. Once the tests are
     through, the candidate's run is stopped.
     """
-    if len(channels) == 1 and not channels[0].push():
-        channels[0].drain(deadline)
+    if len(channels) == 1 and not channels[0].send_some():
+        channels[0].receive_all(deadline)
         return
     poller = select.poll()
     going = {channel.ours.fileno(): channel for channel in channels}
@@ -309,9 +312,9 @@ def exchange(channels: Sequence[Channel], deadline: float) -> None:
             raise TimeoutError
         for descriptor, event in events:
             channel = going[descriptor]
-            if event & select.POLLOUT and not channel.push():
+            if event & select.POLLOUT and not channel.send_some():
                 poller.modify(descriptor, select.POLLIN)
-            if event & ~select.POLLOUT and not channel.pull():
+            if event & ~select.POLLOUT and not channel.receive_some():
                 poller.unregister(descriptor)
                 del going[descriptor]
                 if channel is not channels[0]:

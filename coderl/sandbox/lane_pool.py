@@ -1,4 +1,4 @@
-"""The lanes and threads of a started sandbox."""
+"""Lanes that are taken for one run at a time, and the threads that take programs through them."""
 
 from __future__ import annotations
 
@@ -19,51 +19,51 @@ if TYPE_CHECKING:
 
 
 class LanePool:
-    """A fixed number of places for lanes; an empty place is filled when it is its turn."""
+    """A fixed number of lanes. One that was lost is replaced when its place is next taken."""
 
     def __init__(self, jail: Jail, folder: str, places: int) -> None:
         self._jail = jail
         self._folder = folder
         self._numbers = count()
-        self._out: set[Lane] = set()
+        self._taken: set[Lane] = set()
         self._closing = False
         self._lanes: queue.SimpleQueue[Lane | None] = queue.SimpleQueue()
         for _ in range(places):
             self._lanes.put(None)
 
     def take(self) -> Lane:
-        """A lane for one run, to be given back or lost."""
+        """A lane for one run. Waits until one is free; hand it back with :meth:`give` or :meth:`lose`."""
         lane = self._lanes.get()
         try:
             lane = lane or Lane(self._jail, f"{self._folder}-{next(self._numbers)}")
         except BaseException:
             self._lanes.put(None)
             raise
-        self._out.add(lane)
+        self._taken.add(lane)
         if self._closing:
             lane.end()
         return lane
 
     def give(self, lane: Lane) -> None:
-        """Back in its place."""
-        self._out.discard(lane)
+        """Put a lane back after its run."""
+        self._taken.discard(lane)
         self._lanes.put(lane)
 
     def lose(self, lane: Lane) -> None:
-        """End it; its place is empty."""
-        self._out.discard(lane)
+        """End a lane that is of no more use; its place is empty."""
+        self._taken.discard(lane)
         with contextlib.suppress(OSError):
             lane.close(patience=0.0)
         self._lanes.put(None)
 
     def stop(self) -> None:
-        """Cut short what runs, and what is about to."""
+        """Cut short the runs under way, and those about to start."""
         self._closing = True
-        for lane in list(self._out):
+        for lane in list(self._taken):
             lane.end()
 
     def close(self) -> None:
-        """End them all. Nobody may hold one."""
+        """End all lanes. None may be taken."""
         while True:
             try:
                 lane = self._lanes.get_nowait()
@@ -74,7 +74,7 @@ class LanePool:
 
 
 class LanePools:
-    """What a started sandbox holds.
+    """The lanes and threads of a started sandbox.
 
     Args:
         jail: The isolation of the lanes.
@@ -83,7 +83,7 @@ class LanePools:
     Attributes:
         threads: Each takes one program through its run.
         candidates: Lanes for candidates.
-        closing: Whether it is coming to its end: runs are cut short.
+        closing: Whether it is being closed: runs are cut short.
         tests: Lanes for trusted tests, in rpc grading. They never see a candidate, so that nothing of one can
             wait for the tests of the next.
 
@@ -108,7 +108,7 @@ class LanePools:
             raise UserError(f"the sandbox cannot start its processes: {error}: lower its workers") from None
 
     def close(self) -> None:
-        """End everything, once."""
+        """End all lanes and threads, once."""
         if os.getpid() != self._owner:  # in a fork of the owner, whose lanes these still are
             return
         self.closing = True

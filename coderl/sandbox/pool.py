@@ -109,7 +109,7 @@ class Sandbox(ProgramRunner):
         """Start the lanes, if they are not running.
 
         Raises:
-            UserError: The isolation is weak and nobody has allowed it.
+            UserError: The isolation is weak, which is not allowed.
         """
         self._started()
 
@@ -132,7 +132,7 @@ class Sandbox(ProgramRunner):
                 total.
 
         Raises:
-            UserError: Weak isolation that nobody has allowed, or tests that are not valid.
+            UserError: Weak isolation that is not allowed, or tests that are not valid.
             CancelledError: The sandbox was closed meanwhile, by another thread.
             KeyboardInterrupt: Ctrl-C, which also closes the sandbox: nothing is waited for.
         """
@@ -161,27 +161,27 @@ class Sandbox(ProgramRunner):
             ahead: Programs in flight, at most; by default 512 for each lane.
 
         Raises:
-            UserError: See :meth:`run`. It comes in the program's place: after the verdicts of those before.
-                An error of ``programs`` itself does the same.
+            UserError: See :meth:`run`. It is raised in the program's place, after the verdicts of those
+                before it. An error of ``programs`` itself is raised in the same way.
         """
         limit = ahead or AHEAD * self.workers
-        flying: deque[Future[Execution]] = deque()
+        in_flight: deque[Future[Execution]] = deque()
         try:
             for future in self._submitted(programs):
-                flying.append(future)
-                while flying and (len(flying) >= limit or flying[0].done()):
-                    yield flying.popleft().result()
-            while flying:
-                yield flying.popleft().result()
+                in_flight.append(future)
+                while in_flight and (len(in_flight) >= limit or in_flight[0].done()):
+                    yield in_flight.popleft().result()
+            while in_flight:
+                yield in_flight.popleft().result()
         except KeyboardInterrupt:
             self.close()
             raise
         finally:
-            for future in flying:
+            for future in in_flight:
                 future.cancel()
 
     def _submitted(self, programs: Iterable[Program]) -> Iterator[Future[Execution]]:
-        """The verdicts to come. An error ends them and is the last of them."""
+        """The verdicts to come, as futures. An error ends them, and is the last of them."""
         pools = self._started()
         try:
             for program in programs:
@@ -226,7 +226,7 @@ class Sandbox(ProgramRunner):
             raise
         for pool, lane in taken:
             pool.give(lane)
-        if pools.closing:  # it may have been cut short, which says nothing about the program
+        if pools.closing:  # it may have been cut short, through no fault of the program
             raise CancelledError("the sandbox was closed")
         return runs
 

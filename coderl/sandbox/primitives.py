@@ -1,6 +1,6 @@
-"""Tries each means of isolation, in processes made for the purpose. Run as a program, prints JSON.
+"""Tries each means of isolation, in a child process each. Run as a program, prints JSON.
 
-Nothing here asks what ought to work: each check uses the thing and looks whether it holds.
+No version or configuration is consulted: each check uses the thing and looks whether it holds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NEWUSER = 0x10000000
 
 
 def in_child(work: Callable[[], str]) -> tuple[bool, str]:
-    """Whether the work succeeds in a child process, and what it says of itself."""
+    """Whether the work succeeds in a child process, with its result or its error as text."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -77,7 +77,7 @@ def limits() -> str:
 
 
 def own_user() -> str:
-    """Become a user that nobody is."""
+    """Change to a user id that nobody has."""
     if os.getuid() != 0:
         raise OSError("only root can give runs a user id of their own")
     uid = confine.user_for_runs()

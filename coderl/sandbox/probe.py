@@ -54,7 +54,7 @@ WAYS = {
 
 @cache
 def probe() -> Jail:
-    """The strongest isolation that holds here. Asked once for a process; takes a fraction of a second."""
+    """The strongest isolation that holds here. Probed once per process; takes a fraction of a second."""
     try:
         instructions, missing = compiled(by_owner=True), ""
     except OSError as error:
@@ -91,7 +91,7 @@ def require(jail: Jail, allow_weak_isolation: bool) -> None:
     """Refuse tier C, or warn about it where it is allowed.
 
     Raises:
-        UserError: The tier is C and nobody has allowed it.
+        UserError: The tier is C, which is not allowed.
     """
     if jail.tier != "C":
         logger.info("model-written programs run in tier %s: %s", jail.tier, jail.reason)
@@ -106,7 +106,7 @@ def require(jail: Jail, allow_weak_isolation: bool) -> None:
 
 
 def trial(jail: Jail) -> str:
-    """What a run in the jail can do and must not, or why none can be started; empty if all is well."""
+    """What a run in the jail can do and must not, or why none can be started; empty where it holds."""
     folder = tempfile.mkdtemp(prefix="coderl-")
     outside = os.path.join(folder, "outside")
     Path(outside).write_text("of no interest")
@@ -154,7 +154,7 @@ def _bubblewrap() -> Primitive:
 
 
 def _primitives(instructions: bytes) -> list[Primitive]:
-    """The rest, tried by a program of their own (:mod:`coderl.sandbox.primitives`)."""
+    """The other means, tried in a separate process (:mod:`coderl.sandbox.primitives`)."""
     boot = (
         "import sys; sys.path.insert(0, sys.argv.pop()); from coderl.sandbox.primitives import main; main()"
     )

@@ -38,7 +38,7 @@ ALLOWED = """
 _BY_OWNER = "chmod fchmod fchmodat fchmodat2 utime utimes utimensat futimesat"
 """Calls that change files by right of ownership, which Landlock does not look at. A run under the trainer's
 own user id may make them only where it sees no files but its own and read-only ones. Elsewhere they do
-nothing and say that it went well, which is what programs that copy files need."""
+nothing and report success, which is what programs that copy files need."""
 
 _THREAD = 0x00010000  # CLONE_THREAD
 _NAMESPACES = 0x7E020080  # CLONE_NEWNS, NEWTIME, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
@@ -46,7 +46,8 @@ _UNIX = 1  # AF_UNIX
 _FCNTL = (*range(8), 36, 37, 38, 1030, 1031, 1032)
 """Duplicating, flags, locks, pipe sizes. Not F_SETOWN with F_SETSIG, which signals other processes."""
 _IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
-"""TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX: what files are asked, and nothing to push."""
+"""TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX: questions about files and their flags. Not
+TIOCSTI, which types into a terminal."""
 _PRCTL = (15, 16, 0x53564D41)
 """Names of threads and of memory."""
 

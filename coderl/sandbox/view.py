@@ -27,7 +27,7 @@ INSIDE = Path(__file__).resolve().parent / "inside"
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What of the file system a run sees.
+    """The part of the file system that a run sees.
 
     Attributes:
         interpreter: Path of the Python that lanes run, without the virtual environment around it.

@@ -57,7 +57,7 @@ def same(left: Any, right: Any) -> bool:
 
 
 @given(plain)
-def test_round_trip(value: Any) -> None:
+def test_decoding_gives_back_what_was_encoded(value: Any) -> None:
     assert same(decode(encode(value)), value)
 
 
@@ -149,7 +149,7 @@ class LyingStr(str):
         ({"a": 1}.items(), {("a", 1)}),
     ],
 )
-def test_subclasses_collapse(value: Any, expected: Any) -> None:
+def test_subclasses_become_their_base_class(value: Any, expected: Any) -> None:
     assert same(decode(encode(value)), expected)
 
 
@@ -160,7 +160,7 @@ def test_not_a_number_equals_nothing() -> None:
 
 
 @given(st.dates() | st.times() | st.datetimes() | st.timedeltas())
-def test_moments_cross(value: object) -> None:
+def test_dates_and_times_cross(value: object) -> None:
     answer = decode(encode(value))
     assert answer == value
     assert type(answer) is type(value)
@@ -172,7 +172,7 @@ def test_an_aware_moment_stays_the_same_moment() -> None:
 
 
 @pytest.mark.parametrize("value", [object(), int, len, iter([]), Shape.ROUND])
-def test_the_rest_is_opaque(value: object) -> None:
+def test_what_is_not_plain_data_is_opaque(value: object) -> None:
     answer = decode(encode(value))
     assert isinstance(answer, Opaque)
     assert answer != answer
@@ -180,7 +180,7 @@ def test_the_rest_is_opaque(value: object) -> None:
     assert bool(answer) is bool(value)
 
 
-def test_int_past_the_digit_limit() -> None:
+def test_integers_past_the_digit_limit_cross() -> None:
     for value in (7**20_000, -(7**20_000), 2**63, -(2**63), 255, 256, -128, -129):
         assert decode(encode(value)) == value
 
@@ -239,7 +239,7 @@ def test_slow_keys_count_more(number: Any) -> None:
     assert encode({int(number) + i for i in range(600)})
 
 
-def test_keys_within_keys_count_alike_on_both_sides() -> None:
+def test_nested_keys_count_the_same_in_encoder_and_decoder() -> None:
     values = [{1: 2}, {(1, 2): 3}, {frozenset([(1, 2)])}, range(3), [slice(1, 2)], {Decimal(1): Fraction(1)}]
     for value in values:
         least = min(n for n in range(40) if _fits(encode, value, n))
@@ -269,6 +269,6 @@ def _fits(work: Any, value: Any, hashed: int) -> bool:
         b"?\0\0\0\0",
     ],
 )
-def test_malformed(data: bytes) -> None:
+def test_malformed_encodings_are_refused(data: bytes) -> None:
     with pytest.raises(CodecError):
         decode(data)

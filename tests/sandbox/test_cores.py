@@ -21,14 +21,14 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_NTASKS_PER_NODE", raising=False)
 
 
-def test_affinity_counts() -> None:
+def test_affinity_limits_the_cores() -> None:
     assert cores.usable() == 8
 
 
 @pytest.mark.parametrize(
     ("quota", "expected"), [(2.0, 2), (1.5, 2), (0.25, 1), (7.5, 8), (64.0, 8), (math.inf, 8)]
 )
-def test_a_quota_cuts_it(quota: float, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quota_limits_the_cores(quota: float, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cores, "_quota", lambda: quota)
     assert cores.usable() == expected
 
@@ -47,7 +47,9 @@ def test_a_quota_cuts_it(quota: float, expected: int, monkeypatch: pytest.Monkey
         ({"LOCAL_WORLD_SIZE": ""}, 8),
     ],
 )
-def test_ranks_share_it(environment: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_share_the_cores(
+    environment: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert cores.usable() == expected
@@ -72,10 +74,10 @@ class TestQuota:
         monkeypatch.setattr(cores, "_groups", lambda root: [group, group.parent, root])
         return tmp_path
 
-    def test_none_without_a_file(self, root: Path) -> None:
+    def test_there_is_no_limit_without_a_file(self, root: Path) -> None:
         assert cores._quota(root) == math.inf
 
-    def test_the_tightest_of_all_above(self, root: Path) -> None:
+    def test_the_tightest_quota_of_all_groups_above_counts(self, root: Path) -> None:
         (root / "cpu.max").write_text("400000 100000\n")
         (root / "pod" / "cpu.max").write_text("150000 100000\n")
         (root / "pod" / "trainer" / "cpu.max").write_text("max 100000\n")
@@ -84,7 +86,7 @@ class TestQuota:
         assert cores._quota(root) == 0.25
 
     @pytest.mark.parametrize("text", ["max 100000", "", "1", "1 0", "a b", "1 2 3"])
-    def test_a_file_that_says_nothing_is_no_limit(self, text: str, root: Path) -> None:
+    def test_a_file_without_a_number_is_no_limit(self, text: str, root: Path) -> None:
         (root / "cpu.max").write_text(text)
         assert cores._quota(root) == math.inf
 

@@ -83,7 +83,7 @@ def test_hostile_programs_fail(birds: Canaries) -> None:
     assert {result.grading for result in results} == {"sealed", "rpc"}
 
 
-def test_hostile_programs_fail_beside_their_tests(birds: Canaries) -> None:
+def test_hostile_programs_fail_in_inline_grading(birds: Canaries) -> None:
     rows = [row for row in LONE if row["outcomes"] != ["timeout"]]  # the clock is the same in each grading
     cases = [(row, program(row)) for row in filled(rows, birds)]
     with pool("inline") as sandbox:

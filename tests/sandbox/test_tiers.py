@@ -25,7 +25,7 @@ from tests.support.corpus import GOOD, HONEST, HOSTILE, SQUARES
 TIERS = ("A", "B", "C")
 
 
-def test_the_probe_says_why_and_what_it_tried() -> None:
+def test_the_probe_reports_its_reason_and_what_it_tried() -> None:
     jail = probe()
     assert jail.reason
     assert "\n" not in jail.reason
@@ -56,21 +56,21 @@ def test_a_missing_primitive_lowers_the_tier_and_is_named(monkeypatch: pytest.Mo
         probe.cache_clear()
 
 
-def test_a_jail_that_holds_nothing_fails_its_trial() -> None:
+def test_a_jail_without_confinement_fails_its_trial() -> None:
     escape = trial(Jail("A", "a claim without means"))
     for could in ("open a socket", "start a process"):
         assert could in escape
 
 
 @pytest.mark.parametrize("tier", ["A", "B"])
-def test_a_jail_holds_only_with_its_means(tier: str) -> None:
+def test_a_jail_without_one_of_its_means_fails_its_trial(tier: str) -> None:
     jail = jails.jail(tier)
     assert trial(jail) == ""
     assert "open a socket" in trial(replace(jail, filter=b""))
 
 
 @pytest.mark.parametrize("tier", TIERS)
-def test_what_a_run_sees(tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_files_environment_and_user_that_a_run_sees(tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     code = """
 import os, sys
@@ -199,7 +199,7 @@ with Sandbox(workers=2, timeout=1, allow_weak_isolation=True) as sandbox:
 
 
 @pytest.mark.parametrize("without", [False, True], ids=["namespaces", "no namespaces"])
-def test_works_as_a_plain_user(without: bool, tmp_path: Path) -> None:
+def test_the_sandbox_works_for_a_plain_user(without: bool, tmp_path: Path) -> None:
     """Tier A through a user namespace, tier B without: the corpora hold in both."""
     plain = [row for row in HOSTILE if "@" not in row["code"] and "test" not in row and "setup" not in row]
     able = [row for row in plain if row.get("needs", "C") != "A"][::6]
@@ -250,7 +250,7 @@ def test_weak_isolation_is_refused_unless_allowed(
     assert len(caplog.records) == 1
 
 
-def test_strong_isolation_needs_no_leave(
+def test_strong_isolation_needs_no_permission(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)

@@ -7,7 +7,7 @@ where ``LEFT`` does not itself give the answer away, so no literal may stand in 
     CALL  := name(anything but the candidate's other functions)
     WRAP  := len | sorted | set | ... (of one argument)
 
-``assert LEFT`` is sealed only for a CALL: of anything else the candidate's process would tell the verdict.
+``assert LEFT`` is sealed only for a CALL: of anything else the candidate's process would decide the verdict.
 """
 
 from __future__ import annotations
@@ -132,10 +132,10 @@ def seal(node: ast.expr) -> tuple[str, Comparison]:
     if isinstance(node, ast.Call) and _name(node.func) in ("math.isclose", "isclose"):
         return _close(node)
     expected = not (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not))
-    said = node.operand if isinstance(node, ast.UnaryOp) else node
-    if not _is_call(said):
+    operand = node.operand if isinstance(node, ast.UnaryOp) else node
+    if not _is_call(operand):
         raise Unsuitable("the assert asks for a truth that the candidate's process would have to tell")
-    return _left(said), Truth(expected)
+    return _left(operand), Truth(expected)
 
 
 def _comparison(node: ast.Compare) -> tuple[str, Comparison]:

@@ -6,7 +6,8 @@ collapses subclasses to their base through the base class's own slots, so an ove
 The decoder is strict and bounded: on any bytes it gives a value of the listed types or raises
 :class:`CodecError`, nothing else.
 
-Pickle would run code, and JSON would merge what Python tells apart (lists and tuples, non-string keys, NaN).
+Pickle would run code, and JSON would merge what Python distinguishes (lists and tuples, non-string keys,
+NaN).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -31,7 +32,7 @@ class Opaque:
     """Stands for an answer that is not plain data: equal to nothing, itself included.
 
     Args:
-        truth: What ``bool()`` said of the original, for tests such as ``assert f(x)``.
+        truth: ``bool()`` of the original, for tests such as ``assert f(x)``.
     """
 
     __slots__ = ("truth",)
@@ -58,7 +59,7 @@ class Limits:
 
     Attributes:
         size: Bytes of the whole encoding.
-        nodes: Values, containers and their elements counted alike.
+        nodes: Values; a container counts, and so does each of its elements.
         depth: Containers within containers.
         hashed: Values within sets and dict keys, at any depth of these and over the whole value. Numbers that
             collide make a hash table quadratic, and tuples of them more than that, so this bounds the time a
@@ -341,10 +342,6 @@ class _Decoder:
             split = 4 + _LENGTH.unpack(body[:4])[0]
             parts = (int.from_bytes(part, "big", signed=True) for part in (body[4:split], body[split:]))
             return Fraction(*parts)
-        self.unknown(tag)
-
-    @staticmethod
-    def unknown(tag: bytes) -> NoReturn:
         raise CodecError(f"unknown tag {tag!r} or wrong length")
 
 

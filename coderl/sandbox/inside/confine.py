@@ -1,6 +1,6 @@
 """The confinement that a run's child puts on itself before it reads anything.
 
-What the kernel of a machine lacks (Landlock) or is not told (a filter) is left out here; whether what
+What this machine lacks (Landlock, a system-call filter) is left out here; whether what
 remains is enough is decided by :mod:`coderl.sandbox.probe`. User id and limits alone, tier C, do not stop a
 run from reading world-readable files, opening sockets, starting processes, and, where the trainer is a plain
 user, signalling that user's other processes and reading their environment.
@@ -123,7 +123,7 @@ def _limit(limits: dict[int, int]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Confinement:
-    """What every run of a lane gives up.
+    """The rights that every run of a lane gives up.
 
     Attributes:
         uid: User id to run under.
@@ -140,7 +140,7 @@ class Confinement:
     rules: int = -1
 
     def prepare(self) -> None:
-        """Give up, in the zygote, what it does not need either: each call that a run need not make counts."""
+        """Give up, in the zygote, what it does not need either: that saves each run the calls."""
         if os.getuid() == 0:
             os.setgroups([])
             os.setresgid(self.uid, self.uid, self.uid)
@@ -188,7 +188,7 @@ def fork() -> int:
 
 
 def no_new_privileges() -> None:
-    """What Landlock and a filter ask for of whoever is not root."""
+    """Set what the kernel requires before a process that is not root may use Landlock or a filter."""
     _prctl(_SET_NO_NEW_PRIVS, 1)
 
 
@@ -197,7 +197,7 @@ class _Program(ctypes.Structure):
 
 
 class Filter:
-    """A system-call filter, ready to be put on a process with as little ado as can be.
+    """A system-call filter, prepared so that installing it takes a run little time.
 
     Args:
         template: See :mod:`coderl.sandbox.syscalls`.

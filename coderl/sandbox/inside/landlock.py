@@ -1,4 +1,4 @@
-"""Landlock: a process gives up every file it is not shown, for good (``landlock(7)``; from Linux 5.13)."""
+"""Landlock: a process gives up every file that no rule allows (``landlock(7)``; from Linux 5.13)."""
 
 from __future__ import annotations
 
@@ -26,10 +26,6 @@ def version() -> int:
     return max(0, int(_LIBC.syscall(_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint(1))))
 
 
-def _all_rights(known: int) -> int:
-    return max(rights for since, rights in _RIGHTS.items() if since <= known)
-
-
 def ruleset(read: Iterable[str], change: Iterable[str], use: Iterable[str] = ()) -> int:
     """A set of rules, as a descriptor that :func:`restrict` takes.
 
@@ -47,7 +43,7 @@ def ruleset(read: Iterable[str], change: Iterable[str], use: Iterable[str] = ())
     known = version()
     if not known:
         raise OSError("the kernel has no Landlock")
-    rights = _all_rights(known)
+    rights = max(rights for since, rights in _RIGHTS.items() if since <= known)
     fields = [rights, 3 if known >= 4 else 0, 3 if known >= 6 else 0]
     attributes = struct.pack("=3Q", *fields)[: 8 if known < 4 else 16 if known < 6 else 24]
     rules = _call(_CREATE, ctypes.c_char_p(attributes), ctypes.c_size_t(len(attributes)), ctypes.c_uint(0))

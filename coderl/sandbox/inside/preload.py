@@ -17,7 +17,7 @@ COMMON = (
     *("operator", "queue", "random", "re", "statistics", "string", "sys", "textwrap", "threading", "time"),
     *("typing", "unicodedata"),
 )
-"""What programs use all the time. What is seldom used costs every fork more than its import costs the few."""
+"""What programs use all the time. Other modules would cost every fork more than their import costs a few."""
 
 _LEFT_OUT = {
     *(

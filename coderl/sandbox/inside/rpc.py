@@ -44,7 +44,10 @@ _MUTABLE = (list, dict, set, deque, bytearray)
 
 
 class Gone(BaseException):
-    """The candidate's process ended, or says what is not an answer. No test catches it by mistake."""
+    """The candidate's process ended, or sent something that is not an answer.
+
+    A BaseException, so that no test catches it by mistake.
+    """
 
 
 class Unfit(BaseException):
@@ -115,7 +118,8 @@ class Server:
             same = next((at for at, one in enumerate(given) if one is value and before[at]), None)
             kind, answer = ("value", value) if same is None else ("same", same)
         except BaseException as error:
-            kind, answer = "raised", _description(error)
+            # Names of the exception's classes, nearest first, and its arguments.
+            kind, answer = "raised", ([kind.__name__ for kind in type(error).__mro__], list(error.args))
         changes = [
             (at, one) for at, one in enumerate(given) if before[at] and self._encode(one) != before[at]
         ]
@@ -126,11 +130,6 @@ class Server:
         if found is None:
             raise NameError(f"name {name!r} is not defined")
         return found
-
-
-def _description(error: BaseException) -> tuple[list[str], list[Any]]:
-    """Names of the exception's classes, nearest first, and its arguments."""
-    return [kind.__name__ for kind in type(error).__mro__], list(error.args)
 
 
 class Remote:
@@ -161,7 +160,9 @@ class Remote:
         return self._ask("getitem", key)
 
     def __contains__(self, item: Any) -> bool:
-        return any(each is item or each == item for each in self)  # not for the candidate to say
+        return any(
+            each is item or each == item for each in self
+        )  # decided here, not by the candidate's __contains__
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -243,7 +244,7 @@ class Client:
         """Have an operation done on one of the candidate's objects.
 
         Raises:
-            Gone: There is nobody to answer.
+            Gone: No answer will come.
             Unfit: An argument cannot cross.
             BaseException: What the operation raised.
         """
@@ -332,7 +333,7 @@ class _Raised(Exception):
 def _exception(operation: str, names: list[str], arguments: list[Any]) -> BaseException:
     """The nearest builtin exception, with the arguments it was raised with.
 
-    Only an iterator may say that it is at its end: raised by a call, that would end a loop of the tests.
+    Only advancing an iterator may raise StopIteration: raised by a call, it would end a loop of the tests.
     """
     if operation != "next" and {"StopIteration", "StopAsyncIteration"} & set(names):
         return RuntimeError("a call raised StopIteration")
@@ -358,8 +359,10 @@ def _become(old: Any, new: Any) -> None:
         old.clear()
         old.update(merged)
     elif isinstance(old, (list, deque)):
-        kept = list(old)
-        merged_items = [_merged(kept[at] if at < len(kept) else None, value) for at, value in enumerate(new)]
+        items = list(old)
+        merged_items = [
+            _merged(items[at] if at < len(items) else None, value) for at, value in enumerate(new)
+        ]
         old.clear()
         old.extend(merged_items)
 

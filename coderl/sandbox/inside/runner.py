@@ -57,13 +57,13 @@ def serve(descriptor: int, link: int) -> None:
     if payload["role"] == "candidate":
         Server(link, namespace).serve()
     elif payload["role"] == "inline":
-        inline(payload["tests"], payload["canaries"], namespace, payload.pop("token"), send)
+        run_inline(payload["tests"], payload["canaries"], namespace, payload.pop("token"), send)
     else:
-        sealed(payload["steps"], namespace, send)
+        run_sealed(payload["steps"], namespace, send)
 
 
 class _Swallow(io.StringIO):
-    """Takes any text and keeps none, and cannot be read: the streams that programs have in the harness."""
+    """A stream that discards what is written and cannot be read, as programs have in the harness."""
 
     def write(self, text: str, /) -> int:
         return len(text) if isinstance(text, str) else super().write(text)
@@ -88,13 +88,13 @@ _NO_MODULES = ("ipdb", "joblib", "resource", "psutil", "tkinter")
 
 
 def look_like_the_harness(code: str) -> None:
-    """What bigcode-evaluation-harness gives a program to see, where that can decide whether it passes.
+    """Change streams and builtins as bigcode-evaluation-harness does, where that can decide a verdict.
 
     Its ``reliability_guard`` puts None in the place of what it names. Here that guards nothing (the jail
     does), but a program that calls ``os.getcwd`` fails there.
     """
     sys.stdin, sys.stdout, sys.stderr = _Swallow(), _Swallow(), _Swallow()
-    if "tempfile" in code:  # the harness has made a folder by now, and knows where they go
+    if "tempfile" in code:  # the harness has used tempfile by now, which remembers its folder
         importlib.import_module("tempfile").gettempdir()
     for name, attributes in _TAKEN_AWAY.items():
         # Importing them takes longer than most runs; few programs would notice. (tempfile is shutil's user.)
@@ -116,7 +116,7 @@ def describe(error: BaseException) -> str:
 
 
 def define(code: str, setup: str, namespace: dict[str, Any]) -> tuple[str, str]:
-    """Run the candidate, then the setup. Gives an outcome and a message, both empty if all went well."""
+    """Run the candidate, then the setup. Returns an outcome and a message, both empty without an error."""
     try:
         program = compile(code, "<candidate>", "exec", dont_inherit=True)
         if len(program.co_code) < _SHORT and not _has_statement(code):
@@ -141,8 +141,8 @@ def _has_statement(code: str) -> bool:
     return any(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in body)
 
 
-def sealed(steps: list[bytes], namespace: dict[str, Any], send: Send) -> None:
-    """Answer each step with the value of its expression; the comparison is made elsewhere."""
+def run_sealed(steps: list[bytes], namespace: dict[str, Any], send: Send) -> None:
+    """Send the value of each step's expression; the trusted side compares."""
     for code in steps:
         try:
             value = eval(marshal.loads(code), namespace)
@@ -159,16 +159,16 @@ def _failure(error: BaseException) -> tuple[str, str]:
     return ("out_of_memory" if isinstance(error, MemoryError) else "failed"), describe(error)
 
 
-def inline(
+def run_inline(
     tests: list[str], canaries: list[str], namespace: dict[str, Any], token: bytes, send: Send
 ) -> None:
     """Run the tests beside the candidate, then the canaries, each of which must raise."""
-    held = 0
+    passed = 0
     for source in tests:
         failure = _attempt(source, namespace)
-        held += failure is None
+        passed += failure is None
         send(Record("passed", token) if failure is None else Record("raised", token, failure))
-    if held == len(tests) and any(_attempt(source, namespace) is None for source in canaries):
+    if passed == len(tests) and any(_attempt(source, namespace) is None for source in canaries):
         send(Record("raised", token, ("failed", "a false assert passes")))
         return
     send(Record("end", token))

@@ -122,7 +122,11 @@ class Zygote:
         os._exit(0)
 
     def watch(self, child: int, deadline: float) -> tuple[int, bool]:
-        """Wait for the child to end, its deadline, word to stop it, or the end of the trusted side."""
+        """Wait until the child ends, its time is up, a stop message comes, or the trusted side is gone.
+
+        Returns:
+            How the run ended (``wire.EXITED`` ...), and whether the trusted side is still there.
+        """
         handle = os.pidfd_open(child)
         poller = select.poll()
         poller.register(handle, select.POLLIN)
@@ -141,7 +145,7 @@ class Zygote:
             os.close(handle)
 
     def reap(self, child: int, ended: bool) -> int:
-        """Kill the child, unless it has ended, and everything it has left; gives its exit status."""
+        """Kill the child, unless it has ended, and every process it has left; returns its exit status."""
         if not ended:
             os.kill(child, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -241,14 +245,14 @@ def main(descriptor: int) -> None:
     known = confine.can_read(zygote.uid, os.__file__)
     sys.path += settings["packages"]
     preload([*COMMON, "numpy"] if known else everything())
-    # numpy is in memory; what lies beside it, and beside this package, is nobody's business.
+    # numpy is in memory. What lies beside it, and beside this package, must not be importable.
     sys.path = [path for path in sys.path if path not in settings["packages"]]
     for path in sys.path_importer_cache.keys() - set(sys.path):
         del sys.path_importer_cache[path]
     site.setquit()  # exit() and quit(), which programs take for builtins
     gc.collect()
     gc.freeze()
-    # The trusted side may be gone, or talk nonsense.
+    # The trusted side may be gone, or send malformed messages: either ends the lane.
     with contextlib.suppress(OSError, struct.error, IndexError):
         zygote.confinement.prepare()
         zygote.run_forever()
