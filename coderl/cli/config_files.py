@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
-from coderl.errors import UsageError
+from coderl.errors import UsageError, did_you_mean
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -23,7 +22,7 @@ def config_names() -> list[str]:
 
 
 def find_config(value: str) -> str:
-    """Turn what stood after ``--config`` into a path.
+    """Turn the value of ``--config`` into a path.
 
     Args:
         value: A path, a shipped config's name (with or without ``.yaml``), a URL, or YAML text.
@@ -40,6 +39,5 @@ def find_config(value: str) -> str:
     for name in (value, f"{value}.yaml"):
         if name in names:
             return str(configs_folder() / name)
-    near = difflib.get_close_matches(value, names, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = did_you_mean(value, names)
     raise UsageError(f"no config {value!r}: neither a file nor one of {', '.join(names) or '(none)'}{hint}")

@@ -1,54 +1,82 @@
 """The command line's front door: :func:`main` for the shell, :func:`run` for notebooks and tests.
 
-Everything that ``coderl --help`` and a mistyped command need is here and imports nothing heavy; Lightning and
-torch load in :mod:`coderl.cli.trainer`, once there is something to run.
+``coderl --help`` and the refusal of a mistyped command are here, so this module imports nothing heavy.
+Lightning and torch load in :mod:`coderl.cli.trainer`, once there is something to run.
 
-Exit codes: 0 done, 1 failed (or interrupted), 2 called wrongly.
+Exit codes: 0 done, 1 failed or interrupted, 2 called wrongly.
 """
 
 from __future__ import annotations
 
-import difflib
-import errno
 import os
 import sys
-from typing import TYPE_CHECKING
+import textwrap
+from typing import TYPE_CHECKING, NamedTuple
 
 from coderl import __version__
-from coderl.errors import UsageError, UserError
+from coderl.cli.config_files import config_names
+from coderl.errors import UsageError, did_you_mean, exit_line
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import ArgsType
 
     from coderl.cli.trainer import CoderlCLI
 
+
+class Tool(NamedTuple):
+    """A command that trains nothing and takes no config.
+
+    Attributes:
+        function: Where the function is that runs it, as ``module:name``. It is imported when the command is
+            called; its signature is the command line, its docstring the help.
+        help: What it does, in one line.
+    """
+
+    function: str
+    help: str
+
+
 TOOLS = {
-    "evaluate": "pass@k of a model: `coderl evaluate --model embedded --tasks mbpp,humaneval`",
-    "report": "a page on what a run won: `coderl report RUN`, or several side by side",
-    "merge": "adapter and base as one model: `coderl merge --adapter_model_id RUN --output_dir OUT`",
-    "push": "an adapter or a merged model to the hub: `coderl push RUN/adapter`",
-    "execute": "run programs in the sandbox: `coderl execute IN.jsonl --output OUT.jsonl`",
-    "doctor": "check this machine: isolation, GPU, bitsandbytes, hub, disk",
+    "evaluate": Tool(
+        "coderl.commands.evaluate.command:evaluate",
+        "pass@k of a model: `coderl evaluate --model embedded --tasks mbpp,humaneval`",
+    ),
+    "report": Tool(
+        "coderl.commands.report:report",
+        "a page on what a run won: `coderl report RUN`, or several side by side",
+    ),
+    "merge": Tool(
+        "coderl.commands.merge:merge",
+        "adapter and base as one model: `coderl merge --adapter_model_id RUN --output_dir OUT`",
+    ),
+    "push": Tool(
+        "coderl.commands.push:push",
+        "an adapter or a merged model to the hub: `coderl push RUN/adapter`",
+    ),
+    "execute": Tool(
+        "coderl.commands.execute:execute",
+        "run programs in the sandbox: `coderl execute IN.jsonl --output OUT.jsonl`",
+    ),
+    "doctor": Tool(
+        "coderl.commands.doctor.command:doctor",
+        "check this machine: isolation, GPU, bitsandbytes, hub, disk",
+    ),
 }
-"""Subcommands that train nothing: they take no config."""
+"""The commands that train nothing, by name."""
 
 COMMANDS = {
     "fit": "train a policy: `coderl fit --config quickstart.yaml`",
     "validate": "evaluate a policy on the validation split",
     "test": "evaluate a policy on the test split",
-    **TOOLS,
+    **{name: tool.help for name, tool in TOOLS.items()},
 }
-"""All subcommands, and what each does in one line."""
+"""All commands, each with what it does in one line. Those that are no tools are methods of the Trainer."""
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 
 def help_text() -> str:
-    """What ``coderl --help`` prints."""
-    import textwrap
-
-    from coderl.cli.config_files import config_names
-
+    """The text of ``coderl --help``."""
     configs = textwrap.fill(
         ", ".join(config_names()) or "(none)",
         110,
@@ -108,7 +136,7 @@ def run(args: ArgsType = None) -> CoderlCLI | None:
         if args[0] in TOOLS:
             from coderl.cli.tools import run_tool
 
-            run_tool(args[0], args[1:])
+            run_tool(args[0], TOOLS[args[0]].function, args[1:])
             return None
     from coderl.cli.trainer import CoderlCLI
 
@@ -123,9 +151,8 @@ def _check_command(args: list[str]) -> None:
         )
     command = args[0]
     if not command.startswith("-") and command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
-        raise UsageError(f"unknown command {command!r}; {hint}")
+        hint = did_you_mean(command, COMMANDS) or f"; the commands are {', '.join(COMMANDS)}"
+        raise UsageError(f"unknown command {command!r}{hint}")
 
 
 def main(args: ArgsType = None) -> int:
@@ -139,24 +166,15 @@ def main(args: ArgsType = None) -> int:
     """
     try:
         run(args)
-    except UserError as error:
-        print(f"coderl: error: {error}", file=sys.stderr)
-        return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
-    except KeyboardInterrupt as stop:  # carries the way to go on, where a trainer was running
-        print("coderl: interrupted" + "".join(f"; {way}" for way in stop.args), file=sys.stderr)
-        return EXIT_FAILED
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):  # `coderl --help | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return EXIT_FAILED
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        where = f" at {error.filename}" if error.filename else ""
-        print(
-            f"coderl: error: the disk is full{where}: make room, then go on (a fit with --ckpt_path)",
-            file=sys.stderr,
-        )
-        return EXIT_FAILED
-    except SystemExit as stop:  # the parser's way to end --help and --print_config
+    except SystemExit as stop:  # the parser ends --help and --print_config with it
         return stop.code if isinstance(stop.code, int) else EXIT_DONE if stop.code is None else EXIT_FAILED
+    except BrokenPipeError:  # `coderl --help | head`: Python would fail once more when it flushes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except (Exception, KeyboardInterrupt) as error:
+        line = exit_line(error)
+        if line is None:  # a bug: its traceback is what is wanted
+            raise
+        print(line, file=sys.stderr)
+        return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
     return EXIT_DONE

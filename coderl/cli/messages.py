@@ -1,8 +1,7 @@
-"""One line out of jsonargparse's many: what is wrong with a call, where, and the nearest key that exists."""
+"""jsonargparse's long error messages as one line: what is wrong with a call, where, and the nearest key."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import re
@@ -10,12 +9,14 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from coderl.errors import did_you_mean
+
 _KEY = re.compile(r'Parser key "(?P<key>[^"]+)":\s*(?P<rest>.*)')
 _CLASS = re.compile(r"Problem with given class_path '(?P<name>[^']+)'")
 _OPTION = re.compile(r"[Oo]ption '(?P<option>[^']+)'")
 _REQUIRED = re.compile(r"the following arguments are required: (?P<names>.+)")
 _IMPORT = re.compile(r"Expected a dot import path string: (?P<name>.+)")
-_TELLING = (_OPTION, _REQUIRED, _IMPORT)
+_SPECIFIC = (_OPTION, _REQUIRED, _IMPORT)
 _EXPECTED = re.compile(r"Expected an? <class '(?:\w+\.)*(?P<name>\w+)'>")
 _CHOICES = re.compile(r"Expected a typing\.Literal\[(?P<choices>.+?)\](?:\. Got value: .*)?$")
 _GIVEN = re.compile(r"(?:Given value|Got value): (?P<value>.+)")
@@ -23,9 +24,8 @@ _NOISE = re.compile(
     r"Does not validate|Subtypes:|Errors:|Given value|Expected a path but|Expected a <class 'NoneType'>"
 )
 
-
 _TRUNCATIONS = ("top_p", "top_k", "min_p", "typical_p", "repetition_penalty")
-"""Options of samplers elsewhere that people look for here."""
+"""Sampling options of other libraries that are refused here, see :func:`_unknown_key`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +38,17 @@ class _Complaint:
 
     @property
     def rank(self) -> int:
-        """Lower is more telling. Of a union's complaints the first of the lowest rank is reported."""
-        return next((i for i, pattern in enumerate(_TELLING) if pattern.search(self.text)), len(_TELLING))
+        """Lower is more specific. Of a union's complaints the first of the lowest rank is reported."""
+        return next((i for i, pattern in enumerate(_SPECIFIC) if pattern.search(self.text)), len(_SPECIFIC))
 
     @property
-    def telling(self) -> bool:
-        """Whether the text says more than that a value does not fit."""
-        return self.rank < len(_TELLING)
+    def is_specific(self) -> bool:
+        """Whether the text names an option, an argument or a class, not just that a value does not fit."""
+        return self.rank < len(_SPECIFIC)
 
 
 def explain(message: str, known: Iterable[str]) -> str:
-    """Say in one line what jsonargparse's error message says in a screenful.
+    """Shorten jsonargparse's error message, which may fill a screen, to one line.
 
     Args:
         message: jsonargparse's message.
@@ -57,9 +57,9 @@ def explain(message: str, known: Iterable[str]) -> str:
     known = list(known)
     if message.startswith("unrecognized arguments: "):
         flag = message.removeprefix("unrecognized arguments: ").split()[0]
-        return f"unknown argument {flag}{_suggest(flag, [f'--{key}' for key in known])}"
+        return f"unknown argument {flag}{did_you_mean(flag, [f'--{key}' for key in known])}"
     found = min(_complaints(message), key=lambda complaint: complaint.rank, default=None)
-    if found is None or not (found.keys or found.telling):
+    if found is None or not (found.keys or found.is_specific):
         return " ".join(message.split())
     where = ".".join(found.keys)
     if option := _OPTION.search(found.text):
@@ -69,7 +69,7 @@ def explain(message: str, known: Iterable[str]) -> str:
     if required := _REQUIRED.search(found.text):
         return _missing_key(required["names"], where, found.owner)
     if name := _IMPORT.search(found.text):
-        return f"{where}: there is no class {name['name']!r}{_suggest(name['name'], _class_names())}"
+        return f"{where}: there is no class {name['name']!r}{did_you_mean(name['name'], _class_names())}"
     return _wrong_value(found.text, where, message)
 
 
@@ -100,13 +100,13 @@ def _unknown_key(option: str, where: str, owner: str, known: list[str]) -> str:
             "Leave it out; evaluation takes model.evaluation.top_p"
         )
     if owner:
-        hint = _suggest(option, _parameters(owner))
-        if owner.rpartition(".")[2] in ("LightningModule", "LightningDataModule"):
+        hint = did_you_mean(option, _parameters(owner))
+        if owner.rpartition(".")[2] in ("LightningModule", "CodeDataModule"):
             hint = "; an overlay goes behind the config that it is laid over"
         return f"{where}: {owner.rpartition('.')[2]} has no argument {option!r}{hint}"
     group = option.partition(".")[0]
     groups = sorted({key.partition(".")[0] for key in known})
-    hint = _suggest(option, known) or ("" if group in groups else _suggest(group, groups))
+    hint = did_you_mean(option, known) or ("" if group in groups else did_you_mean(group, groups))
     return f"unknown key {option!r}{hint}"
 
 
@@ -126,11 +126,6 @@ def _wrong_value(text: str, where: str, message: str) -> str:
     if given and not given["value"].startswith(("Namespace(", "NestedArg(")):
         text = f"{text}, got {given['value']!r}"
     return " ".join(f"{where}: {text}".removeprefix(": ").split())
-
-
-def _suggest(word: str, options: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(options), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _parameters(class_path: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The commands that train nothing: each is one function, and jsonargparse's ``auto_cli`` calls it."""
+"""Runs the commands that train nothing: jsonargparse turns a function's signature into its command line."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class _Parser(ArgumentParser):
-    """Gives a bool as a flag, a pair as two words and a list as the words there are.
+class ToolParser(ArgumentParser):
+    """A parser with the usual forms of arguments: a bool is a flag, a pair is two words, a list many words.
 
-    jsonargparse would want ``true`` and lists in brackets.
+    jsonargparse's own want ``--private true`` and lists in brackets.
     """
 
     def add_argument(self, *args: Any, **options: Any) -> Any:
+        """Add an argument, in the form that suits its type."""
         if options.get("type") is bool:
             del options["type"]
             options["action"] = "store_true"
@@ -33,32 +34,34 @@ class _Parser(ArgumentParser):
         return super().add_argument(*args, **options)
 
 
-def run_tool(name: str, args: list[str]) -> None:
-    """Run a tool: the function ``name`` in the module ``coderl.name``.
+def run_tool(name: str, function: str, args: list[str]) -> None:
+    """Run a command.
 
     Args:
-        name: The command.
-        args: What follows it.
+        name: What it is called on the command line.
+        function: The function that runs it, as ``module:name``.
+        args: The arguments after the command's name.
 
     Raises:
         UsageError: If an argument does not exist, is missing or has a value that does not fit.
     """
-    function: Callable[..., None] = getattr(import_module(f"coderl.commands.{name}"), name)
+    module, _, attribute = function.partition(":")
+    command: Callable[..., None] = getattr(import_module(module), attribute)
     try:
         auto_cli(
-            function,
+            command,
             args=args,
-            parser_class=_Parser,
+            parser_class=ToolParser,
             prog=f"coderl {name}",
-            description=(inspect.getdoc(function) or "").partition("\nArgs:")[0],
+            description=(inspect.getdoc(command) or "").partition("\nArgs:")[0],
             exit_on_error=False,
             allow_abbrev=False,
         )
     except argparse.ArgumentError as error:
-        raise UsageError(_explain(name, function, str(error))) from error
-
-
-def _explain(name: str, function: Callable[..., None], message: str) -> str:
-    if message.startswith("the following arguments are required"):
-        return f"no {message.partition(': ')[2]} given; `coderl {name} --help` shows what it takes"
-    return explain(message, inspect.signature(function).parameters)
+        message = str(error)
+        if message.startswith("the following arguments are required"):
+            missing = message.partition(": ")[2]
+            line = f"no {missing} given; `coderl {name} --help` shows what it takes"
+        else:
+            line = explain(message, inspect.signature(command).parameters)
+        raise UsageError(line) from error

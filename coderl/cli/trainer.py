@@ -9,40 +9,46 @@ import signal
 import sys
 import threading
 import warnings
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import yaml
 from jsonargparse import ActionConfigFile, Namespace, set_parsing_settings
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+# Configs name the classes of these modules, and of those imported below, without the module: `GRPO`.
+import coderl.algorithms.rewards
+import coderl.model
+import coderl.rollout  # noqa: F401
 from coderl import launcher
+from coderl.algorithms import PolicyGradient
+from coderl.algorithms.base import ignore_harmless
+from coderl.callbacks import Checkpoint
 from coderl.cli import presets
 from coderl.cli.config_files import find_config
 from coderl.cli.messages import explain
 from coderl.cli.overlays import changes, last_of_each, overlaid
+from coderl.data import CodeDataModule
 from coderl.errors import UsageError, UserError
 from coderl.files import free_path
 from coderl.runs import loggers
 from coderl.runs.console import ConsoleLog
 from coderl.runs.folder import DEBUG, ROOT, RunFolder, run_name
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 SEED = 42
 _PARSER = {"prog": "coderl", "exit_on_error": False, "allow_abbrev": False}
-_LIGHTNING_NAMES = ("best", "last", "hpc", "registry")  # what --ckpt_path takes beside paths
-
-# Lightning advertises its cloud products.
-logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "Tip:" not in r.getMessage())
-# jsonargparse 4.53 cannot carry an optional dataclass (policy.lora) over to another algorithm, as in
-# `-c grpo.yaml --model PPO`; other classes it can.
-set_parsing_settings(add_print_completion_argument=True, subclasses_enabled=["is_pure_dataclass"])
-
+_LIGHTNING_NAMES = ("best", "last", "hpc", "registry")
+"""Values of ``--ckpt_path`` that are no paths."""
 
 class ConfigFile(ActionConfigFile):
     """``--config``: a path, the bare name of a packaged config, or YAML text."""
@@ -85,20 +91,16 @@ class CoderlCLI(LightningCLI):
             UsageError: If a key, value or class does not exist.
             UserError: If what the configuration names cannot be used.
         """
-        _import_classes()
-        from coderl.algorithms.base import ignore_harmless
-
         if not {"", str(Path.cwd())} & set(sys.path):
             sys.path.append(str(Path.cwd()))  # where `--model.rewards+ my_module.MyReward` is, looked at last
-
-        main_thread = threading.current_thread() is threading.main_thread()
-        interrupt = signal.getsignal(signal.SIGINT)
+        # jsonargparse 4.53 cannot carry an optional dataclass (policy.lora) over to another algorithm, as in
+        # `-c grpo.yaml --model PPO`; other classes it can.
+        set_parsing_settings(add_print_completion_argument=True, subclasses_enabled=["is_pure_dataclass"])
         try:
-            with warnings.catch_warnings():
-                ignore_harmless()
+            with _quiet_lightning():
                 return cls(
                     LightningModule,
-                    LightningDataModule,
+                    CodeDataModule,
                     save_config_callback=SaveConfig,
                     seed_everything_default=SEED,
                     parser_class=loggers.Parser,
@@ -112,9 +114,6 @@ class CoderlCLI(LightningCLI):
             if (fixable := _fixable(error)) is None:
                 raise
             raise fixable from None
-        finally:
-            if main_thread:
-                signal.signal(signal.SIGINT, interrupt)  # Lightning leaves it ignored after Ctrl-C
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -134,8 +133,6 @@ class CoderlCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The one callback every run has, and defaults for steps that take seconds, not milliseconds."""
-        from coderl.callbacks import Checkpoint
-
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.add_argument(
             "--preset",
@@ -156,14 +153,14 @@ class CoderlCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse into ``self.config``, over the preset that suits the model."""
         self._arguments = args if isinstance(args, list) else None
-        self._said: list[str] = []
-        self.config = presets.parse(partial(self._parsed, parser), args, self._say)
+        self._early_lines: list[str] = []
+        self.config = presets.parse(partial(self._parsed, parser), args, self._print_early)
 
-    def _say(self, text: str) -> None:
-        """Say it now, and again in the run's log of the console."""
-        self._said.append(f"coderl: {text}")
-        if not getattr(rank_zero_only, "rank", 0):
-            print(self._said[-1], file=sys.stderr)
+    def _print_early(self, text: str) -> None:
+        """Print a line before there is a run folder; it is written to ``console.log`` later."""
+        self._early_lines.append(f"coderl: {text}")
+        if _is_first_rank():
+            print(self._early_lines[-1], file=sys.stderr)
 
     def _parsed(self, parser: LightningArgumentParser, args: ArgsType) -> Namespace:
         """The configuration, with one line for what is wrong."""
@@ -181,13 +178,13 @@ class CoderlCLI(LightningCLI):
         if config.weights_only is None:
             config.weights_only = True  # a checkpoint that somebody sent cannot run code
         if self.subcommand == "validate" and trainer.limit_val_batches == 0:
-            trainer.limit_val_batches = None  # a config that spares its fits the validation
+            trainer.limit_val_batches = None  # the config switches off the validations of its fits, not this
         fresh = self.subcommand == "fit" and config.ckpt_path is None and not trainer.fast_dev_run
         # Processes that Lightning starts come once rank 0 has written there; a launcher's come together.
-        folder, first = Path(trainer.default_root_dir), not getattr(rank_zero_only, "rank", 0)
-        if fresh and (first or (launcher.launched() and folder != DEBUG)):
+        folder = Path(trainer.default_root_dir)
+        if fresh and (_is_first_rank() or (launcher.launched() and folder != DEBUG)):
             RunFolder(folder).require_fresh()
-        self._asked = trainer.logger, config.checkpoint.dirpath
+        self._as_configured = trainer.logger, config.checkpoint.dirpath
         if config.checkpoint.dirpath is None:
             config.checkpoint.dirpath = str(RunFolder(trainer.default_root_dir).checkpoints)
         trainer.logger = loggers.settled(
@@ -212,13 +209,9 @@ class CoderlCLI(LightningCLI):
         path = config.get("ckpt_path")
         if path is None or path in _LIGHTNING_NAMES or "://" in str(path) or Path(path).is_dir():
             return
-        for key, was, now in changes(_hyper_parameters(Path(path)), self._model_arguments()):
+        arguments = self._plain()["model"].get("init_args", {})
+        for key, was, now in changes(_hyper_parameters(Path(path)), arguments):
             print(f"coderl: {key} is {now}; the checkpoint was trained with {was}", file=sys.stderr)
-
-    def _model_arguments(self) -> dict[str, Any]:
-        """The model's arguments, as plain values."""
-        arguments: dict[str, Any] = self._plain()["model"].get("init_args", {})
-        return arguments
 
     def _plain(self) -> dict[str, Any]:
         """The command's configuration, as plain values."""
@@ -229,15 +222,15 @@ class CoderlCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Run it, with a log of the console and the loggers open."""
         folder = Path(self.trainer.default_root_dir)
-        # What is saved can be laid over another run folder.
+        # What is saved names no run folder and no preset: it can be run again elsewhere, and it is complete.
         config = self.config[subcommand]
-        config.trainer.logger, config.checkpoint.dirpath = self._asked
-        config.preset = presets.NONE  # it is whole
-        if getattr(rank_zero_only, "rank", 0) or config.trainer.fast_dev_run:
+        config.trainer.logger, config.checkpoint.dirpath = self._as_configured
+        config.preset = presets.NONE
+        if not _is_first_rank() or config.trainer.fast_dev_run:
             self._run_to_its_end(subcommand)
             return
-        axis = "rollout_step" if hasattr(self.model, "rollout") else "global_step"
-        with ConsoleLog(folder, self._arguments, self._said):
+        axis = "rollout_step" if isinstance(self.model, PolicyGradient) else "global_step"
+        with ConsoleLog(folder, self._arguments, self._early_lines):
             try:
                 with loggers.opened(self.trainer.loggers, folder, self._plain, axis):
                     self._run_to_its_end(subcommand)
@@ -256,8 +249,35 @@ class CoderlCLI(LightningCLI):
             folder = RunFolder.of(self.trainer)
             checkpoint = folder.latest_checkpoint()
             resume = checkpoint and f"go on with: {folder.resume_command(checkpoint)}"
-            said = () if getattr(rank_zero_only, "rank", 0) else (resume or "no checkpoint was written yet",)
-            raise KeyboardInterrupt(*said) from stop
+            ways = (resume or "no checkpoint was written yet",) if _is_first_rank() else ()
+            raise KeyboardInterrupt(*ways) from stop
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Inside, no harmless warnings and no advertisements; afterwards, Ctrl-C is handled as before."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    main_thread = threading.current_thread() is threading.main_thread()
+    interrupt = signal.getsignal(signal.SIGINT)
+    logger.addFilter(_is_no_tip)
+    try:
+        with warnings.catch_warnings():
+            ignore_harmless()
+            yield
+    finally:
+        logger.removeFilter(_is_no_tip)
+        if main_thread:
+            signal.signal(signal.SIGINT, interrupt)  # Lightning leaves it ignored after Ctrl-C
+
+
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    """False for Lightning's tips, which advertise its cloud products."""
+    return "Tip:" not in record.getMessage()
+
+
+def _is_first_rank() -> bool:
+    """Whether this is rank 0; asked before there is a trainer. Outside of several processes it is."""
+    return not getattr(rank_zero_only, "rank", 0)
 
 
 def _with_progress_bar(callbacks: Any, enabled: bool | None) -> list[Any]:
@@ -284,12 +304,6 @@ def _fixable(error: Exception) -> UserError | None:
             return cause
         cause = cause.__cause__ or cause.__context__
     return UserError(" ".join(str(error).split())) if isinstance(error, MisconfigurationException) else None
-
-
-def _import_classes() -> None:
-    """Import what configs name by short class names."""
-    from coderl import algorithms, callbacks, data, model, rollout  # noqa: F401
-    from coderl.algorithms import rewards  # noqa: F401
 
 
 def _identity(config: Namespace) -> tuple[str, str, str]:

@@ -8,10 +8,13 @@ import time
 from pathlib import Path
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningModule
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from coderl.data import CodeDataModule
 from coderl.errors import UserError
+from coderl.problems import ProblemSource
+from coderl.types import Problem
 
 
 class Policy:
@@ -65,7 +68,14 @@ class Tiny(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-class TinyData(LightningDataModule):
+class NoProblems(ProblemSource):
+    """A source that is never asked for more than an empty split."""
+
+    def load(self, split: str) -> list[Problem]:
+        return []
+
+
+class TinyData(CodeDataModule):
     """Fake data.
 
     Args:
@@ -73,8 +83,8 @@ class TinyData(LightningDataModule):
     """
 
     def __init__(self, size: int = 2) -> None:
-        super().__init__()
+        super().__init__(NoProblems())
         self.size = size
 
-    def train_dataloader(self) -> StatefulDataLoader[torch.Tensor]:
+    def train_dataloader(self) -> StatefulDataLoader[torch.Tensor]:  # type: ignore[override]
         return StatefulDataLoader(torch.ones(self.size, 1))
