@@ -50,6 +50,7 @@ _PARSER = {"prog": "coderl", "exit_on_error": False, "allow_abbrev": False}
 _LIGHTNING_NAMES = ("best", "last", "hpc", "registry")
 """Values of ``--ckpt_path`` that are no paths."""
 
+
 class ConfigFile(ActionConfigFile):
     """``--config``: a path, the bare name of a packaged config, or YAML text."""
 

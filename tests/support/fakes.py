@@ -86,5 +86,5 @@ class TinyData(CodeDataModule):
         super().__init__(NoProblems())
         self.size = size
 
-    def train_dataloader(self) -> StatefulDataLoader[torch.Tensor]:  # type: ignore[override]
+    def train_dataloader(self) -> StatefulDataLoader[torch.Tensor]:
         return StatefulDataLoader(torch.ones(self.size, 1))
