@@ -10,7 +10,7 @@ import sys
 import threading
 import warnings
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -94,9 +94,7 @@ class CoderlCLI(LightningCLI):
         """
         if not {"", str(Path.cwd())} & set(sys.path):
             sys.path.append(str(Path.cwd()))  # where `--model.rewards+ my_module.MyReward` is, looked at last
-        # jsonargparse 4.53 cannot carry an optional dataclass (policy.lora) over to another algorithm, as in
-        # `-c grpo.yaml --model PPO`; other classes it can.
-        set_parsing_settings(add_print_completion_argument=True, subclasses_enabled=["is_pure_dataclass"])
+        _set_up_parsing()
         try:
             with _quiet_lightning():
                 return cls(
@@ -269,6 +267,14 @@ def _quiet_lightning() -> Iterator[None]:
         logger.removeFilter(_is_no_tip)
         if main_thread:
             signal.signal(signal.SIGINT, interrupt)  # Lightning leaves it ignored after Ctrl-C
+
+
+@cache
+def _set_up_parsing() -> None:
+    """Set jsonargparse's settings of the process, with the first command: it refuses to be told twice."""
+    # jsonargparse 4.53 cannot carry an optional dataclass (policy.lora) over to another algorithm, as in
+    # `-c grpo.yaml --model PPO`; other classes it can.
+    set_parsing_settings(add_print_completion_argument=True, subclasses_enabled=["is_pure_dataclass"])
 
 
 def _is_no_tip(record: logging.LogRecord) -> bool:

@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 import yaml
 from jsonargparse import Namespace
-from lightning import LightningDataModule, LightningModule
+from lightning import LightningModule
 
 from coderl.algorithms import GRPO, SFT
 from coderl.cli import main, presets, run
 from coderl.cli.config_files import configs_folder
 from coderl.cli.overlays import changes, flat, merge
+from coderl.data import CodeDataModule
 from coderl.errors import UsageError
 from coderl.model.policy import Policy
+from coderl.problems import Embedded
 
 MISSION = {
     "codellama/CodeLlama-7b-Python-hf": "codellama-7b",
@@ -305,11 +307,11 @@ class Narrow(GRPO):
         super().__init__(policy, learning_rate=learning_rate)
 
 
-class Own(LightningDataModule):
+class Own(CodeDataModule):
     """Data of one's own."""
 
     def __init__(self, rows: int = 3) -> None:
-        super().__init__()
+        super().__init__(Embedded())
 
 
 class Warm(SFT):
