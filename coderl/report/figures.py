@@ -135,7 +135,7 @@ def other_metrics(runs: Sequence[Run]) -> list[str]:
 
 
 def _has(runs: Sequence[Run], name: str) -> bool:
-    return any(name in run.metrics and len(run.metrics[name].told) for run in runs)
+    return any(name in run.metrics and len(run.metrics[name].finite) for run in runs)
 
 
 def curves(runs: Run | Sequence[Run], names: Sequence[str] | None = None, columns: int = 3) -> Figure:
@@ -173,7 +173,7 @@ def _curve(axes: Axes, runs: Sequence[Run], name: str) -> None:
         axes.plot(series.steps, values, "o", color=colour, alpha=0.3, markersize=3.2, markeredgewidth=0)
         told = np.isfinite(values)
         axes.plot(series.steps[told], smoothed(values)[told], color=colour, linestyle=dash, linewidth=1.6)
-        if len(series.told) == 1:
+        if len(series.finite) == 1:
             axes.plot(series.steps, values, "o", color=colour, markersize=4)
         if share > 1:
             axes.set_title(f"a point: {share} steps", loc="right", fontsize=7.5, color=GREY)

@@ -95,15 +95,15 @@ def _in_training(run: Run) -> str:
         ("loss/sft", "The loss", _nats),
     ):
         series = run.metrics.get(name)
-        if series is not None and len(series.told):
+        if series is not None and len(series.finite):
             return _ends(series, what, told, run.step_name)
     return "Nothing was measured in training."
 
 
 def _ends(series: Series, what: str, told: Any, step: str) -> str:
-    count = min(FEW, max(len(series.told) // 2, 1))
+    count = min(FEW, max(len(series.finite) // 2, 1))
     first, last = series.mean(first=count), series.mean(last=count)
-    if len(series.told) == 1:
+    if len(series.finite) == 1:
         return f"{what}: {told(first)} in the one {step} so far."
     many = f" {count}" * (count > 1)
     return (
