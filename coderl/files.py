@@ -1,4 +1,4 @@
-"""Atomic writes, JSON with errors that name the fix, JSON lines with ``file:line``."""
+"""Files that are whole or not there, JSON with errors that name the fix, JSON lines with ``file:line``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STDIO = "-"
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write a file completely or not at all; an error leaves the file before it as it was.
+    """Write a file so that nobody ever sees half of it; what stood there stays where that fails.
 
     Args:
         path: The file; folders above it are made.
@@ -80,7 +80,7 @@ def read_json(path: Path, fix: str = "", kind: type | tuple[type, ...] | None = 
 
 
 def read_json_or_none(path: Path) -> Any:
-    """The content of an optional JSON file; None where it is missing or damaged."""
+    """The content of a JSON file; None where it is missing or damaged, for what is good to know at most."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -134,6 +134,6 @@ def _row(line: bytes, where: str, forms: str) -> dict[str, Any]:
 
 
 def free_path(path: Path) -> Path:
-    """The first of ``path``, ``stem-2.suffix``, ``stem-3.suffix`` ... that does not exist."""
+    """``path`` itself, or ``stem-2.suffix``, ``stem-3.suffix`` ... : the first one that nothing lies at."""
     numbered = (path.with_name(f"{path.stem}-{i}{path.suffix}") for i in itertools.count(2))
     return next(p for p in itertools.chain([path], numbered) if not p.exists())

@@ -23,8 +23,8 @@ class ModelRef:
     Attributes:
         base: Folder or hub id of the base's weights.
         adapter: Folder of an adapter on it, or None.
-        label: Name of the model in results.
-        method: Training method in the name of its run folder; ``adapter`` or ``base`` otherwise.
+        label: What results call the model.
+        method: What it was trained with, by the name of its run folder; ``adapter`` or ``base`` otherwise.
     """
 
     base: str
@@ -33,7 +33,7 @@ class ModelRef:
     method: str
 
     def files(self) -> list[Any]:
-        """Names, sizes and times of the local files. They change when the weights do."""
+        """Names, sizes and times of the local files, which tell these weights from later ones."""
         folders = [Path(name).expanduser() for name in (self.base, self.adapter) if name]
         files = [file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir())]
         return [[f.name, s.st_size, s.st_mtime_ns] for f in files if f.is_file() and (s := f.stat())]
@@ -52,11 +52,11 @@ def find_model(
             ``embedded``.
         adapter: Folder of an adapter on ``model``, where its own configuration does not name its base.
         gguf_file: Name of a GGUF file in the folder ``model``.
-        flags: The command's options for ``model`` and ``adapter``, for messages.
+        flags: What the command calls ``model`` and ``adapter`` where both are given.
 
     Raises:
         UsageError: Two adapters are given.
-        UserError: An adapter folder holds no adapter, or its configuration names no base.
+        UserError: An adapter's folder is none, or names no base.
     """
     if not model:
         raise UsageError(f"{flags[0]} is empty: give a hub id, a folder, or embedded")
@@ -79,9 +79,9 @@ def find_model(
     merged = RunFolder(folder).merged
     if own is None and (merged / "config.json").is_file() and not (folder / "config.json").is_file():
         raise UserError(f"{model} holds no adapter: its model is in {merged}, give that")
-    # The name of a run folder says model and method. The adapter in it is just called `adapter`.
+    # A run's folder is named for what is in it, its adapter is not.
     place = folder if own is None else own.parent if own.name == "adapter" else own
-    # The merged model of an epoch lies one level below a folder with such a name.
+    # So is the folder that models of single epochs are in.
     whole = place.resolve()
     epoch = f"-{whole.name}" if re.fullmatch(r"epoch-\d+", whole.name) else ""
     run = _RUN.fullmatch((whole.parent if epoch else whole).name)
@@ -94,19 +94,19 @@ def find_model(
 
 
 def quantization_of(adapter: str | None) -> Quantization:
-    """Quantization of the base: as the adapter was trained (NF4 if not recorded), none without one."""
+    """How the base is held: as the adapter was trained (NF4 where nobody noted it), plain without one."""
     if adapter is None:
         return "none"
-    return "none" if _recorded(adapter, "quantization") == "none" else "nf4"
+    return "none" if _noted(adapter, "quantization") == "none" else "nf4"
 
 
 def compute_dtype_of(adapter: str | None) -> ComputeDtype:
-    """The compute dtype of the adapter's training; ``auto`` if not recorded."""
-    recorded = _recorded(adapter, "compute_dtype") if adapter else None
-    return next((name for name in get_args(ComputeDtype) if name == recorded), "auto")
+    """What the policy computed in when the adapter was trained; ``auto`` where nobody noted it."""
+    noted = _noted(adapter, "compute_dtype") if adapter else None
+    return next((name for name in get_args(ComputeDtype) if name == noted), "auto")
 
 
-def _recorded(adapter: str, key: str) -> Any:
+def _noted(adapter: str, key: str) -> Any:
     try:
         return json.loads(Path(adapter, POLICY_FILE).read_text(encoding="utf-8"))[key]
     except (OSError, ValueError, LookupError, TypeError):
