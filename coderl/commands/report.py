@@ -1,4 +1,4 @@
-"""The command itself: which runs, where the page goes, and that it goes over nothing but a page."""
+"""``coderl report``: writes the page and the PNG, and overwrites nothing but an earlier report."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from coderl.errors import UsageError, UserError
 from coderl.files import write_output
+from coderl.report.figures import cover
 from coderl.report.page import MARK, page, png
 from coderl.report.programs import visible
 from coderl.report.text import headline
@@ -13,7 +14,7 @@ from coderl.runs.folder import RunFolder
 from coderl.runs.reading import load_runs
 
 SIGNS = (f'<meta name="generator" content="{MARK},'.encode(), f"tEXtSoftware\0{MARK}".encode())
-"""What an earlier report has near its beginning, the page and the picture."""
+"""What a page and a PNG of an earlier report hold near their beginning."""
 
 
 def report(runs: list[str], output: str | None = None) -> None:
@@ -38,19 +39,17 @@ def report(runs: list[str], output: str | None = None) -> None:
     target = Path(output).expanduser() if output else RunFolder(beside).report
     if target.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"--output {target}: is no name for a page; give one in .html")
-    picture = target.with_suffix(".png")
-    for path in (target, picture):
+    png_path = target.with_suffix(".png")
+    for path in (target, png_path):
         _require_ours(path)
     text = page(loaded).encode()
-    from coderl.report.figures import cover
-
     write_output(target, text)
-    drawn = cover(loaded)
-    if drawn is not None:
-        write_output(picture, png(drawn))
+    figure = cover(loaded)
+    if figure is not None:
+        write_output(png_path, png(figure))
     for run in loaded:
         print(visible(f"{run.name}: {headline(run)}" if len(loaded) > 1 else headline(run)))
-    for path in (target, picture) if drawn is not None else (target,):
+    for path in (target, png_path) if figure is not None else (target,):
         print(f"📁 {path}")
 
 

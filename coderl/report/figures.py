@@ -105,12 +105,12 @@ def smoothed(values: NDArray[np.float64], width: int | None = None) -> NDArray[n
 
 
 def window(count: int) -> int:
-    """Over how many of so many steps the line is a mean: an odd number, 1 for few."""
+    """Width of the running mean over ``count`` steps: odd, and 1 for few steps."""
     return 1 if count < 8 else max(5, count // 12 | 1)
 
 
 def thinned(series: Series, most: int = MOST_POINTS) -> tuple[Series, int]:
-    """At most so many points, each the mean of as many steps as the second value says."""
+    """A series of at most ``most`` points, each a mean over steps, and the number of steps in a mean."""
     share = math.ceil(len(series) / most) if len(series) else 1
     if share == 1:
         return series, 1
@@ -123,19 +123,19 @@ def thinned(series: Series, most: int = MOST_POINTS) -> tuple[Series, int]:
 
 
 def known_metrics(runs: Sequence[Run]) -> list[str]:
-    """Of :data:`PANELS` the metrics that some of the runs have numbers of."""
+    """The metrics of :data:`PANELS` with a finite value in some run."""
     return [name for name in PANELS if _has(runs, name)]
 
 
 def other_metrics(runs: Sequence[Run]) -> list[str]:
-    """The metrics that have no place in the report's other figures, such as those of one's own rewards."""
+    """The metrics that are in no other figure of a report, such as those of the user's rewards."""
     names = dict.fromkeys(name for run in runs for name in run.metrics)
     apart = ("outcome/", "seconds/")
     return [n for n in names if n not in PANELS and not n.startswith(apart) and _has(runs, n)]
 
 
 def _has(runs: Sequence[Run], name: str) -> bool:
-    return any(name in run.metrics and len(run.metrics[name].told) for run in runs)
+    return any(name in run.metrics and len(run.metrics[name].finite) for run in runs)
 
 
 def curves(runs: Run | Sequence[Run], names: Sequence[str] | None = None, columns: int = 3) -> Figure:
@@ -171,9 +171,9 @@ def _curve(axes: Axes, runs: Sequence[Run], name: str) -> None:
         values = panel.scale * _drawable(series.values)
         colour, dash = _look(place)
         axes.plot(series.steps, values, "o", color=colour, alpha=0.3, markersize=3.2, markeredgewidth=0)
-        told = np.isfinite(values)
-        axes.plot(series.steps[told], smoothed(values)[told], color=colour, linestyle=dash, linewidth=1.6)
-        if len(series.told) == 1:
+        finite = np.isfinite(values)
+        axes.plot(series.steps[finite], smoothed(values)[finite], color=colour, linestyle=dash, linewidth=1.6)
+        if len(series.finite) == 1:
             axes.plot(series.steps, values, "o", color=colour, markersize=4)
         if share > 1:
             axes.set_title(f"a point: {share} steps", loc="right", fontsize=7.5, color=GREY)
@@ -186,24 +186,24 @@ def _curve(axes: Axes, runs: Sequence[Run], name: str) -> None:
 
 
 def _drawable(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Gaps for what is no number, and for what is too large for an axis."""
+    """The values, with gaps for infinities and numbers too large for an axis."""
     return np.where(np.abs(values) < 1e50, values, np.nan)
 
 
 def _steps(axes: Axes, runs: Sequence[Run]) -> None:
-    """The axis of steps, its numbers far enough apart to be read."""
+    """The axis of steps, with ticks far enough apart to read."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel(runs[0].step_name)
     figure = axes.get_figure(root=True)
-    assert figure is not None  # it was made by one
+    assert figure is not None  # axes always belong to one
     width = axes.get_position().width * figure.get_size_inches()[0]
     axes.xaxis.set_major_locator(MaxNLocator(nbins=max(3, round(1.6 * width)), integer=True, min_n_ticks=1))
     axes.grid(color=INK, alpha=0.12, linewidth=0.6)
 
 
 def outcomes(run: Run) -> Figure:
-    """How a step's programs ended, as shares laid on top of each other."""
+    """Outcomes of each step's programs, as stacked shares."""
     shares = {name: run.metrics.get(f"outcome/{name}") for name in OUTCOMES}
     with _figure(11.0, 3.0) as figure:
         _stack(figure.subplots(), run, shares, OUTCOMES, 100.0, "programs, %", "How programs ended")
@@ -211,7 +211,7 @@ def outcomes(run: Run) -> Figure:
 
 
 def seconds(run: Run) -> Figure:
-    """How long the parts of a step took, on top of each other."""
+    """Seconds of each part of a step, stacked."""
     others = {name.removeprefix("seconds/"): GREY for name in run.metrics if name.startswith("seconds/")}
     colours = PARTS | {name: colour for name, colour in others.items() if name not in PARTS}
     parts = {name: run.metrics.get(f"seconds/{name}") for name in colours}
@@ -229,7 +229,7 @@ def _stack(
     unit: str,
     title: str,
 ) -> None:
-    """Areas on top of each other; each step is as wide as its distance to the next."""
+    """Stacked areas; each step is as wide as its distance to the next."""
     there = {name: thinned(s)[0] for name, s in columns.items() if s is not None and np.nansum(s.values) > 0}
     steps = sorted({step for series in there.values() for step in series.steps.tolist()})
     if steps:
@@ -269,8 +269,8 @@ def scores(runs: Run | Sequence[Run]) -> Figure:
 
 
 def _bars(axes: Axes, runs: Sequence[Run]) -> None:
-    """Two bars for each run that was measured, in the colour of its curve."""
-    there = [(place, run) for place, run in enumerate(runs) if _measured(run)]
+    """Two bars for each run with scores, before in grey and after in the colour of its curve."""
+    there = [(place, run) for place, run in enumerate(runs) if _has_scores(run)]
     for at, (place, run) in enumerate(there):
         for shift, side, colour in zip((-0.2, 0.2), run.held_out, (GREY, _look(place)[0]), strict=True):
             if side and side.get("pass@1") is not None:
@@ -289,7 +289,7 @@ def _bars(axes: Axes, runs: Sequence[Run]) -> None:
     axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
 
 
-def _measured(run: Run) -> bool:
+def _has_scores(run: Run) -> bool:
     return any(side and side.get("pass@1") is not None for side in run.held_out)
 
 
@@ -318,7 +318,7 @@ def cover(runs: Run | Sequence[Run]) -> Figure | None:
     drawn = next(
         (name for name in ("reward/passed", "loss/sft", *known_metrics(runs)) if _has(runs, name)), None
     )
-    measured = any(map(_measured, runs))
+    measured = any(map(_has_scores, runs))
     if drawn is None and not measured:
         return None
     wide = min(1.1 + 0.7 * len(runs), 3.6)
@@ -359,7 +359,7 @@ def _listed(runs: Run | Sequence[Run]) -> list[Run]:
 
 @contextmanager
 def _figure(width: float, height: float) -> Iterator[Figure]:
-    """An empty figure, so many inches large, under the report's style."""
+    """An empty figure of a size in inches, in the report's style."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -372,7 +372,7 @@ def _figure(width: float, height: float) -> Iterator[Figure]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without warnings on what a run may hold: a name in another script (a box is drawn), vast numbers."""
+    """Ignore warnings on letters that the font lacks, drawn as boxes, and on vast numbers."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         yield

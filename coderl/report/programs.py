@@ -1,4 +1,4 @@
-"""What the policy wrote before and after training: the same problem, side by side."""
+"""Programs of the policy before and after training, for the same problem side by side."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from coderl.runs.reading import Run
 
-LONGEST, WIDEST = 120, 400  # lines of a program, letters of a line
+LONGEST, WIDEST = 120, 400  # lines of a program, characters of a line
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Answers:
     """The samples of a problem.
 
     Attributes:
-        programs: All of them, whole; empty where they were not kept.
+        programs: All of them, whole; empty where they were not saved.
         correct: How many pass.
-        counted: How many got a verdict.
+        counted: How many have a verdict.
         first: Whether the first one passes; None where that is not known.
     """
 
@@ -38,12 +38,12 @@ class Answers:
 
     @property
     def share(self) -> float:
-        """Of the samples that got a verdict, the share that passes."""
+        """Share of the samples with a verdict that pass."""
         return self.correct / self.counted if self.counted else 0.0
 
     @property
     def shown(self) -> str:
-        """The first program, whose verdict is known."""
+        """The first program, the one with a known verdict."""
         return self.programs[0] if self.programs else ""
 
 
@@ -63,7 +63,7 @@ class Change:
 
     @property
     def gain(self) -> float:
-        """By how much the share of samples that pass rose, -1 to 1."""
+        """Difference in the share of samples that pass, -1 to 1."""
         return self.after.share - self.before.share
 
     def diff(self) -> str:
@@ -77,7 +77,7 @@ class Change:
 
 
 def changes(run: Run, task: str | None = None) -> list[Change]:
-    """Every problem that was measured before and after, the largest gain first.
+    """Every problem that was evaluated before and after training, the largest gain first.
 
     Args:
         run: A run with results from before and after training; without, nothing is returned.
@@ -92,27 +92,27 @@ def changes(run: Run, task: str | None = None) -> list[Change]:
     before = _answers(run.folder, run.before, found.task, run.tasks_before[found.task])
     after = _answers(run.folder, run.after, found.task, run.tasks[found.task])
     made = [Change(name, before[name], after[name]) for name in found.ids]
-    # Of equal gains those stand first whose programs, of which one is shown, show it.
-    return sorted(made, key=lambda change: (-change.gain, -_seen(change)))
+    # Only the first program is shown: of equal gains, problems where it shows the gain come first.
+    return sorted(made, key=lambda change: (-change.gain, -_shown_gain(change)))
 
 
-def _seen(change: Change) -> int:
+def _shown_gain(change: Change) -> int:
     return int(change.after.first or False) - int(change.before.first or False)
 
 
 def won(found: Iterable[Change], most: int | None = None) -> list[Change]:
-    """Those of which a larger share passes after training, the largest gain first."""
-    return sorted((each for each in found if each.gain > 0), key=_telling)[:most]
+    """Changes with a larger share of passing samples after training, the largest gain first."""
+    return sorted((each for each in found if each.gain > 0), key=_order)[:most]
 
 
 def lost(found: Iterable[Change], most: int | None = None) -> list[Change]:
-    """Those of which a smaller share passes after training, the largest loss first."""
-    return sorted((each for each in found if each.gain < 0), key=_telling)[:most]
+    """Changes with a smaller share of passing samples after training, the largest loss first."""
+    return sorted((each for each in found if each.gain < 0), key=_order)[:most]
 
 
-def _telling(change: Change) -> tuple[bool, float]:
-    """Problems first whose shown programs differ in verdict as their shares do, then by the change."""
-    return (_seen(change) * change.gain <= 0, -abs(change.gain))
+def _order(change: Change) -> tuple[bool, float]:
+    """Sort key: problems whose shown programs changed in the same direction first, then by size."""
+    return (_shown_gain(change) * change.gain <= 0, -abs(change.gain))
 
 
 def _answers(folder: Path, results: Path, task: str, scores: dict[str, Any]) -> dict[str, Answers]:
@@ -129,7 +129,7 @@ def _answers(folder: Path, results: Path, task: str, scores: dict[str, Any]) -> 
 
 
 def printable(text: str) -> str:
-    """Text that a model wrote, as :func:`visible` has it; a long one is cut."""
+    """Text of a model, cut to a length and with :func:`visible` characters only."""
     lines = text.expandtabs(4).rstrip("\n").split("\n")
     cut = [
         line if len(line) <= WIDEST else f"{line[:WIDEST]} ... {len(line) - WIDEST} more" for line in lines
@@ -140,10 +140,7 @@ def printable(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Text in characters that can be seen.
-
-    Control characters, lone surrogates and marks that turn the direction of writing are spelled out.
-    """
+    """Text with control characters, lone surrogates and marks of writing direction as escapes."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c == "\n" else _spelled(c) for c in text)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from coderl.scores.table import points
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from coderl.runs.metrics import Series
     from coderl.runs.reading import Run
     from coderl.scores.comparison import Comparison
 
 MOST_SETTINGS, DEEPEST = 5000, 20
-FEW = 5  # steps at either end that a change in training is told from
+FEW = 5  # steps at either end of the training whose means are compared
 
 
 def percent(value: Any) -> str:
@@ -33,7 +33,7 @@ def between(ends: Any) -> str:
 
 
 def setting(value: Any) -> str:
-    """A setting in words."""
+    """A setting as text."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {setting(part)}" for name, part in value.items()) or "none"
     if isinstance(value, list):
@@ -42,14 +42,14 @@ def setting(value: Any) -> str:
 
 
 def verdict(comparison: Comparison) -> str:
-    """What the interval and the test say together; A is the policy before training, B the one after it."""
+    """A comparison's verdict as a sentence, with the policy before training as A and the trained one as B."""
     sides = {"A": "the policy before training", "B": "the trained policy"}
-    words = re.sub(r"\b[AB]\b", lambda found: sides[found[0]], comparison.verdict)
-    return f"{words[:1].upper()}{words[1:]} ({comparison.evidence})."
+    sentence = re.sub(r"\b[AB]\b", lambda found: sides[found[0]], comparison.verdict)
+    return f"{sentence[:1].upper()}{sentence[1:]} ({comparison.evidence})."
 
 
 def headline(run: Run) -> str:
-    """What was won, in one or two sentences."""
+    """What training gained, in one or two sentences."""
     before, after = run.held_out
     was, now = (scores.get("pass@1") if scores else None for scores in (before, after))
     if before is None or after is None or was is None or now is None:
@@ -62,10 +62,12 @@ def headline(run: Run) -> str:
         return " ".join([_in_training(run), *once])
     verb = "rose" if now > was else "fell" if now < was else "stayed where it was"
     from_to = f"from {_scored(before)} to {_scored(after)}" if now != was else f"at {_scored(after)}"
-    told = [f"Held-out pass@1 {verb}, {from_to}, on {after.get('problems', 'the')} problems of {_task(run)}."]
+    sentences = [
+        f"Held-out pass@1 {verb}, {from_to}, on {after.get('problems', 'the')} problems of {_task(run)}."
+    ]
     if run.comparisons:
-        told.append(paired(run.comparisons[0]))
-    return " ".join(told)
+        sentences.append(paired(run.comparisons[0]))
+    return " ".join(sentences)
 
 
 def _scored(scores: dict[str, Any]) -> str:
@@ -88,27 +90,26 @@ def paired(comparison: Comparison) -> str:
 
 
 def _in_training(run: Run) -> str:
-    """What the curves say, where nothing was held out and measured twice."""
-    for name, what, told in (
+    """First and last values of a curve, for a run without evaluations before and after."""
+    for name, what, format_value in (
         ("reward/passed", "Programs that pass in training", percent),
         ("reward/mean", "The mean reward", _number),
         ("loss/sft", "The loss", _nats),
     ):
         series = run.metrics.get(name)
-        if series is not None and len(series.told):
-            return _ends(series, what, told, run.step_name)
+        if series is not None and len(series.finite):
+            return _ends(series, what, format_value, run.step_name)
     return "Nothing was measured in training."
 
 
-def _ends(series: Series, what: str, told: Any, step: str) -> str:
-    count = min(FEW, max(len(series.told) // 2, 1))
+def _ends(series: Series, what: str, format_value: Callable[[float], str], step: str) -> str:
+    count = min(FEW, max(len(series.finite) // 2, 1))
     first, last = series.mean(first=count), series.mean(last=count)
-    if len(series.told) == 1:
-        return f"{what}: {told(first)} in the one {step} so far."
+    if len(series.finite) == 1:
+        return f"{what}: {format_value(first)} in the one {step} so far."
     many = f" {count}" * (count > 1)
-    return (
-        f"{what}: {told(first)} in the first{many} of {len(series)} {step}s, {told(last)} in the last{many}."
-    )
+    start = f"{format_value(first)} in the first{many} of {len(series)} {step}s"
+    return f"{what}: {start}, {format_value(last)} in the last{many}."
 
 
 def _number(value: float) -> str:
@@ -120,7 +121,7 @@ def _nats(value: float) -> str:
 
 
 def table(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """What each run is and what it won, a row for each: to be printed, or made a data frame of."""
+    """A row for each run with its model, steps and gain, to print or to make a data frame of."""
     rows = [_row(run) for run in runs]
     known = [name for name in rows[0] if any(row[name] != "–" for row in rows)] if rows else []
     return [{name: row[name] for name in known} for row in rows]
@@ -152,16 +153,16 @@ def differing_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     flat = [dict(islice(_flat(run.config), MOST_SETTINGS)) for run in runs]
     keys = dict.fromkeys(key for settings in flat for key in settings)
     values = [(key, [settings.get(key, "–") for settings in flat]) for key in keys]
-    return [(key, row) for key, row in values if len(set(row)) > 1 and not _of_place(key)]
+    return [(key, row) for key, row in values if len(set(row)) > 1 and not _is_path(key)]
 
 
-def _of_place(key: str) -> bool:
-    """Whether a setting says where a run writes, which always differs."""
+def _is_path(key: str) -> bool:
+    """Whether a setting is a path of the run, which always differs."""
     return key.rpartition(".")[2] in ("default_root_dir", "dirpath", "save_dir", "ckpt_path")
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested settings as dotted names and values. YAML can nest without end: it is followed so far."""
+    """Nested settings as dotted names and values, down to a depth: aliases in YAML can nest without end."""
     if isinstance(value, dict | list) and value and prefix.count(".") < DEEPEST:
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _flat(part, f"{prefix}.{key}" if prefix else str(key))

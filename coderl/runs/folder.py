@@ -1,4 +1,4 @@
-"""Names and folders of runs: where everything of a run lies, and that no run writes over another."""
+"""Names and paths of a run, and the rule that no run overwrites another."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path("checkpoints")
 """The folder that run folders lie in, relative to where the command was called."""
 
 DEBUG = ROOT / "debug"
-"""The run folder of ``debug.yaml``: the one that the next run in it takes the place of."""
+"""The run folder of ``debug.yaml``. The next debug run empties it."""
 
 
 def short_name(model: str) -> str:
@@ -54,19 +54,19 @@ def is_run_name(name: str) -> bool:
 
 
 class RunFolder:
-    """Every path in the folder of a run, and the rule that nothing in it is written over.
+    """Every path in a run folder, and the rule that nothing in it is overwritten.
 
     Args:
         path: The folder, such as ``checkpoints/embedded-embedded-grpo-qlora``.
 
     Attributes:
         path: The folder.
-        summary: What the fit was worth, written at its end.
+        summary: Scores, time and versions, written at the end of the fit.
         completions: Sampled programs with their verdicts, a JSON line each.
-        curriculum: How often samples of each problem passed.
-        console_log: What the run has printed.
+        curriculum: For each problem, how many of its samples passed.
+        console_log: Everything that the run has printed.
         checkpoints: The folder of Lightning's checkpoints.
-        last_checkpoint: The one that a resumed run goes on from.
+        last_checkpoint: The checkpoint to resume from.
         adapter: The folder of the trained adapter, in peft's format.
         logs: The folder of the CSV logger, with one ``version_n`` for each start.
         wandb: Where W&B writes.
@@ -127,13 +127,12 @@ class RunFolder:
     def require_fresh(self) -> None:
         """Refuse a folder that a run has written to; :data:`DEBUG` is emptied, unless it is a link.
 
-        A start that failed leaves settings, ``console.log`` and what W&B and TensorBoard write before the
-        first step; the next one writes beside it, or below. One that was killed while it measured the policy
-        as it was leaves answers, with which the next one goes on; one that was killed between that and its
-        first step leaves results, beside which the next one writes its own.
+        Files of a failed start do not count: settings, ``console.log``, what W&B and TensorBoard write before
+        the first step, and the answers and results of the evaluation before training. The next start
+        continues with such answers, and writes its other files beside these.
 
         Raises:
-            UserError: The folder is a file, or holds anything more than that.
+            UserError: The folder is a file, or holds anything else.
         """
         folder = self.path
         if folder == DEBUG and not folder.is_symlink() and self.console_log.is_file():

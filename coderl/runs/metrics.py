@@ -1,10 +1,10 @@
-"""``metrics.csv`` as one series for each metric, also where a run was resumed and has left several files."""
+"""Reads ``metrics.csv``: one series for each metric, joined over the files of a resumed run."""
 
 from __future__ import annotations
 
 import csv
+import io
 import math
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,12 +14,11 @@ import numpy as np
 from coderl.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+    import pandas as pd  # type: ignore[import-untyped,unused-ignore]
     from numpy.typing import NDArray
 
 X = ("step", "rollout_step", "global_step", "epoch")
-"""Columns that say when a row was written, not what was measured."""
+"""Columns with the time of a row. All others are metrics."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Series:
 
     Attributes:
         steps: ``[N]`` rollout steps from 1, ascending; of a supervised run the optimizer's steps.
-        values: ``[N]``, NaN where a step could not tell it.
+        values: ``[N]``, NaN where the metric was logged but not defined.
     """
 
     steps: NDArray[np.float64]
@@ -38,87 +37,94 @@ class Series:
         return len(self.steps)
 
     @property
-    def told(self) -> Series:
-        """The steps whose value is a finite number."""
-        known = np.isfinite(self.values)
-        return Series(self.steps[known], self.values[known])
+    def finite(self) -> Series:
+        """The steps with a finite value."""
+        finite = np.isfinite(self.values)
+        return Series(self.steps[finite], self.values[finite])
 
     def mean(self, first: int | None = None, last: int | None = None) -> float:
-        """Mean over the ``first`` or the ``last`` so many values that are numbers; NaN where none is."""
-        known = self.told.values[:first] if first else self.told.values[-(last or 0) :]
-        return float(known.mean()) if len(known) else math.nan
+        """Mean of the ``first`` or ``last`` so many finite values, of all by default; NaN without any."""
+        values = self.finite.values[:first] if first else self.finite.values[-(last or 0) :]
+        return float(values.mean()) if len(values) else math.nan
 
 
 def read_metrics(files: list[Path]) -> dict[str, Series]:
     """All metrics of a run, by name.
 
-    A run that was killed and resumed went back to its last checkpoint: what an older file has of steps from
-    the first one of a newer file on was not built upon, and is left out.
-
     Args:
-        files: Each start's ``metrics.csv``, oldest first.
+        files: The ``metrics.csv`` of each start, oldest first.
 
     Raises:
         UserError: A file cannot be read, or is damaged.
     """
-    kept: dict[str, dict[float, float]] = defaultdict(dict)
+    import pandas as pd  # takes half a second: not for `coderl report --help`
+
+    cells = pd.DataFrame()
     for file in files:
-        rows = list(_rows(file))
-        start = min((step for step, _ in rows), default=math.inf)
-        for column in kept.values():
-            for step in [step for step in column if step >= start]:
-                del column[step]
-        for step, row in rows:
-            for name, value in row.items():
-                kept[name][step] = value
-    return {
-        name: Series(np.array(sorted(column)), np.array([column[step] for step in sorted(column)]))
-        for name, column in sorted(kept.items())
-        if column
-    }
+        table = _read(file)
+        if len(table):
+            # A resumed run went back to its last checkpoint. Nothing was built on later steps of older files.
+            cells = pd.concat([cells[cells.index < table.index.min()], table])
+    metrics = {}
+    for name in sorted(cells.columns.difference(X)):
+        # An empty cell was not logged in that row. `nan` was, and stays.
+        logged = cells[name].dropna().loc[lambda column: column != ""]
+        logged = logged[~logged.index.duplicated(keep="last")].sort_index()
+        if len(logged):
+            metrics[name] = Series(logged.index.to_numpy(float), logged.astype(float).to_numpy())
+    return metrics
 
 
-def _rows(file: Path) -> Iterator[tuple[float, dict[str, float]]]:
-    """Each row's step, and what it measured; final scores, which count optimizer steps, are left out."""
-    header: list[str] = []
-    for number, cells in enumerate(_cells(file), 1):
-        if not header:
-            header = cells
-            if "step" not in header:
-                raise _damaged(file, "its first line names no column `step`")
-            continue
-        if len(cells) != len(header):
-            raise _damaged(file, f"line {number} has {len(cells)} columns, not {len(header)}")
-        row = {name: _value(cell, file, number) for name, cell in zip(header, cells, strict=True) if cell}
-        if any(name.startswith("final_eval/") for name in row):
-            continue
-        if "step" not in row:
-            raise _damaged(file, f"line {number} has no step")
-        measured = {name: value for name, value in row.items() if name not in X}
-        yield row.get("rollout_step", row["step"] + 1), measured
+def _read(file: Path) -> pd.DataFrame:
+    """The cells of a file as text that can be read as numbers, by step, without the final scores."""
+    import pandas as pd
 
-
-def _cells(file: Path) -> Iterator[list[str]]:
-    try:
-        yield from csv.reader(_whole_lines(file))
-    except csv.Error as error:
-        raise _damaged(file, str(error)) from error
-
-
-def _whole_lines(file: Path) -> list[str]:
-    """The lines of a file but for a last one that is still being written."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
         raise _damaged(file, str(error)) from error
-    return lines if not lines or lines[-1].endswith("\n") else lines[:-1]
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()  # it is still being written
+    if not lines:
+        return pd.DataFrame()
+    _require_table(file, lines)
+    # As text: pandas would read an empty cell and `nan` as the same.
+    table = pd.read_csv(io.StringIO("".join(lines)), dtype=str, keep_default_na=False)
+    final = [name for name in table if name.startswith("final_eval/")]
+    table = table[(table[final] == "").all(axis=1)]  # final scores count optimizer steps
+    if len(missing := table.index[table["step"] == ""]):
+        raise _damaged(file, f"line {missing[0] + 2} has no step")
+    steps = table["step"].astype(float) + 1  # Lightning's steps count from 0
+    if "rollout_step" in table:
+        rollouts = table["rollout_step"]
+        steps = steps.where(rollouts == "", rollouts.replace("", "nan").astype(float))
+    return table.set_index(pd.Index(steps))
 
 
-def _value(cell: str, file: Path, number: int) -> float:
+def _require_table(file: Path, lines: list[str]) -> None:
+    """Check that all rows are as long as the header and hold numbers, with the line in the error.
+
+    pandas fills short rows up without a word, and names no lines.
+    """
+    header: list[str] = []
     try:
-        return float(cell)
+        for number, cells in enumerate(csv.reader(lines), 1):
+            header = header or cells
+            if "step" not in header:
+                raise _damaged(file, "its first line names no column `step`")
+            if len(cells) != len(header):
+                raise _damaged(file, f"line {number} has {len(cells)} columns, not {len(header)}")
+            for cell in cells if number > 1 else ():
+                _require_number(cell, file, number)
+    except csv.Error as error:
+        raise _damaged(file, str(error)) from error
+
+
+def _require_number(cell: str, file: Path, number: int) -> None:
+    try:
+        float(cell or "nan")
     except ValueError:
         raise _damaged(file, f"line {number} has {cell[:40]!r} where a number should be") from None
 

@@ -1,4 +1,4 @@
-"""What a run folder holds, as one value; of a run that has not ended, or was killed, what is there so far."""
+"""Reads a run folder into a :class:`Run`; of a run that has not ended, or was killed, as far as it got."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 FIX = "move it away to report without it"
 MARKS = ("summary.json", "config.yaml", "*/version_*/metrics.csv", "*/version_*/config.yaml")
-"""What tells a run folder from others."""
+"""Files that make a folder a run folder."""
 MOST_SECONDS = 1e12
 ROUNDING = 1e-9
-LONGEST_NAME = 200  # bytes of a task's, which becomes part of file names
+LONGEST_NAME = 200  # bytes of a task's name, which becomes part of file names
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,16 @@ class Run:
 
     Attributes:
         folder: Where it lies.
-        name: What it is called beside others: its folder's name.
+        name: Its name beside other runs; by default its folder's.
         summary: ``summary.json``; empty while the run has not ended.
         config: The settings of the latest start, as ``config.yaml`` nests them; empty where there is none.
-        config_text: The same as text.
-        metrics: From name, such as ``"reward/mean"``, to its values over the steps.
+        config_text: The settings as the text of the file.
+        metrics: From name, such as ``"reward/mean"``, to the values over the steps.
         completions: Sampled programs, as :class:`coderl.callbacks.CompletionTable` wrote them.
         before: Results file of the evaluation before training, if there is one.
-        after: That of the one after it.
+        after: Results file of the evaluation after training, if there is one.
         logs: The folders that its starts logged to, oldest first.
-        missing: In words, what a finished run has and this one has not.
+        missing: A sentence for each thing that a finished run has and this one lacks.
     """
 
     folder: Path
@@ -64,7 +64,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run ended by itself."""
         return bool(self.summary)
 
     @property
@@ -81,23 +81,23 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Steps that were logged, or optimizer steps where none was."""
+        """Number of the last step logged; the optimizer steps of the summary where none was."""
         last = [series.steps[-1] for series in self.metrics.values()]
         return int(max(last)) if last else int(self.summary.get("steps", 0))
 
     @property
     def step_name(self) -> str:
-        """What a step is: of reinforcement learning a rollout."""
+        """``"rollout step"`` in reinforcement learning, ``"step"`` otherwise."""
         return "rollout step" if "reward/mean" in self.metrics else "step"
 
     @cached_property
     def tasks_before(self) -> dict[str, dict[str, Any]]:
-        """What was measured before training: from task to scores, counts per problem and settings."""
+        """The evaluation before training: from task to scores, counts per problem and settings."""
         return _results(self.before) if self.before else {}
 
     @cached_property
     def tasks(self) -> dict[str, dict[str, Any]]:
-        """What was measured after training. The split that was held out stands first."""
+        """The evaluation after training, in the same form. The held-out split comes first."""
         found: dict[str, dict[str, Any]] = _results(self.after) if self.after else {}
         return found or dict(self.summary.get("tasks") or {})
 
@@ -108,7 +108,7 @@ class Run:
 
     @cached_property
     def compared(self) -> tuple[list[Comparison], str]:
-        """The comparisons, and why there is none."""
+        """The comparisons, and the reason where there are none."""
         if self.before is None or self.after is None or not (self.tasks and self.tasks_before):
             return [], "no results file from before training"
         try:
@@ -120,7 +120,7 @@ class Run:
     def held_out(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """The scores of the held-out split before and after training, each None where it is not known.
 
-        What was measured before on other problems than after is not there either.
+        Scores from before training on other problems than after it count as not known.
         """
         after = next(iter(self.tasks.values()), None)
         before = next(iter(self.tasks_before.values()), None)
@@ -140,7 +140,7 @@ def load_run(folder: str | Path, name: str | None = None) -> Run:
 
     Args:
         folder: Such as ``checkpoints/embedded-embedded-grpo-qlora``.
-        name: What to call the run; by default as its folder.
+        name: Name of the run; by default its folder's.
 
     Raises:
         UserError: It is no run folder, or a file in it cannot be read.
@@ -163,14 +163,14 @@ def load_run(folder: str | Path, name: str | None = None) -> Run:
         before=before,
         after=after,
         logs=logs,
-        missing=_strayed(folder, logs),
+        missing=_links_outside(folder, logs),
     )
     run.missing.extend(_missing(run))
     return run
 
 
 def load_runs(folders: Sequence[str | Path]) -> list[Run]:
-    """Read several run folders; those of one name are called by as many of their folders as tell them apart.
+    """Read several run folders. Runs of equal names get as many parent folders in them as make them differ.
 
     Raises:
         UserError: One is no run folder, or a file in one cannot be read.
@@ -209,26 +209,26 @@ def _require_run(folder: Path) -> None:
 def holds(folder: Path, path: Path) -> bool:
     """Whether a file is there and lies in the run folder, links followed.
 
-    A page is made to be sent on: in a folder that somebody else sent, links and paths could lead anywhere on
-    this machine.
+    A report is sent to others. In a run folder that somebody else sent, links and paths could lead to any
+    file on this machine, and the page would hold it.
     """
     try:
         return path.is_file() and path.resolve().is_relative_to(folder.resolve())
-    except (OSError, ValueError):  # no name that a file can have, or out of reach
+    except (OSError, ValueError):  # not a possible file name, or not accessible
         return False
 
 
-def _strayed(folder: Path, logs: list[Path]) -> list[str]:
-    """A line for each file that would be read, had it not been a link to elsewhere."""
+def _links_outside(folder: Path, logs: list[Path]) -> list[str]:
+    """A line for each file that is not read because it is a link out of the run folder."""
     names = ("summary.json", "completions.jsonl", "config*.yaml", f"{RESULTS}_*", f"{GENERATIONS}_*")
     files = [path for name in names for path in sorted(folder.glob(name))]
     files += [log / name for log in logs for name in ("config.yaml", "metrics.csv")]
-    away = [path for path in files if os.path.isfile(path) and not holds(folder, path)]
-    return [f"{path.relative_to(folder)} leads out of the run folder and is not read" for path in away]
+    outside = [path for path in files if os.path.isfile(path) and not holds(folder, path)]
+    return [f"{path.relative_to(folder)} leads out of the run folder and is not read" for path in outside]
 
 
 def _summary(folder: Path) -> dict[str, Any]:
-    """``summary.json``, empty where there is none, with what the report reads in it checked."""
+    """``summary.json`` with the types that a report needs; empty where there is none."""
     path = RunFolder(folder).summary
     if not holds(folder, path):
         return {}
@@ -266,7 +266,7 @@ def _is_share(value: Any) -> bool:
 
 
 def _are_around(ends: list[Any], score: Any) -> bool:
-    """Whether these are the ends of an interval, with the score in it, if there is one."""
+    """Whether these are the ends of an interval that holds the score, if there is one."""
     if len(ends) != 2 or None in ends:
         return False
     inside = [ends[0], *([] if score is None else [score]), ends[1]]
@@ -284,7 +284,7 @@ def _results(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _results_file(folder: Path, summary: dict[str, Any], key: str) -> Path | None:
-    """The results that the summary names, also where the run was moved; without a summary the newest."""
+    """The results file that the summary names, also in a moved run; without a summary the newest."""
     if summary:
         named = Path(str(summary["paths"].get(key, "")))
         places = [folder / named.name, named] if named.name else []
@@ -296,7 +296,7 @@ def _results_file(folder: Path, summary: dict[str, Any], key: str) -> Path | Non
 
 
 def _latest_config(files: list[Path]) -> str:
-    """Of the last of the files; without a logger they lie in the run folder itself."""
+    """The text of the last file; empty without any. Without a logger it lies in the run folder itself."""
     try:
         return files[-1].read_text(encoding="utf-8", errors="replace") if files else ""
     except OSError as error:
@@ -304,7 +304,7 @@ def _latest_config(files: list[Path]) -> str:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """The settings; none where the file is not what a fit writes, which is then shown as it is."""
+    """The settings; empty where the text is not YAML of a fit. The page then still shows the text."""
     try:
         found = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError):
@@ -313,7 +313,7 @@ def _parsed(text: str) -> dict[str, Any]:
 
 
 def _completions(folder: Path) -> list[dict[str, Any]]:
-    """The rows of ``completions.jsonl``; a resumed run's take the place of those that it went back behind."""
+    """The rows of ``completions.jsonl``. Rows of a resumed run replace those of the steps it repeated."""
     path = RunFolder(folder).completions
     if not holds(folder, path):
         return []
@@ -324,7 +324,7 @@ def _completions(folder: Path) -> list[dict[str, Any]]:
     except ValueError as error:
         raise UserError(f"{path}: is damaged ({error}); {FIX}") from error
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines[:-1], 1):  # behind the last line end stands nothing, or half a row
+    for number, line in enumerate(lines[:-1], 1):  # the last piece is empty, or a row being written
         try:
             row = json.loads(line)
             step, row["reward"] = float(row["rollout_step"]), float(row["reward"])
@@ -332,13 +332,13 @@ def _completions(folder: Path) -> list[dict[str, Any]]:
         except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
             raise UserError(f"{path}: line {number} is damaged ({error}); {FIX}") from error
         if rows and step < rows[-1]["rollout_step"]:
-            rows = [kept for kept in rows if kept["rollout_step"] < step]
+            rows = [row_before for row_before in rows if row_before["rollout_step"] < step]
         rows.append(row)
     return rows
 
 
 def _missing(run: Run) -> list[str]:
-    """What a finished run has and this one has not."""
+    """A sentence for each thing that a finished run has and this one lacks."""
     found = []
     if not run.finished:
         found.append("no summary.json: the run has not ended, or was killed; this is how far it got")

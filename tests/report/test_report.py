@@ -105,7 +105,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *args: str, code: int = 1) -> s
 # -- the figures -----------------------------------------------------------------------------------------
 
 
-def test_what_the_page_says_is_what_the_files_say(finished: Path) -> None:
+def test_the_scores_on_the_page_are_those_in_the_files(finished: Path) -> None:
     found = load_run(finished)
     before, after = (side["embedded"] for side in body(finished))
     (comparison,) = compare(found.before, found.after)  # type: ignore[arg-type]
@@ -125,7 +125,7 @@ def test_what_the_page_says_is_what_the_files_say(finished: Path) -> None:
     assert found.summary["versions"]["torch"] in words and not found.missing
 
 
-def test_metrics_are_those_of_the_logs(finished: Path) -> None:
+def test_metrics_are_read_from_all_logs_of_a_resumed_run(finished: Path) -> None:
     found = load_run(finished)
     rows: dict[float, dict[str, str]] = {}
     for version in (0, 1):
@@ -140,7 +140,7 @@ def test_metrics_are_those_of_the_logs(finished: Path) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 8)), min_size=1, max_size=4))
-def test_steps_that_a_resumed_run_went_back_behind_are_left_out(
+def test_steps_that_a_resumed_run_repeated_replace_the_earlier_ones(
     tmp_path_factory: pytest.TempPathFactory, starts: list[tuple[int, int]]
 ) -> None:
     folder = tmp_path_factory.mktemp("joined")
@@ -158,7 +158,7 @@ def test_steps_that_a_resumed_run_went_back_behind_are_left_out(
     assert joined == kept
 
 
-def test_starts_are_ordered_by_number_and_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
+def test_starts_are_ordered_by_number_and_an_incomplete_last_line_is_ignored(tmp_path: Path) -> None:
     for version in (0, 2, 10):
         path = write_log(tmp_path, version, [{"step": version, "loss/sft": version}])
     with path.open("a") as file:
@@ -197,7 +197,7 @@ def test_an_interval_that_rounding_puts_beside_its_score_is_drawn(folder: Path) 
     assert cover(load_run(folder)) is not None
 
 
-def test_what_is_drawn_are_the_metrics(finished: Path) -> None:
+def test_curves_and_bars_show_the_metrics_and_scores(finished: Path) -> None:
     found = load_run(finished)
     panels = {axes.get_title(loc="left"): axes for axes in curves(found).axes}
     drawn = panels["Programs that pass in training"].get_lines()[0]
@@ -247,7 +247,7 @@ def test_side_by_side_are_all_lines_of_both_and_marked_are_those_that_differ(
 
 
 @given(st.text(max_size=300))
-def test_what_is_shown_can_be_seen_and_is_not_long(text: str) -> None:
+def test_printable_text_has_visible_characters_and_a_limited_length(text: str) -> None:
     shown = printable(text)
     assert all(line.isprintable() for line in shown.split("\n"))
     shown.encode()
@@ -263,7 +263,7 @@ HOSTILE = (
 )
 
 
-def test_hostile_programs_are_text(folder: Path) -> None:
+def test_markup_in_programs_and_names_is_shown_as_text(folder: Path) -> None:
     for path in folder.glob("generations_*.json"):
         rows = json.loads(path.read_text())
         path.write_text(json.dumps([[HOSTILE + program for program in row] for row in rows]))
@@ -362,7 +362,7 @@ def test_results_elsewhere_are_not_read_and_a_moved_run_finds_its_own(folder: Pa
 MARKS = "\x1b[31m\u202e\u2066"
 
 
-def test_names_and_values_are_seen_and_steer_nothing(
+def test_control_characters_in_names_and_values_are_escaped(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = body(folder)[1]["embedded"]
@@ -403,7 +403,7 @@ AFTER = ("summary.json", "*_grpo_*.json")
         (("generations_*", "completions.jsonl"), "no completions.jsonl", "Held-out pass@1 "),
     ],
 )
-def test_of_half_a_run_there_is_what_there_is(
+def test_an_unfinished_run_is_reported_as_far_as_it_got(
     folder: Path, gone: tuple[str, ...], said: str, told: str
 ) -> None:
     without(folder, *gone)
@@ -413,7 +413,7 @@ def test_of_half_a_run_there_is_what_there_is(
     assert said in words and headline(found) in words
 
 
-def test_of_a_start_that_was_killed_there_is_a_page_without_a_picture(
+def test_a_start_that_was_killed_has_a_page_and_no_png(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     without(folder, *AFTER, "*_before_*.json", "completions.jsonl", "logs/*/metrics.csv")
@@ -422,7 +422,9 @@ def test_of_a_start_that_was_killed_there_is_a_page_without_a_picture(
     assert not (folder / "report.png").exists()
 
 
-def test_metrics_that_are_no_numbers_are_gaps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nan_and_infinite_metrics_are_gaps_in_the_curves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     values = [0.5, math.nan, 1.0, math.inf, 0.0]
     rows = [
         {"step": i, "rollout_step": i + 1, "reward/mean": v, "reward/passed": math.nan}
@@ -438,7 +440,7 @@ def test_metrics_that_are_no_numbers_are_gaps(tmp_path: Path, capsys: pytest.Cap
     assert main(["report", str(tmp_path)]) == 0
 
 
-def test_results_on_other_problems_are_no_gain(folder: Path) -> None:
+def test_scores_on_different_problems_are_not_compared(folder: Path) -> None:
     (results,) = folder.glob("evaluation_results_*_before_*")
     whole = json.loads(results.read_text())
     whole["embedded"]["ids"] = [f"other/{i}" for i in range(len(whole["embedded"]["ids"]))]
@@ -524,7 +526,7 @@ def test_several_runs_stand_side_by_side(
         ("completions.jsonl", b"[1]\n", "line 1 is damaged"),
     ],
 )
-def test_a_damaged_file_is_one_line(
+def test_a_damaged_file_is_an_error_in_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str], file: str, content: bytes, said: str
 ) -> None:
     (folder / file).write_bytes(content)
@@ -533,7 +535,9 @@ def test_a_damaged_file_is_one_line(
     assert not (folder / "report.html").exists()
 
 
-def test_a_damaged_evaluation_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_evaluation_is_an_error_in_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (programs,) = folder.glob("generations_*_before_*")
     programs.write_text('[["one"]]')
     assert "not a list of programs for each of the problems" in error_of(capsys, str(folder))
@@ -556,7 +560,7 @@ ODD: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize("place", ["results", "summary"])
-def test_scores_that_are_none_are_one_line(
+def test_impossible_scores_are_an_error_in_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str], odd: dict[str, Any], place: str
 ) -> None:
     (file,) = folder.glob("evaluation_results_*_before_*" if place == "results" else "summary.json")
@@ -571,7 +575,7 @@ def test_scores_that_are_none_are_one_line(
 
 
 @pytest.mark.parametrize("name", ["../../etc/x", "a/b", "x" * 300, "\u540d" * 90, "\x1b[31m/"])
-def test_a_task_that_names_no_file_is_one_line(
+def test_a_task_name_that_is_no_file_name_is_an_error_in_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     for file in folder.glob("evaluation_results_*"):
@@ -580,7 +584,7 @@ def test_a_task_that_names_no_file_is_one_line(
 
 
 @pytest.mark.parametrize("path", ["/" + "x" * 5000, "a\0b", "../..", 5, None, ["a"]])
-def test_a_results_file_that_cannot_be_there_is_none(folder: Path, path: Any) -> None:
+def test_an_impossible_path_of_a_results_file_counts_as_missing(folder: Path, path: Any) -> None:
     edit(folder, "paths", before=path)
     assert load_run(folder).before is None
 
@@ -592,7 +596,7 @@ def edit(folder: Path, key: str, **values: Any) -> None:
     (folder / "summary.json").write_text(json.dumps(whole))
 
 
-def test_seconds_and_rewards_too_large_for_a_number_are_one_line(
+def test_seconds_and_rewards_too_large_for_a_float_are_an_error_in_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = json.loads((folder / "summary.json").read_text())
@@ -604,7 +608,9 @@ def test_seconds_and_rewards_too_large_for_a_number_are_one_line(
     assert "cannot be read" in error_of(capsys, "x" * 300)
 
 
-def test_what_is_no_run_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_no_run_is_an_error_in_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     around = folder.parent
     (around / "empty").mkdir()
     (around / "trained-merged").mkdir()
@@ -616,7 +622,7 @@ def test_what_is_no_run_is_one_line(folder: Path, capsys: pytest.CaptureFixture[
     assert "no runs given" in error_of(capsys, code=2)
 
 
-def test_nothing_but_a_report_is_written_over(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_an_earlier_report_is_overwritten(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_folder = str(folder)
     without(folder, "logs/*/metrics.csv")
     assert main(["report", run_folder]) == 0 and main(["report", run_folder]) == 0

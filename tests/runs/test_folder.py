@@ -27,11 +27,11 @@ from coderl.runs.folder import (
         ("models/mine/", "mine"),
     ],
 )
-def test_short_names_are_the_missions(model: str, short: str) -> None:
+def test_short_names_are_those_of_the_original_recipe(model: str, short: str) -> None:
     assert short_name(model) == short
 
 
-def test_run_name_is_the_missions() -> None:
+def test_run_name_is_that_of_the_original_recipe() -> None:
     name = run_name("codellama/CodeLlama-7b-Python-hf", "MBPP", "GRPO")
     assert name == "codellama-7b-python-mbpp-grpo-qlora"
 
@@ -49,7 +49,7 @@ def test_merged_folder_lies_beside_the_run() -> None:
     assert RunFolder("checkpoints/smollm2-q4.1/").merged == Path("checkpoints/smollm2-q4.1-merged")
 
 
-def test_fresh_means_absent_or_empty(tmp_path: Path) -> None:
+def test_only_an_absent_or_empty_folder_is_fresh(tmp_path: Path) -> None:
     RunFolder(tmp_path / "absent").require_fresh()
     RunFolder(tmp_path).require_fresh()
     (tmp_path / "metrics.csv").touch()
@@ -59,7 +59,7 @@ def test_fresh_means_absent_or_empty(tmp_path: Path) -> None:
         RunFolder(tmp_path / "metrics.csv").require_fresh()
 
 
-def test_a_start_that_failed_does_not_take_the_folder(tmp_path: Path) -> None:
+def test_a_folder_with_files_of_a_failed_start_alone_is_fresh(tmp_path: Path) -> None:
     config = tmp_path / "logs" / "version_0" / "config.yaml"
     config.parent.mkdir(parents=True)
     config.touch()
@@ -80,7 +80,7 @@ def test_refusal_names_the_checkpoint_to_resume_from(tmp_path: Path) -> None:
         RunFolder(tmp_path).require_fresh()
 
 
-def test_free_path_is_never_taken(tmp_path: Path) -> None:
+def test_free_path_never_exists(tmp_path: Path) -> None:
     seen = set()
     for _ in range(4):
         path = free_path(tmp_path / "config.yaml")
@@ -111,9 +111,7 @@ def test_resume_command_names_the_latest_of_several_configs(newest: str, tmp_pat
     assert f"--config {chosen} " in RunFolder(tmp_path).resume_command(tmp_path / "last.ckpt")
 
 
-def test_a_debug_run_takes_the_place_of_the_one_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_debug_run_replaces_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for folder in (runs.DEBUG, RunFolder(runs.DEBUG).merged, tmp_path / "elsewhere" / "debug"):
         folder.mkdir(parents=True)

@@ -32,7 +32,7 @@ FIT = f"""fit -c quickstart.yaml --model PPO --model.kl_coefficient 0.05 --model
     --model.group_size 2 --model.evaluation.n 2 --data.batch_size 2 --data.limit_test 1
     --trainer.accelerator cpu --trainer.logger WandbLogger --trainer.logger+ TensorBoardLogger
     --trainer.callbacks+ RewardStopping --trainer.callbacks.window 1""".split()
-MISSION = {
+RECIPE_KEYS = {
     "loss/policy",
     "loss/value",
     "policy/entropy",
@@ -129,11 +129,11 @@ def parts(offline: Path) -> list[Offline]:
     return [Offline(part) for part in sorted(offline.glob(f"checkpoints/{NAME}/wandb/offline-run-*"))]
 
 
-def test_the_missions_keys_arrive_in_wandb_with_both_axes(parts: list[Offline]) -> None:
+def test_the_original_recipes_keys_arrive_in_wandb_with_both_axes(parts: list[Offline]) -> None:
     first = parts[0]
     steps = [row for row in first.history if "reward/mean" in row]
     assert [(row["rollout_step"], row["global_step"]) for row in steps] == [(1, 2), (2, 4)]
-    assert all(row.keys() >= MISSION | AXES for row in steps)
+    assert all(row.keys() >= RECIPE_KEYS | AXES for row in steps)
     assert [row["early_stopping/waited"] for row in steps] == [0, steps[1]["early_stopping/waited"]]
     (after,) = [row for row in first.history if "final_eval/embedded_pass@1" in row]
     assert after.keys() >= AXES
@@ -142,7 +142,7 @@ def test_the_missions_keys_arrive_in_wandb_with_both_axes(parts: list[Offline]) 
     assert first.exit_code == 0
 
 
-def test_the_missions_name_and_the_configuration_arrive_in_wandb(parts: list[Offline]) -> None:
+def test_the_run_name_and_the_configuration_arrive_in_wandb(parts: list[Offline]) -> None:
     first = parts[0]
     assert re.fullmatch(rf"{NAME}-cpu-{STAMP}", first.run.display_name)
     assert first.run.project == "coderl"
@@ -187,7 +187,7 @@ def test_tensorboard_has_what_csv_has_and_goes_on_too(offline: Path) -> None:
     for version in ("version_0", "version_1"):
         with (folder / "logs" / version / "metrics.csv").open() as file:
             rows += [row for row in csv.DictReader(file) if row["reward/mean"]]
-    for key in (MISSION | AXES) - {"early_stopping/best"}:
+    for key in (RECIPE_KEYS | AXES) - {"early_stopping/best"}:
         values = [event.value for event in events.Scalars(key)]
         wanted = [float(row[key]) for row in rows]
         # On the axis, the held-out figures are there as well.
@@ -210,7 +210,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 WANDB = ["--trainer.logger", "WandbLogger"]
 
 
-def test_nobody_logged_in_and_nobody_there_is_one_line_at_the_start(
+def test_a_missing_wandb_login_is_an_error_in_one_line_at_the_start(
     config: list[str], tmp_path: Path
 ) -> None:
     done = shell([*config, *WANDB], tmp_path)
@@ -222,7 +222,7 @@ def test_nobody_logged_in_and_nobody_there_is_one_line_at_the_start(
     assert [path.name for path in Path("run").iterdir()] == ["console.log"]
 
 
-def test_disabled_writes_nothing(config: list[str]) -> None:
+def test_disabled_wandb_writes_nothing(config: list[str]) -> None:
     assert os.environ["WANDB_MODE"] == "disabled"
     before = {key for key in os.environ if "WANDB" in key}
     assert main([*config, *WANDB]) == 0
@@ -239,7 +239,7 @@ def test_disabled_writes_nothing(config: list[str]) -> None:
         ("UsageError", "No API key configured.", ["not logged in"]),
     ],
 )
-def test_what_wandb_refuses_is_one_line(
+def test_errors_of_wandb_at_the_start_are_one_line(
     kind: str,
     text: str,
     parts: list[str],
@@ -260,7 +260,7 @@ def test_what_wandb_refuses_is_one_line(
     assert not Path("run/checkpoints").exists()
 
 
-def test_wandb_failing_under_way_ends_no_fit(
+def test_wandb_failing_during_a_fit_is_a_warning(
     config: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls = []
@@ -281,7 +281,7 @@ def test_wandb_failing_under_way_ends_no_fit(
     ]
 
 
-def test_a_notebooks_own_wandb_run_is_its_owners(config: list[str]) -> None:
+def test_a_wandb_run_that_was_open_before_stays_open(config: list[str]) -> None:
     import wandb
 
     own = wandb.init(mode="disabled")
@@ -332,7 +332,7 @@ def test_switched_off_is_off() -> None:
     assert settle(False) is False
 
 
-def test_what_was_said_stays(tmp_path: Path) -> None:
+def test_explicit_settings_of_loggers_are_left_alone(tmp_path: Path) -> None:
     given = asked("WandbLogger", name="mine", project="ours", save_dir="there")
     (_, made) = settle(given, tmp_path)
     assert (made.init_args.name, made.init_args.project, made.init_args.save_dir) == ("mine", "ours", "there")
@@ -340,7 +340,7 @@ def test_what_was_said_stays(tmp_path: Path) -> None:
     assert (made.init_args.name, made.init_args.version) == ("mine", 7)
 
 
-def test_wandbs_own_variables_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandbs_environment_variables_are_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_NAME", "theirs")
     monkeypatch.setenv("WANDB_PROJECT", "their-project")
     (_, made) = settle(asked("WandbLogger"))
@@ -348,14 +348,14 @@ def test_wandbs_own_variables_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made.init_args.project == "their-project"
 
 
-def test_the_configuration_is_left_as_it_was() -> None:
+def test_settling_leaves_the_given_configuration_unchanged() -> None:
     given = asked("WandbLogger")
     before = given.clone()
     settle([given])
     assert given == before
 
 
-def test_objects_made_in_python_pass(tmp_path: Path) -> None:
+def test_logger_objects_made_in_python_are_left_alone(tmp_path: Path) -> None:
     own = CSVLogger(tmp_path)
     assert settle(own) == [own]
 
@@ -400,7 +400,7 @@ def test_the_name_has_the_machines_own_numbers(
     assert device_tag(Namespace(accelerator="cpu", devices=devices)) == "cpu"
 
 
-def test_the_latest_wandb_run_of_a_folder_is_its_run(tmp_path: Path) -> None:
+def test_a_resumed_fit_continues_the_latest_wandb_run_of_its_folder(tmp_path: Path) -> None:
     assert wandb_id(tmp_path) is None
     for name in (
         "offline-run-20260601_123400-zz9",
@@ -460,7 +460,7 @@ def test_a_list_of_loggers_in_a_config_needs_no_folders(config: list[str]) -> No
     )
 
 
-def test_tensorboard_goes_on_in_its_latest_version(tmp_path: Path) -> None:
+def test_a_resumed_fit_continues_the_latest_tensorboard_version(tmp_path: Path) -> None:
     for version in (0, 2, 10):
         (tmp_path / f"tensorboard/version_{version}").mkdir(parents=True)
     assert settle(asked("TensorBoardLogger"), tmp_path)[1].init_args.version is None
@@ -506,7 +506,7 @@ def test_classes_are_folded_up_and_lists_of_them_keyed() -> None:
     }
 
 
-def test_each_logger_but_csv_is_told_the_configuration(tmp_path: Path) -> None:
+def test_each_logger_but_csv_logs_the_configuration(tmp_path: Path) -> None:
     class Told(CSVLogger):
         pass
 

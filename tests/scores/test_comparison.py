@@ -75,7 +75,7 @@ def test_swapping_the_sides_mirrors_everything(pairs: list[tuple[int, int]]) -> 
 
 @settings(max_examples=30, deadline=None)
 @given(rows)
-def test_figures_are_those_of_the_counts(pairs: list[tuple[int, int]]) -> None:
+def test_scores_follow_from_the_counts(pairs: list[tuple[int, int]]) -> None:
     x, y = zip(*pairs, strict=True)
     result = compare_task("mbpp", task(x, 4, (1, 3)), task(y, 4, (1, 2, 3)))
     assert list(result.scores) == [1, 3]
@@ -169,7 +169,7 @@ def test_verdicts_in_words(won: int, lost: int, tied: int, verdict: str) -> None
     assert result.test == "McNemar exact"
 
 
-def test_many_small_wins_against_few_large_losses_are_told_from_a_better_mean() -> None:
+def test_many_small_wins_against_few_large_losses_are_not_called_a_better_mean() -> None:
     x, y = task([0] * 20 + [10] * 2, 10), task([1] * 20 + [0] * 2, 10)
     result = compare_task("mbpp", x, y)
     assert result.better == ""
@@ -181,7 +181,7 @@ def test_many_small_wins_against_few_large_losses_are_told_from_a_better_mean() 
 # --- what is left out, and warned of
 
 
-def test_problems_of_one_file_alone_or_without_a_verdict_are_said() -> None:
+def test_problems_in_one_file_only_or_without_a_verdict_are_counted_as_left_out() -> None:
     x = task([1, 0, 1, 1, 0], ids=["a", "b", "c", "d", "g"]) | {"counted": [1, 1, 1, 1, 0]}
     y = task([0, 1, 0, 0, 1, 1], ids=["b", "c", "d", "e", "f", "g"]) | {"counted": [1, 1, 0, 1, 1, 1]}
     result = compare_task("mbpp", x, y)
@@ -192,12 +192,12 @@ def test_problems_of_one_file_alone_or_without_a_verdict_are_said() -> None:
     assert head in text([result])
 
 
-def test_no_samples_at_all_are_not_solved_rather_than_unknown() -> None:
+def test_problems_without_samples_count_as_unsolved() -> None:
     result = compare_task("mbpp", task([0, 0], n=0), task([1, 0]))
     assert (result.problems, result.rate_a, result.won) == (2, 0.0, ("mbpp/0",))
 
 
-def test_a_k_that_only_some_problems_allow_is_said() -> None:
+def test_a_k_that_only_some_problems_allow_is_a_warning() -> None:
     x = task([1, 2, 3], 3, (1, 3, 5))
     y = task([1, 2, 2], 3, (1, 3, 5)) | {"counted": [3, 3, 2]}
     result = compare_task("mbpp", x, y)
@@ -219,7 +219,7 @@ def test_settings_that_differ_are_named_and_those_that_agree_are_not() -> None:
     ]
 
 
-def test_contamination_and_lost_samples_are_warned_of() -> None:
+def test_contamination_and_lost_samples_are_warnings() -> None:
     x = task([1, 1, 0], contaminated=["mbpp/2", "mbpp/0", "other/9"])
     y = task([1, 0, 0], infra_errors=2)
     assert compare_task("mbpp", x, y).warnings == [

@@ -45,7 +45,7 @@ def test_tasks_of_both_files_are_compared_and_others_named(tmp_path: Path) -> No
     ]
 
 
-def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+def test_files_of_one_name_are_named_with_their_folders(tmp_path: Path) -> None:
     body = {"mbpp": task([1])}
     names = ["x/run/evaluation_results_m.json", "y/run/evaluation_results_m.json"]
     (result,) = compare(*(write(tmp_path / name, body) for name in names))
@@ -123,7 +123,7 @@ def test_nothing_in_common_is_refused_in_a_line(tmp_path: Path, a: Any, b: Any, 
         compare(*two(tmp_path, a, b))
 
 
-# --- words and pictures
+# --- tables and figures
 
 
 def example(count: int = 60) -> list[Comparison]:
@@ -135,7 +135,7 @@ def example(count: int = 60) -> list[Comparison]:
     return [compare_task("mbpp", x, y, names), compare_task("humaneval", z, z | {"settings": {}}, names)]
 
 
-def test_text_tells_the_figures_the_verdict_and_the_first_ids() -> None:
+def test_the_tables_show_scores_verdict_and_the_first_ids() -> None:
     won = 25
     x, y = task([0] * won + [1] * 3 + [1] * 22), task([1] * won + [0] * 3 + [1] * 22, settings={"seed": 0})
     lines = text([compare_task("mbpp", x, y, ("base", "grpo"))]).splitlines()
@@ -150,12 +150,12 @@ def test_text_tells_the_figures_the_verdict_and_the_first_ids() -> None:
     assert max(map(len, lines)) <= 100
 
 
-def test_a_tiny_loss_is_not_shown_as_minus_nothing() -> None:
+def test_a_tiny_loss_is_not_printed_as_minus_zero() -> None:
     x, y = task([1] + [0] * 2999), task([0] * 3000)
     assert "-0.0" not in text([compare_task("mbpp", x, y)])
 
 
-def test_save_keeps_every_id_and_a_picture_with_something_in_it(tmp_path: Path) -> None:
+def test_save_writes_every_id_and_a_figure_with_both_colours(tmp_path: Path) -> None:
     from PIL import Image
 
     comparisons = example()
@@ -190,7 +190,7 @@ def test_drawing_leaves_the_settings_of_matplotlib_alone(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
 
 
-def test_what_is_drawn_are_the_figures() -> None:
+def test_the_figure_shows_the_computed_scores() -> None:
     from matplotlib.figure import Figure
 
     from coderl.scores.plot import _draw_differences, _draw_problems, _draw_scores, _draw_shares
@@ -217,7 +217,7 @@ def test_what_is_drawn_are_the_figures() -> None:
     assert places == [(0, 20), (20, 20), (40, 40), (40, 60), (100, 80)]
 
 
-def test_pictures_of_nothing_much_are_drawn(tmp_path: Path) -> None:
+def test_figures_of_degenerate_comparisons_are_drawn(tmp_path: Path) -> None:
     cases = [
         compare_task("one", task([0]), task([0])),
         compare_task("all", task([3], 3), task([0], 3), ("", "")),
