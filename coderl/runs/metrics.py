@@ -14,7 +14,7 @@ import numpy as np
 from coderl.errors import UserError
 
 if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped,unused-ignore]
+    import pandas as pd
     from numpy.typing import NDArray
 
 X = ("step", "rollout_step", "global_step", "epoch")
