@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
+import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from coderl.cli import main
+
 nbformat = pytest.importorskip("nbformat", reason="needs coderl[notebook]")
 nbclient = pytest.importorskip("nbclient", reason="needs coderl[notebook]")
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+FIT = "fit -c quickstart.yaml "
+SMALL = {FIT: f"{FIT}--data.batch_size 2 "}
+"""What every notebook's fit is given besides."""
 
 
-def executed(name: str, smaller: dict[str, str], folder: Path) -> Any:
-    """The notebook after a run in ``folder``, with parts of its code replaced."""
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One kernel for all notebooks: it takes seconds to start and to import torch."""
+    folder = {"metadata": {"path": str(tmp_path_factory.mktemp("kernel"))}}
+    client = nbclient.NotebookClient(nbformat.v4.new_notebook(), timeout=240, resources=folder)
+    with client.setup_kernel():
+        yield client
+
+
+def executed(kernel: Any, name: str, smaller: dict[str, str], folder: Path) -> Any:
+    """The notebook after a run in ``folder`` with no name defined, parts of its code replaced."""
     notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
-    for whole, part in smaller.items():
-        cell = next(cell for cell in notebook.cells if whole in cell.source)
+    for whole, part in (smaller | SMALL).items():
+        cell = next(cell for cell in notebook.cells if cell.cell_type == "code" and whole in cell.source)
         cell.source = cell.source.replace(whole, part)
-    nbclient.NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(folder)}}).execute()
-    return notebook
+    begin = nbformat.v4.new_code_cell(f"%reset -f\n%cd -q {folder}")
+    kernel.nb = nbformat.v4.new_notebook(cells=[begin, *notebook.cells])
+    kernel.reset_execution_trackers()
+    for index, cell in enumerate(kernel.nb.cells):
+        kernel.execute_cell(cell, index)
+    return kernel.nb
 
 
 def outputs(notebook: Any) -> tuple[str, int]:
@@ -35,31 +53,32 @@ def outputs(notebook: Any) -> tuple[str, int]:
     return "".join(output.get("text", "") for output in found), pictures
 
 
-def test_quickstart(tmp_path: Path) -> None:
+def test_quickstart(kernel: Any, tmp_path: Path) -> None:
     smaller = {"STEPS = 56": "STEPS = 2", "HELD_OUT = 110": "HELD_OUT = 3"}
-    text, pictures = outputs(executed("quickstart.ipynb", smaller, tmp_path))
+    text, pictures = outputs(executed(kernel, "quickstart.ipynb", smaller, tmp_path))
     assert "pass@1" in text and "samples pass" in text
     assert pictures
     assert (tmp_path / "checkpoints" / "notebook" / "summary.json").is_file()
 
 
-def test_reading_a_run(tmp_path: Path) -> None:
+def test_reading_a_run(kernel: Any, tmp_path: Path) -> None:
     """It trains where there is no run yet, and reads the one that is there."""
     smaller = {"STEPS = 40": "STEPS = 2", "HELD_OUT = 110": "HELD_OUT = 5"}
-    text, pictures = outputs(executed("reading_a_run.ipynb", smaller, tmp_path))
+    text, pictures = outputs(executed(kernel, "reading_a_run.ipynb", smaller, tmp_path))
     assert "Held-out pass@1" in text and "of a problem's programs differ" in text and "# step 1, best" in text
     assert pictures == 5
     summary = tmp_path / "checkpoints/reading/summary.json"
     ended = summary.read_bytes()
-    executed("reading_a_run.ipynb", smaller, tmp_path)
+    executed(kernel, "reading_a_run.ipynb", smaller, tmp_path)
     assert summary.read_bytes() == ended and summary.with_name("report.html").is_file()
 
 
-def test_custom_reward(tmp_path: Path) -> None:
+def test_custom_reward(
+    kernel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The classes are short, both of them act, and the command for the shell takes them too."""
-    fit = "fit -c quickstart.yaml "
-    smaller = {"STEPS = 40": "STEPS = 2", "HELD_OUT = 40": "HELD_OUT = 1", fit: f"{fit}--data.batch_size 2 "}
-    notebook = executed("custom_reward.ipynb", smaller, tmp_path)
+    smaller = {"STEPS = 40": "STEPS = 2", "HELD_OUT = 40": "HELD_OUT = 1"}
+    notebook = executed(kernel, "custom_reward.ipynb", smaller, tmp_path)
     text, pictures = outputs(notebook)
     assert pictures and "paid: held-out pass@1" in text and "# measured" in text
     parts = re.split(r"^class ", (tmp_path / "readable.py").read_text(), flags=re.MULTILINE)[1:]
@@ -68,17 +87,12 @@ def test_custom_reward(tmp_path: Path) -> None:
     assert "reward/SpelledOut" in paid.splitlines()[0] and "reward/ExecutionReward" in paid.splitlines()[0]
     command = re.search(r"```bash\n(.*?)\n```", notebook.cells[-1].source)
     assert command
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    shown = subprocess.run(
-        f"{command[1]} --print_config",
-        shell=True,
-        cwd=tmp_path,
-        env=os.environ | {"PATH": path},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    config = yaml.safe_load(shown.stdout)
+    monkeypatch.chdir(tmp_path)
+    try:
+        assert main([*shlex.split(command[1])[1:], "--print_config"]) == 0
+    finally:
+        sys.modules.pop("readable", None)
+    config = yaml.safe_load(capsys.readouterr().out)
     rewards = config["model"]["init_args"]["rewards"]
     assert [reward["class_path"].rpartition(".")[2] for reward in rewards] == [
         "ExecutionReward",
