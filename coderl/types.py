@@ -20,6 +20,8 @@ Outcome = Literal[
 ]
 Grading = Literal["sealed", "rpc", "inline"]
 Tier = Literal["A", "B", "C"]
+Quantization = Literal["nf4", "none"]
+ComputeDtype = Literal["auto", "float32", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)

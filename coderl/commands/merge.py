@@ -16,6 +16,7 @@ from coderl.publish import card, hub
 from coderl.publish.export import require_replaceable, save_merged
 from coderl.runs.folder import RunFolder
 from coderl.runs.model_ref import ModelRef, find_model
+from coderl.types import ComputeDtype, Quantization
 
 Weights = Literal["dequantized", "original"]
 
@@ -26,7 +27,7 @@ def merge(
     base_model: str | None = None,
     gguf_file: str | None = None,
     weights: Weights | None = None,
-    dtype: loading.ComputeDtype = "auto",
+    dtype: ComputeDtype = "auto",
     device: str = "auto",
     push_to_hub: bool = False,
     hub_model_id: str | None = None,
@@ -151,14 +152,14 @@ def _policy(ref: ModelRef, gguf_file: str | None, weights: Weights | None) -> Po
     trained = quantization_of(ref.adapter)
     if weights == "dequantized" and trained == "none":
         raise UsageError("the adapter was trained on its base's own weights: give --weights original")
-    quantization: loading.Quantization = trained
+    quantization: Quantization = trained
     if weights is not None:
         quantization = "nf4" if weights == "dequantized" else "none"
     if quantization == "nf4":  # as in training: the base is cast to this dtype before it is quantized
         compute = compute_dtype_of(ref.adapter)
     else:  # a wider dtype than the checkpoint's adds no information
         stored = str(loading.stored_dtype(loading.resolve(ref.base, gguf_file))).removeprefix("torch.")
-        compute = next((name for name in get_args(loading.ComputeDtype) if name == stored), "auto")
+        compute = next((name for name in get_args(ComputeDtype) if name == stored), "auto")
     return Policy(
         ref.base,
         gguf_file=gguf_file,

@@ -9,19 +9,18 @@ import shutil
 from copy import copy
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from coderl.errors import UsageError, UserError, first_line
 from coderl.model.architectures import auto_class
+from coderl.types import ComputeDtype, Quantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-Quantization = Literal["nf4", "none"]
-ComputeDtype = Literal["auto", "float32", "float16", "bfloat16"]
 
 EMBEDDED = "embedded"
 """The name of the model that ships in the package."""

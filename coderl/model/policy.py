@@ -19,6 +19,7 @@ from coderl.model import adapters, architectures, loading, tokenization
 from coderl.model.adapters import LoRA
 from coderl.model.logprobs import EntropyMode, Scores, ValueHead, Values, token_scores, values_of
 from coderl.problems import prompts
+from coderl.types import ComputeDtype, Quantization
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,8 +50,8 @@ class Policy(nn.Module):
         self,
         model: str,
         gguf_file: str | None = None,
-        quantization: loading.Quantization = "nf4",
-        compute_dtype: loading.ComputeDtype = "auto",
+        quantization: Quantization = "nf4",
+        compute_dtype: ComputeDtype = "auto",
         lora: LoRA | None = LoRA(),  # noqa: B008 -- a dataclass of plain values, never changed
         adapter: str | None = None,
         from_scratch: bool = False,

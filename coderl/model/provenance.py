@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from coderl.files import read_json_or_none, write_atomic
-from coderl.model.loading import EMBEDDED, ComputeDtype, Quantization
+from coderl.model.loading import EMBEDDED
 from coderl.problems.contamination import TrainingRecord, merge_records
+from coderl.types import ComputeDtype, Quantization
 
 if TYPE_CHECKING:
     from coderl.model.policy import Policy

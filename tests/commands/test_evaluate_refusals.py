@@ -63,8 +63,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--model", "MODEL", "--device", "mps"], 2, "--device mps is not supported"),
         (["--model", "MODEL", "--output", "five.jsonl"], 1, "--output five.jsonl cannot be written to"),
         (["--model", "MODEL", "--output", "/proc/x"], 1, "--output /proc/x cannot be written to"),
-        (["--load_generations_path", "absent.json"], 1, "absent.json cannot be read"),
-        (["--load_generations_path", "empty"], 1, "empty cannot be read: Is a directory"),
+        (["--load_generations_path", "absent.json"], 1, "absent.json: cannot be read"),
+        (["--load_generations_path", "empty"], 1, "empty: cannot be read (Is a directory)"),
         (["--load_generations_path", "good.json", "--tasks", "mbpp.jsonl,five.jsonl"], 2, "scores one task"),
     ],
 )
@@ -90,9 +90,9 @@ def test_learned_positions_end_somewhere(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("nul", "is not JSON"),
-        ("[" * 100_000, "is not JSON"),
-        ("\udcff", "is not JSON"),
+        ("nul", "malformed JSON"),
+        ("[" * 100_000, "malformed JSON"),
+        ("\udcff", "malformed JSON"),
         ('{"a": 1}', "holds a JSON dict"),
         ('["a", "b", "c", "d", "e"]', "entry 0 is not a list of programs"),
         ("[[1], [], [], [], []]", "entry 0 is not a list of programs"),

@@ -19,13 +19,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 from coderl.cli import main
 from coderl.errors import UserError
-from coderl.model import loading
 from coderl.model.adapters import LoRA
 from coderl.model.architectures import auto_class
 from coderl.model.policy import Policy
 from coderl.problems.contamination import TrainingRecord
 from coderl.publish import card
 from coderl.publish.export import save_adapter, save_merged
+from coderl.types import ComputeDtype
 from tests.evaluation.test_sampling import largest
 from tests.support import tiny
 
@@ -157,7 +157,7 @@ def test_the_sum_of_base_and_adapter_is_rounded_once(llama: Path, tmp_path: Path
     AutoModelForCausalLM.from_pretrained(llama, dtype=torch.bfloat16).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(llama).save_pretrained(tmp_path)
     weak = str(adapter(tmp_path / "weak", tmp_path, 0.005))
-    computing: tuple[loading.ComputeDtype, ...] = ("bfloat16", "float32")
+    computing: tuple[ComputeDtype, ...] = ("bfloat16", "float32")
     merged, exact = (
         tiny.policy(tmp_path, quantization="nf4", compute_dtype=compute, adapter=weak).merged(
             getattr(torch, compute)
@@ -330,7 +330,7 @@ def test_layers_whose_change_is_rounded_away_are_counted_and_not_judged(llama: P
     ],
 )
 def test_correct_merges_are_far_inside_the_tolerance(
-    tmp_path: Path, family: str, compute: loading.ComputeDtype, kept: str
+    tmp_path: Path, family: str, compute: ComputeDtype, kept: str
 ) -> None:
     tied: dict[str, Any] = {"tie_word_embeddings": True} if family == "tied" else {}
     family = "llama" if tied else family

@@ -1,31 +1,26 @@
-"""The command itself: what was asked for, the model or the file, the scores on the console and on disk."""
+"""The command itself: what was asked for, the model or the file, the scores on the console and on disk.
+
+Comparing two results files needs no torch, so what measures is imported where it is called.
+"""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from coderl.commands.evaluate.run import ModelRun
 from coderl.errors import UsageError, UserError
-from coderl.evaluation import EvaluationSettings, Grader, Task, load_task
-from coderl.evaluation.tasks import TASKS, TIMEOUT
 from coderl.files import free_path
-from coderl.model.loading import ComputeDtype, Quantization, find_device
-from coderl.model.policy import Policy
-from coderl.model.provenance import quantization_of
-from coderl.runs.model_ref import find_model
-from coderl.sandbox import Sandbox
-from coderl.scores import Evaluation, results_name, save_results, summary_text
+from coderl.scores import results_name, save_results, summary_text
 from coderl.scores.compare import compare as compare_results
 from coderl.scores.compare import save
 from coderl.scores.results import stem_of
 from coderl.scores.table import text
+from coderl.types import ComputeDtype, Quantization
+
+if TYPE_CHECKING:
+    from coderl.scores import Evaluation
 
 
 def evaluate(
@@ -103,6 +98,16 @@ def evaluate(
     _require_counts(
         n_samples=n_samples, max_length_generation=max_length_generation, limit=limit, batch_size=batch_size
     )
+    from coderl.commands.evaluate.inputs import load_tasks, score_file
+    from coderl.commands.evaluate.run import ModelRun
+    from coderl.evaluation import EvaluationSettings
+    from coderl.evaluation.tasks import TIMEOUT
+    from coderl.model.loading import find_device
+    from coderl.model.policy import Policy
+    from coderl.model.provenance import quantization_of
+    from coderl.runs.model_ref import find_model
+    from coderl.sandbox import Sandbox
+
     settings = EvaluationSettings(
         n_samples, _numbers(k), temperature, top_p, max_length_generation, seed, grading
     )
@@ -110,8 +115,8 @@ def evaluate(
     patience = TIMEOUT if timeout is None else timeout
     sandbox = Sandbox(workers, patience, "auto", allow_weak_isolation=allow_weak_isolation)
     with sandbox:
-        sandbox.start()  # where isolation is refused, that is said before anything loads
-        loaded = _tasks(tasks, limit, timeout)
+        sandbox.start()  # where isolation is refused, that is reported before anything loads
+        loaded = load_tasks(tasks, limit, timeout)
         if temperature == 0 and n_samples > 1:
             print("temperature 0: all samples are alike, --n_samples 1 --k 1 says as much", file=sys.stderr)
         if load_generations_path is not None:
@@ -169,19 +174,6 @@ def _require_writable(folder: Path) -> None:
         ) from error
 
 
-def _tasks(names: str, limit: int | None, timeout: float | None) -> list[Task]:
-    """The tasks named, each once."""
-    given = (name.strip() for name in names.split(","))
-    once = dict.fromkeys(name.lower() if name.lower() in TASKS else name for name in given)
-    loaded = [load_task(name, limit) for name in once if name]
-    if not loaded:
-        raise UsageError("no task: give --tasks a name, such as mbpp")
-    results = ["config", *(name for t in loaded for name in (t.name, f"{t.name}_base")[: 2 if t.base else 1])]
-    if twice := [name for name, count in Counter(results).items() if count > 1]:
-        raise UsageError(f"two results would be called {twice[0]!r}: rename that .jsonl file")
-    return loaded if timeout is None else [replace(task, timeout=timeout) for task in loaded]
-
-
 def _conclude(evaluations: dict[str, Evaluation], path: Path) -> None:
     """Save the results and say what they are."""
     path = free_path(path)  # two evaluations may end in the same second
@@ -190,56 +182,6 @@ def _conclude(evaluations: dict[str, Evaluation], path: Path) -> None:
     lost = [name for name, evaluation in evaluations.items() if evaluation.pass_at_k[1] is None]
     if lost:
         raise UserError(f"{lost[0]}: no program got a verdict; coderl doctor says what the sandbox lacks")
-
-
-def score_file(
-    path: Path, tasks: Sequence[Task], sandbox: Sandbox, settings: EvaluationSettings
-) -> dict[str, Evaluation]:
-    """Score saved generations, ours or the harness's.
-
-    Args:
-        path: JSON: a list with, per problem of the task, a list of whole programs.
-        tasks: The one task that they answer.
-        sandbox: Runs them.
-        settings: How they are judged; the number of samples is the file's.
-
-    Raises:
-        UsageError: There is more than one task.
-        UserError: The file cannot be read, or does not fit the task.
-    """
-    if len(tasks) != 1:
-        raise UsageError("--load_generations_path scores one task: give --tasks its name")
-    programs = _generations(path)
-    task, count = tasks[0], len(programs)
-    if count != len(task.problems):
-        hint = f"; --limit {count} scores the first {count}" if count < len(task.problems) else ""
-        raise UserError(
-            f"{path} answers {count} problems, {task.name} has {len(task.problems)}: give the task that it "
-            f"was made for{hint}"
-        )
-    sizes = sorted({len(row) for row in programs} - {0})
-    if len(sizes) != 1:
-        found = f"between {sizes[0]} and {sizes[-1]}" if sizes else "no"
-        raise UserError(f"{path} has {found} programs for a problem: each is to have as many as the others")
-    settings = replace(settings, n=sizes[0])
-    print(f"{task.name}: running {count * sizes[0]} programs", file=sys.stderr)
-    return Grader(sandbox, settings).grade_task(task, programs, notes={"generations": str(path)})
-
-
-def _generations(path: Path) -> list[list[str]]:
-    form = "it is to be a list with a list of whole programs for each problem"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}); {form}") from error
-    if not isinstance(found, list):
-        raise UserError(f"{path} holds a JSON {type(found).__name__}; {form}")
-    for number, row in enumerate(found):
-        if not isinstance(row, list) or not all(isinstance(program, str) for program in row):
-            raise UserError(f"{path}: entry {number} is not a list of programs; {form}")
-    return found
 
 
 def compare_files(first: Path, second: Path, output: Path) -> None:
