@@ -370,9 +370,8 @@ def _license(base: str) -> str | None:
 
 
 def _latest_config(run: Path) -> dict[str, Any]:
-    """The settings of the run's latest start. In the logs only: W&B has another ``config.yaml``."""
-    files = RunFolder(run).logs.glob("version_*/config.yaml")
-    path = max(files, key=lambda file: file.stat().st_mtime, default=None)
+    """The settings of the run's latest start; empty where they cannot be read."""
+    path = RunFolder(run).latest_config()
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8")) if path else None
     except (OSError, ValueError, yaml.YAMLError):

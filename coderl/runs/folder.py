@@ -112,9 +112,22 @@ class RunFolder:
 
         return sorted(found, key=lambda path: (number(path), path.name))
 
+    def configs(self) -> list[Path]:
+        """The files of settings that the starts have saved, oldest first.
+
+        Only where they are saved: W&B has other files of this name in the folder.
+        """
+        # Without a logger there are no folders of starts, and the files are config.yaml, config-2.yaml ...
+        folders = self.starts() or [self.path]
+        return [
+            path
+            for folder in folders
+            for path in sorted(folder.glob("config*.yaml"), key=lambda path: (len(path.name), path.name))
+        ]
+
     def latest_config(self) -> Path | None:
         """The settings of the latest start; None where none were saved."""
-        return max(self.path.rglob("config.yaml"), key=lambda path: path.stat().st_mtime, default=None)
+        return next(reversed(self.configs()), None)
 
     def latest_checkpoint(self) -> Path | None:
         """The checkpoint that was written last; None where there is none."""

@@ -148,8 +148,7 @@ def load_run(folder: str | Path, name: str | None = None) -> Run:
     folder = Path(folder).expanduser()
     _require_run(folder)
     summary, logs = _summary(folder), RunFolder(folder).starts()
-    configs = [path / "config.yaml" for path in logs] or sorted(folder.glob("config*.yaml"))
-    text = _latest_config([path for path in configs if holds(folder, path)])
+    text = _latest_config([path for path in RunFolder(folder).configs() if holds(folder, path)])
     before, after = (_results_file(folder, summary, key) for key in ("before", "evaluation"))
     tables = [path / "metrics.csv" for path in logs if holds(folder, path / "metrics.csv")]
     run = Run(
@@ -296,7 +295,7 @@ def _results_file(folder: Path, summary: dict[str, Any], key: str) -> Path | Non
 
 
 def _latest_config(files: list[Path]) -> str:
-    """The text of the last file; empty without any. Without a logger it lies in the run folder itself."""
+    """The text of the last file; empty without any."""
     try:
         return files[-1].read_text(encoding="utf-8", errors="replace") if files else ""
     except OSError as error:

@@ -267,8 +267,9 @@ def _watch(futures: list[Future[Execution]], progress: bool | Callable[[int, int
 
 
 def _check(workers: int | None, timeout: float, grading: str, memory_mb: int) -> None:
-    if grading not in get_args(GradingMode):
-        raise UsageError(f"unknown grading {grading!r}: use auto, sealed, rpc or inline")
+    *modes, last = get_args(GradingMode)
+    if grading not in (*modes, last):
+        raise UsageError(f"unknown grading {grading!r}: use {', '.join(modes)} or {last}")
     if workers is not None and not 1 <= workers <= MOST_ASKED:
         raise UsageError(
             f"sandbox workers is {workers}: use 1 to {MOST_ASKED}, or leave it out for one a core"

@@ -6,12 +6,14 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from coderl.types import Grading
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from coderl.types import Execution
 
-GradingMode = Literal["auto", "sealed", "rpc", "inline"]
+GradingMode = Literal["auto", Grading]
 """A way to grade by name, or ``auto``: the strongest that a program's tests allow."""
 
 

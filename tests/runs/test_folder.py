@@ -100,15 +100,29 @@ def test_resume_command_names_the_runs_own_config(tmp_path: Path) -> None:
     assert f"--config {tmp_path / 'config.yaml'} " in RunFolder(tmp_path).resume_command(checkpoint)
 
 
-@pytest.mark.parametrize("newest", ["version_0", "version_2", "version_10"])
-def test_resume_command_names_the_latest_of_several_configs(newest: str, tmp_path: Path) -> None:
-    for version in ("version_0", "version_2", "version_10"):
+def test_resume_command_names_the_config_of_the_latest_start(tmp_path: Path) -> None:
+    for version in ("version_10", "version_0", "version_2"):  # a copied run has lost its times
         config = tmp_path / "logs" / version / "config.yaml"
         config.parent.mkdir(parents=True)
         config.touch()
-        os.utime(config, (1, 1 + (version == newest)))
-    chosen = tmp_path / "logs" / newest / "config.yaml"
+    chosen = tmp_path / "logs/version_10/config.yaml"
     assert f"--config {chosen} " in RunFolder(tmp_path).resume_command(tmp_path / "last.ckpt")
+
+
+def test_a_config_yaml_of_wandb_is_not_the_runs_own(tmp_path: Path) -> None:
+    own, other = tmp_path / "logs/version_0/config.yaml", tmp_path / "wandb/run-1/files/config.yaml"
+    for path in (own, other):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    os.utime(own, (1, 1))
+    assert RunFolder(tmp_path).latest_config() == own
+
+
+def test_without_a_logger_the_configs_are_numbered(tmp_path: Path) -> None:
+    for name in ("config-10.yaml", "config.yaml", "config-2.yaml"):
+        (tmp_path / name).touch()
+    names = [path.name for path in RunFolder(tmp_path).configs()]
+    assert names == ["config.yaml", "config-2.yaml", "config-10.yaml"]
 
 
 def test_a_debug_run_replaces_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
