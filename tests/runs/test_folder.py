@@ -8,13 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coderl.errors import UserError
-from coderl.files import free_path
 from coderl.runs import folder as runs
-from coderl.runs.folder import (
-    RunFolder,
-    run_name,
-    short_name,
-)
+from coderl.runs.folder import RunFolder, run_name, short_name
 
 
 @pytest.mark.parametrize(
@@ -78,16 +73,6 @@ def test_refusal_names_the_checkpoint_to_resume_from(tmp_path: Path) -> None:
     assert RunFolder(tmp_path).latest_checkpoint() == tmp_path / "deep/a.ckpt"
     with pytest.raises(UserError, match=r"--ckpt_path .*deep/a\.ckpt"):
         RunFolder(tmp_path).require_fresh()
-
-
-def test_free_path_never_exists(tmp_path: Path) -> None:
-    seen = set()
-    for _ in range(4):
-        path = free_path(tmp_path / "config.yaml")
-        assert not path.exists()
-        path.touch()
-        seen.add(path.name)
-    assert seen == {"config.yaml", "config-2.yaml", "config-3.yaml", "config-4.yaml"}
 
 
 def test_resume_command_names_the_runs_own_config(tmp_path: Path) -> None:

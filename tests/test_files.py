@@ -1,4 +1,4 @@
-"""A folder is replaced whole or not at all, whatever interrupts it."""
+"""Files and folders are written whole or not at all, whatever interrupts it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from coderl.errors import UserError
-from coderl.files import replacing_folder
+from coderl.files import free_path, replacing_folder
 
 OWNED = ["config.json", "*.safetensors"]
 
@@ -82,3 +82,13 @@ def test_errors_that_mean_a_full_disk_name_the_folder(target: Path) -> None:
         ):
             raise error
         assert beside(target) == ["m"] and (target / "config.json").read_text() == "old"
+
+
+def test_free_path_never_exists(tmp_path: Path) -> None:
+    seen = set()
+    for _ in range(4):
+        path = free_path(tmp_path / "config.yaml")
+        assert not path.exists()
+        path.touch()
+        seen.add(path.name)
+    assert seen == {"config.yaml", "config-2.yaml", "config-3.yaml", "config-4.yaml"}
