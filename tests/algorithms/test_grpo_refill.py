@@ -21,8 +21,8 @@ from tests.support import tiny
 from tests.support.fixed import FixedGRPO, close, rollout_of, run, stirred, train
 
 COUNT, BATCH = 10, 4
-DULL, LIVELY, LOST = [0.5, 0.5, 0.5], [1.0, 0.0, 0.5], [float("nan")] * 3
-SOME = [LIVELY if i in (1, 4, 6, 7) else LOST if i == 3 else DULL for i in range(COUNT)]
+NO_SIGNAL, WITH_SIGNAL, LOST = [0.5, 0.5, 0.5], [1.0, 0.0, 0.5], [float("nan")] * 3
+SOME = [WITH_SIGNAL if i in (1, 4, 6, 7) else LOST if i == 3 else NO_SIGNAL for i in range(COUNT)]
 
 
 class Pool(ProblemSource):
@@ -72,12 +72,12 @@ def fit(
     return module
 
 
-def refilled(batch: list[str], draws: list[list[str]], lively: set[str]) -> list[str]:
-    """What a step learns from: all lively ones, and of the dull ones what it takes to be as many."""
-    came = [name for draw in draws for name in draw if name in lively]
-    kept = [name for name in batch if name in lively]
-    dull = [name for name in batch if name not in lively]
-    return [*kept, *came, *dull[: len(batch) - len(kept) - len(came)]]
+def refilled(batch: list[str], draws: list[list[str]], with_signal: set[str]) -> list[str]:
+    """The groups that a step learns from: all with signal, and enough of those without to be as many."""
+    came = [name for draw in draws for name in draw if name in with_signal]
+    kept = [name for name in batch if name in with_signal]
+    no_signal = [name for name in batch if name not in with_signal]
+    return [*kept, *came, *no_signal[: len(batch) - len(kept) - len(came)]]
 
 
 @pytest.mark.parametrize("budget", [0, 1, 3, 100])
@@ -86,19 +86,19 @@ def test_groups_without_signal_give_way_to_others(llama: Path, budget: int, coef
     rollout = rollout_of(llama, SOME)
     module = fit(llama, rollout, budget, kl_coefficient=coefficient)
     batch, *draws = module.asked
-    lively = {f"tiny/{i}" for i, row in enumerate(SOME) if row is LIVELY}
-    dull = [name for name in batch if name not in lively]
-    assert 2 <= len(dull) < BATCH  # or nothing is tested
-    left, spent, names = len(dull), 0, list(batch)
+    with_signal = {f"tiny/{i}" for i, row in enumerate(SOME) if row is WITH_SIGNAL}
+    no_signal = [name for name in batch if name not in with_signal]
+    assert 2 <= len(no_signal) < BATCH  # or nothing is tested
+    left, spent, names = len(no_signal), 0, list(batch)
     for draw in draws:
         assert len(draw) == min(left, budget - spent, COUNT - len(names))
-        left, spent, names = left - len(lively & {*draw}), spent + len(draw), [*names, *draw]
+        left, spent, names = left - len(with_signal & {*draw}), spent + len(draw), [*names, *draw]
     assert left == 0 or spent == budget or len(names) == COUNT
     assert len(names) == len(set(names))
-    chosen = picked(rollout, refilled(batch, draws, lively))
+    chosen = picked(rollout, refilled(batch, draws, with_signal))
     close(module.gradients[0], run(llama, chosen, kl_coefficient=coefficient).gradients[0])
     if budget:
-        assert module.logged[0]["groups/refilled"] == pytest.approx((len(dull) - left) / BATCH)
+        assert module.logged[0]["groups/refilled"] == pytest.approx((len(no_signal) - left) / BATCH)
 
 
 def test_a_larger_budget_gives_another_gradient_and_the_same_report(llama: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_larger_budget_gives_another_gradient_and_the_same_report(llama: Path)
 
 @pytest.mark.parametrize("curriculum", [None, Curriculum()])
 def test_a_step_ends_when_no_problem_is_left(llama: Path, curriculum: Curriculum | None) -> None:
-    rollout = rollout_of(llama, [DULL] * COUNT)
+    rollout = rollout_of(llama, [NO_SIGNAL] * COUNT)
     module = fit(llama, rollout, 100, curriculum, kl_coefficient=0.0)
     assert sorted(name for draw in module.asked for name in draw) == sorted(f"tiny/{i}" for i in range(COUNT))
     assert module.gradients == [{}]
@@ -124,7 +124,7 @@ def test_a_step_ends_when_no_problem_is_left(llama: Path, curriculum: Curriculum
 
 
 def test_nothing_is_drawn_where_every_group_has_signal(llama: Path) -> None:
-    module = fit(llama, rollout_of(llama, [LIVELY] * COUNT), 100)
+    module = fit(llama, rollout_of(llama, [WITH_SIGNAL] * COUNT), 100)
     assert len(module.asked) == 1
 
 

@@ -45,7 +45,7 @@ VARIANTS = {
     "cispo-2": f"{GRPO} cispo --model.inner_epochs 2",
     "ppo": f"{PPO} --model.critic_learning_rate 1e-2",
     "ppo-critic": f"{PPO} --model.critic_learning_rate 1e-2 --model.critic_adapter true",
-    "mission": f"{GRPO} grpo --model.kl_coefficient 0.02 --model.learning_rate 3e-6"
+    "original": f"{GRPO} grpo --model.kl_coefficient 0.02 --model.learning_rate 3e-6"
     " --model.policy.lora.alpha 16 --model.schedule constant_with_warmup",
 }
 """What each variant changes in quickstart.yaml."""

@@ -39,18 +39,24 @@ LIMIT = 100
 NAN = math.nan
 MIXED = [[1.0, 0.0, 0.0, 1.0], [0.0, -0.2, 0.0, 0.0]]
 OTHER = [[0.0, NAN, 1.1, 0.0], [1.0, 1.1, 1.0, NAN]]
-DULL = [[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, NAN, 1.0]]
+NO_SIGNAL = [[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, NAN, 1.0]]
 LOST = [[NAN] * 4] * 2
 Case = tuple[str, str, list[Any], list[Any], dict[str, Any]]
 CASES: list[Case] = [
     ("grpo", "GRPO", [MIXED, OTHER], [OTHER, MIXED], {"loss_type": "grpo"}),
-    ("dapo", "GRPO", [MIXED, OTHER], [DULL, OTHER], {"loss_type": "dapo", "entropy_coefficient": 0.01}),
+    ("dapo", "GRPO", [MIXED, OTHER], [NO_SIGNAL, OTHER], {"loss_type": "dapo", "entropy_coefficient": 0.01}),
     ("dr_grpo", "GRPO", [MIXED, LOST], [OTHER, MIXED], {"loss_type": "dr_grpo", "scale": "none"}),
     ("gspo", "GRPO", [MIXED, OTHER], [OTHER, LOST], {"loss_type": "gspo", "truncated": "mask"}),
     ("cispo", "GRPO", [MIXED, LOST], [OTHER, MIXED], {"loss_type": "cispo", "top_entropy": 0.2}),
     # Without divergence a rank makes no backward at all where its rewards are equal.
-    ("a dull rank", "GRPO", [DULL, MIXED], [MIXED, DULL], {"loss_type": "dapo", "kl_coefficient": 0.0}),
-    ("batch", "GRPO", [MIXED, DULL], [OTHER, LOST], {"baseline": "reinforce++", "scale": "batch"}),
+    (
+        "a rank without signal",
+        "GRPO",
+        [NO_SIGNAL, MIXED],
+        [MIXED, NO_SIGNAL],
+        {"loss_type": "dapo", "kl_coefficient": 0.0},
+    ),
+    ("batch", "GRPO", [MIXED, NO_SIGNAL], [OTHER, LOST], {"baseline": "reinforce++", "scale": "batch"}),
     ("k1", "GRPO", [MIXED, OTHER], [LOST, LOST], {"baseline": "rloo", "kl": "k1", "scale": "none"}),
     ("ppo", "PPO", [MIXED, OTHER], [OTHER, MIXED], {}),
     ("no kl", "PPO", [MIXED, LOST], [LOST, MIXED], {"kl_coefficient": 0.0, "bootstrap_truncated": True}),
@@ -58,7 +64,7 @@ CASES: list[Case] = [
         "adapter",
         "PPO",
         [MIXED, OTHER],
-        [DULL, LOST],
+        [NO_SIGNAL, LOST],
         {"critic_adapter": True, "adaptive_kl": AdaptiveKL(1e-3, 100)},
     ),
     ("warm-up", "PPO", [MIXED, LOST], [OTHER, MIXED], {"critic_warmup": 1, "critic_adapter": True}),
