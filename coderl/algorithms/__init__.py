@@ -1,4 +1,10 @@
-"""Training algorithms as LightningModules with manual optimization."""
+"""Training algorithms as LightningModules: GRPO and its variants, PPO, and supervised fine-tuning.
+
+Here belongs what turns samples into a gradient: rewards, advantages, losses, optimizer steps, and their
+exchange between ranks. Problems come from the data module, completions from a rollout engine, verdicts from a
+sandbox; gradients go to the policy, metrics to Lightning's loggers. Models, sampling and running programs are
+elsewhere.
+"""
 
 from coderl.algorithms.base import PolicyModule
 from coderl.algorithms.grpo import GRPO

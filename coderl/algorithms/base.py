@@ -1,4 +1,4 @@
-"""What all trainings of a policy share: weights, over-long prompts, optimizer steps, small checkpoints."""
+"""The base class of all algorithms: loading, optimizer and schedule, a step over ranks, checkpoints."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ HARMLESS = {
     "'set_vital' is deprecated": "torchdata 0.11 calls a hook that torch 2.13 has retired",
     "`is_gradient_checkpointing` is deprecated": "peft 0.21 asks transformers 5.23 by an old name",
 }
-"""Warnings that do not apply here, or that a user can do nothing about; and why."""
+"""Warnings that do not apply here, or that a user cannot fix; each with the reason."""
 
 T = TypeVar("T")
 Init = TypeVar("Init", bound="Callable[..., None]")
@@ -48,7 +48,7 @@ Schedule = Literal["constant_with_warmup", "linear", "cosine"]
 
 
 class ModuleOptions(TypedDict, total=False):
-    """Options of :class:`PolicyModule` that its subclasses pass on; there they are explained."""
+    """Options that subclasses of :class:`PolicyModule` pass on to it; documented there."""
 
     learning_rate: float
     weight_decay: float
@@ -60,41 +60,42 @@ class ModuleOptions(TypedDict, total=False):
 
 
 def passes_options_on(init: Init) -> Init:
-    """Mark an ``__init__`` that passes ``**options: Unpack[...]`` on to its parent's.
+    """Decorator of an ``__init__`` that passes ``**options: Unpack[...]`` on to its parent's.
 
-    The type checker reads the annotation and finds a misspelt option. jsonargparse would take the same names
-    for options without a default; without the annotation it reads the parent's signature, defaults and units
-    included.
+    The type checker still sees the annotation, and finds misspelt options. At run time it is removed, so that
+    jsonargparse reads the parent's signature with its defaults and docstrings.
     """
+    # With the annotation, jsonargparse would list the same options as required, without default and help.
     init.__annotations__["options"] = Any
     return init
 
 
 def ignore_harmless() -> None:
-    """Ignore the warnings in :data:`HARMLESS`, until the warning filters are set anew."""
+    """Ignore the warnings in :data:`HARMLESS`, until the warning filters are reset."""
     for message in HARMLESS:
         warnings.filterwarnings("ignore", message=f".*{message}")
 
 
 class PolicyModule(LightningModule):
-    """A policy under training with manual optimization.
+    """A LightningModule that trains a policy, with manual optimization.
 
-    Under DDP each rank has problems and a random stream of its own, and gradients, baselines and deviations
-    are those of one process that holds all rows. Ranks may have unequally many rows or micro-batches: they
-    meet in :meth:`step`, :meth:`mean_over_ranks` and :meth:`gathered`, which all of them must call alike.
+    Under DDP each rank has its own problems and its own random generator, and gradients, baselines and
+    deviations are those of one process that holds all rows. Ranks may have unequally many rows or
+    micro-batches. They meet in :meth:`step`, :meth:`mean_over_ranks` and :meth:`gathered`, which are
+    collective: all ranks must call them equally often and in the same order.
 
     Hyper-parameters are not stored in checkpoints: the run folder's ``config.yaml`` holds them, and flags
-    given when a run is resumed win.
+    given when a run is resumed override it.
 
     Args:
         policy: The model to train.
         learning_rate: Of AdamW, after warm-up.
         weight_decay: Of AdamW, on matrices.
         warmup_steps: Optimizer steps over which the learning rate rises from 0.
-        schedule: What follows warm-up: constant, or down to 0 at the last step (linear, cosine).
-        max_grad_norm: Gradients are scaled down to this norm, those of policy and critic each by itself.
+        schedule: After warm-up: constant, or down to 0 at the last step (linear, cosine).
+        max_grad_norm: Gradients are clipped to this norm, those of policy and critic separately.
         micro_batch_size: Sequences in one forward and backward. Changes memory and speed, never the gradient.
-        max_prompt_tokens: Problems with a longer prompt are counted, reported and left out.
+        max_prompt_tokens: Problems with a longer prompt are left out, and their number is logged.
     """
 
     def __init__(
@@ -130,23 +131,23 @@ class PolicyModule(LightningModule):
         )
 
     def require(self, **settings: tuple[bool, str]) -> None:
-        """Check settings, by name: whether each fits, and what it must be.
+        """Check settings: from the name of each to whether it is valid, and its range in words.
 
         Raises:
-            UsageError: On the first that does not.
+            UsageError: On the first that is not valid.
         """
-        for name, (fits, range_) in settings.items():
-            if not fits:
+        for name, (valid, range_) in settings.items():
+            if not valid:
                 raise UsageError(f"{name} is {getattr(self, name)}: model.{name} must be {range_}")
 
     # -- before training -------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Leave out problems whose prompt is too long; the data module has set itself up before.
+        """Check the trainer's settings, and leave out problems whose prompt is too long.
 
         Raises:
-            UsageError: If the strategy would divide the policy up, or the trainer change its precision, or a
-                launcher started other processes than the trainer takes.
+            UsageError: The strategy shards the weights, the trainer changes their precision, or a launcher
+                started another number of processes than the trainer uses.
         """
         launched = launcher.launched()
         if launched and launched[1] != self.trainer.world_size:
@@ -167,15 +168,17 @@ class PolicyModule(LightningModule):
                 f"{type(strategy).__name__} divides the weights up, and here every process holds them all: "
                 "set trainer.strategy: ddp"
             )
+        # Lightning sets the data module up before the module, so its problems can be read by now.
         if self.datamodule is not None:
             self.datamodule.keep(self.fits, self.filter_reason)
 
     @property
     def datamodule(self) -> CodeDataModule | None:
-        """The data module that serves the problems; None where the trainer was given loaders.
+        """The data module; None where the trainer was given loaders.
 
         Raises:
-            UsageError: It is none of coderl's, so it cannot leave problems out or draw further ones.
+            UsageError: It is no :class:`CodeDataModule`, so it cannot leave problems out or draw further
+            ones.
         """
         found = getattr(self.trainer, "datamodule", None)
         if found is None or isinstance(found, CodeDataModule):
@@ -186,7 +189,7 @@ class PolicyModule(LightningModule):
         )
 
     def training_record(self) -> TrainingRecord | None:
-        """The problems that the policy is trained on, here and before; None where nothing is known of any."""
+        """The problems that the policy is trained on, in this fit and in earlier ones; None if not known."""
         here = self.datamodule.trained() if self.datamodule is not None else None
         return merge_records(prior_training(self.policy), here)
 
@@ -200,11 +203,16 @@ class PolicyModule(LightningModule):
         return len(self.policy.encode(problem)) <= self.max_prompt_tokens
 
     def configure_model(self) -> None:
-        """Read the weights. Lightning calls this on each entry; once is enough."""
+        """Load the weights. Lightning calls this for each fit, validation or test; later calls do nothing."""
         self.policy.load(self.trainer.strategy.root_device)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, without weight decay on vectors, and its schedule."""
+        """AdamW and its schedule. Vectors (biases, norms) have no weight decay.
+
+        Raises:
+            UserError: No parameter trains.
+            UsageError: The schedule needs a last step, and the fit has none.
+        """
         from transformers import get_scheduler
 
         groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
@@ -235,50 +243,57 @@ class PolicyModule(LightningModule):
     def planned_steps(self) -> int:
         """Optimizer steps of the whole fit; 0 where it has no end."""
         steps = self.trainer.estimated_stepping_batches
-        # Asking makes Lightning set the loader up before it has read a checkpoint's place in the data, and it
-        # would not look again: a run resumed in mid-epoch would begin the epoch anew.
+        # The line above makes Lightning set the loader up before it has restored the position in the data
+        # from a checkpoint, and it would not do so again: a run resumed in mid-epoch would start the epoch
+        # again.
         self.trainer.fit_loop._combined_loader = None
         return int(steps) if steps != float("inf") else 0
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Return the batch as it is: it is text, and Lightning cannot rebuild frozen dataclasses."""
+        """Return the batch as it is."""
+        # It is text, and Lightning would try to rebuild each Problem, which fails for frozen dataclasses.
         return batch
 
     # -- a step ----------------------------------------------------------------------------------------------
 
     def micro_batches(self, experience: Experience) -> Iterator[Experience]:
-        """The experience in pieces that fit in memory."""
+        """The experience in micro-batches of at most ``micro_batch_size`` rows, on the module's device."""
         for rows in experience.chunks(torch.arange(len(experience)), self.micro_batch_size):
             yield experience.take(rows).to(self.device)
 
     @property
     def loss_scale(self) -> float:
-        """Factor on the loss against float16 gradients underflowing; :meth:`step` takes it off again."""
-        # A token may weigh 1 / 50,000. A power of two changes no bit of the mantissa.
+        """Factor on the loss so that float16 gradients do not underflow; :meth:`step` divides by it again."""
+        # The weight of a token may be 1 / 50,000. A power of two changes no bit of the mantissa.
         return 1024.0 if self.policy.base.dtype == torch.float16 else 1.0
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """A backward on this rank alone: gradients are exchanged once, and scaled back, in :meth:`step`."""
+        """Backward without exchange between ranks; :meth:`step` averages and unscales the gradients."""
+        # DDP would all-reduce in each backward and wait for ranks that have fewer micro-batches.
         strategy = self.trainer.strategy
         no_sync = strategy.block_backward_sync() if isinstance(strategy, DDPStrategy) else nullcontext()
         with no_sync:
             super().manual_backward(self.loss_scale * loss, *args, **kwargs)
 
     def clip_groups(self) -> list[list[torch.nn.Parameter]]:
-        """Groups of parameters, each of which is clipped by its own norm."""
+        """Groups of parameters; gradients are clipped by the norm of their group."""
         return [list(self.policy.trainable().values())]
 
     def step(self) -> Tensor:
-        """Exchange, clip, step, advance the schedule, forget the gradients. Returns the norm before clipping.
+        """Average gradients over ranks, unscale, clip, step optimizer and schedule. Collective.
+
+        Returns:
+            The norm of the gradient before clipping.
 
         Raises:
-            UserError: If the gradient is not finite; no parameter has moved then.
+            UserError: The gradient is not finite. No parameter has changed then.
         """
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
         parameters = list(self.policy.trainable().values())
         if self.trainer.world_size > 1:
             distributed.average_gradients(parameters)
+        # Before clipping: the limit is on the norm of the true gradient.
         for parameter in parameters if self.loss_scale != 1 else []:
             if parameter.grad is not None:
                 parameter.grad /= self.loss_scale
@@ -290,49 +305,51 @@ class PolicyModule(LightningModule):
                 "policy.compute_dtype to bfloat16 or float32, or lower model.learning_rate; then resume"
             )
         if norm == 0:
-            # No sample had an advantage. With gradients set to None the step counts (for schedules and
-            # limits), but Adam's momentum does not move the weights on no evidence.
+            # No sample had an advantage. With gradients set to None the step still counts (for schedules and
+            # limits), but Adam's momentum does not move the weights.
             optimizer.zero_grad()
         optimizer.step()
         optimizer.zero_grad()
-        scheduler.step()
+        scheduler.step()  # Lightning does not, under manual optimization
         return norm
 
     @property
     def current_learning_rate(self) -> float:
-        """The rate of the optimizer's next step."""
+        """The learning rate of the next optimizer step."""
         optimizer: Any = self.optimizers()
         return float(optimizer.param_groups[0]["lr"])
 
     # -- ranks -----------------------------------------------------------------------------------------------
 
     def mean_over_ranks(self, value: Tensor) -> Tensor:
-        """The mean of the ranks' values. Collective."""
+        """The mean of a tensor over ranks, on the device that it came from. Collective."""
         if self.trainer.world_size == 1:
             return value
+        # Counts may come as integers, which have no mean; and NCCL reduces no CPU tensors.
         mean = self.trainer.strategy.reduce(value.float().to(self.device), reduce_op="mean")
         assert isinstance(mean, Tensor)
         return mean.to(value.device)
 
     def gathered(self, value: T) -> list[T]:
-        """The values of all ranks, in order. Collective."""
-        return [value] if self.trainer.world_size == 1 else distributed.gathered(value)
+        """The values of all ranks, in order of rank. Collective."""
+        return [value] if self.trainer.world_size == 1 else distributed.all_gather(value)
 
     # -- checkpoints -----------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only the parameters that train, and the state of every random generator."""
+        """Save the parameters that train, without the frozen ones, and the state of the random generators."""
         trainable = self.policy.trainable().keys()
         names = {f"policy.{name}" for name in trainable}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
+        # The state after the last step: evaluations since then may have drawn from the generators.
         checkpoint["rng"] = rng.state() if self._rng is None else self._rng
         checkpoint["stream"] = self._stream
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint is of this policy; random generators follow at the first step.
+        """Check that the checkpoint is of this policy. The random generators are restored at the first step.
 
         Raises:
-            UserError: If parameters are missing, surplus or of another shape.
+            UserError: Parameters are missing, surplus or of another shape.
         """
         mine = {f"policy.{name}": p.shape for name, p in self.policy.trainable().items()}
         theirs = {name: value.shape for name, value in checkpoint["state_dict"].items()}
@@ -345,22 +362,22 @@ class PolicyModule(LightningModule):
         self._rng, self._stream = checkpoint.get("rng"), checkpoint.get("stream")
 
     def on_train_start(self) -> None:
-        """Agree on the seed that the random streams of all ranks are derived from."""
+        """Make all ranks use rank 0's seed, from which their random generators are seeded."""
+        # A checkpoint's seed if there is one: a resumed run must draw the same numbers.
         self._stream = self.trainer.strategy.broadcast(self._stream or torch.initial_seed())
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Restore the random generators to where the last step, in this run or its checkpoint, left them.
-
-        What draws between steps (loaders, evaluations, setting up a resumed run) does not change training.
-        """
+        """Restore the random generators as the last step, of this run or of its checkpoint, left them."""
+        # So that nothing that draws between steps (loaders, evaluations, setting up a resumed run) changes
+        # training.
         if self._rng is not None:
             rng.restore(self._rng)
             self._rng = None
-        # A checkpoint holds the generators of rank 0. Those of the others begin anew with each step, from a
-        # name that follows from the step's number, so that they resume too.
+        # A checkpoint holds the generators of rank 0 only. The other ranks seed theirs before each step, from
+        # the number of the step, so that they resume too.
         if rank := self.trainer.global_rank:
-            rng.begin(f"{self._stream}, rank {rank}, step {self.trainer.fit_loop.total_batch_idx}")
+            rng.seed_all(f"{self._stream}, rank {rank}, step {self.trainer.fit_loop.total_batch_idx}")
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Keep the random generators' state for the next step."""
+        """Keep the state of the random generators for the next step."""
         self._rng = rng.state()

@@ -1,4 +1,4 @@
-"""Group relative policy optimization (DeepSeekMath, arXiv:2402.03300) and its family."""
+"""Group relative policy optimization (GRPO, arXiv:2402.03300) and its variants."""
 
 from __future__ import annotations
 
@@ -23,33 +23,38 @@ LEGAL_SCALES: dict[Baseline, tuple[AdvantageScale, ...]] = {
     "reinforce++": ("batch", "none"),
     "none": ("none",),
 }
-"""Deviations that rewards are divided by, by what was taken off them."""
+"""The scales that go with each baseline."""
 
 
 class GRPO(PolicyGradient):
-    """A sample's advantage is how much better it was than the other samples of its problem; no critic.
+    """No critic: a sample's advantage is its reward relative to the other samples of its problem.
 
     Args:
         policy: The model to train.
         group_size: Completions sampled per problem, at least 2.
-        inner_epochs: Optimizer steps made on one batch of rollouts.
-        clip: The ratio to the policy that sampled is clipped below at 1 - clip, and above at 1 + clip. Acts
+        inner_epochs: Optimizer steps on one batch of rollouts.
+        clip: The importance ratio to the policy that sampled is clipped to [1 - clip, 1 + clip]. Has an
+        effect
             from the second inner epoch on.
-        kl_coefficient: Weight of the divergence from the reference. 0 skips its forward.
-        kl: Its estimator. ``k3`` (the paper's) and ``k2`` stand in the loss; on-policy, k2's gradient is
-            that of the divergence. ``k1`` has none of use there: its sum is taken off a sample's reward
-            (arXiv:2402.14740), with scale batch or none.
-        loss_type: What is clipped and how tokens are averaged. ``grpo``: ratios of tokens, averaged per
+        kl_coefficient: Weight of the KL divergence from the reference. 0 skips the reference's forward.
+        kl: Estimator of that divergence. ``k3`` (the paper's) and ``k2`` are added to the loss; on-policy,
+        k2's
+            gradient is that of the divergence. The gradient of ``k1`` is 0 on average: its sum is subtracted
+            from a sample's reward instead (arXiv:2402.14740), with scale batch or none.
+        loss_type: Which ratio is clipped, and how tokens are averaged. ``grpo``: ratios of tokens, averaged
+        per
             sequence; ``dapo``: over all tokens of the step (arXiv:2503.14476); ``dr_grpo``: over sequences
             times ``max_new_tokens`` (arXiv:2503.20783); ``gspo``: the ratio of the whole sequence
             (arXiv:2507.18071); ``cispo``: clipped weights that leave every token its gradient
             (arXiv:2506.13585).
-        baseline: What a reward is compared with: the mean of its ``group``, of the group's others (``rloo``,
-            arXiv:2402.14740), of the whole batch (``reinforce++``, arXiv:2501.03262), or nothing (``none``).
-        scale: Divide advantages by the deviation of the ``group``, of the ``batch``, or not (``none``).
-        refill_budget: Problems that a step may sample beyond its batch, to take the place of groups whose
-            rewards are all equal (dynamic sampling, arXiv:2503.14476, 3.2). 0 is off.
-        **options: What every :class:`~coderl.algorithms.PolicyGradient` takes.
+        baseline: What is subtracted from a reward: the mean of its ``group``, of the group's other samples
+            (``rloo``, arXiv:2402.14740), of the whole batch (``reinforce++``, arXiv:2501.03262), or nothing
+            (``none``).
+        scale: Divide advantages by the standard deviation of the ``group``, of the ``batch``, or not at all
+            (``none``).
+        refill_budget: Problems that a step may sample beyond its batch, to replace groups whose rewards are
+            all equal (dynamic sampling, arXiv:2503.14476, 3.2). 0 is off.
+        **options: Options of :class:`~coderl.algorithms.PolicyGradient`.
     """
 
     @passes_options_on
@@ -101,7 +106,11 @@ class GRPO(PolicyGradient):
         self.baseline, self.scale, self.refill_budget = baseline, scale, refill_budget
 
     def setup(self, stage: str) -> None:
-        """Where nothing can be drawn to refill with, that is reported before weights load."""
+        """Check that there is a data module to refill from, before weights load.
+
+        Raises:
+            UsageError: There is none.
+        """
         if stage == "fit" and self.refill_budget and self.datamodule is None:
             raise UsageError(
                 f"refill_budget {self.refill_budget} needs a data module to draw further problems from, and "
@@ -115,33 +124,33 @@ class GRPO(PolicyGradient):
 
     @property
     def reads_old_policy(self) -> bool:
-        """Also where the divergence is part of the reward."""
+        """True also where the divergence is part of the reward."""
         return super().reads_old_policy or self._kl_in_reward
 
     def has_gradient(self, rewards: Tensor) -> Tensor:
-        """Without divergence and entropy bonus, a sample without advantage has no gradient."""
+        """Samples of known reward; without KL term and entropy bonus, only those with an advantage."""
         known = super().has_gradient(rewards)
         if self.kl_coefficient != 0 or self.entropy_coefficient != 0:
             return known
         return known & (self._sample_advantages(rewards) != 0)
 
     def advantages(self, rewards: Tensor, experience: Experience) -> Credit:
-        """The sample's advantage on each of its tokens."""
+        """Each token has its sample's advantage. Collective."""
         if self._kl_in_reward:
             assert experience.old_logprobs is not None and experience.ref_logprobs is not None
             kl = kl_divergence(experience.old_logprobs, experience.ref_logprobs, "k1")
-            paid = torch.where(experience.mask, kl, 0.0).sum(dim=1).view_as(rewards)
+            penalty = torch.where(experience.mask, kl, 0.0).sum(dim=1).view_as(rewards)
             counts = experience.mask.any(dim=1).view_as(rewards)
-            # A truncated sample that is masked has no divergence: with its bare reward it would spoil the
-            # baseline.
-            rewards = torch.where(counts, rewards - self.kl_coefficient * paid, torch.nan)
+            # A truncated sample that is masked out has no penalty, so its reward must not enter the baseline
+            # of samples that have one.
+            rewards = torch.where(counts, rewards - self.kl_coefficient * penalty, torch.nan)
         return Credit(self._sample_advantages(rewards).flatten()[:, None].expand_as(experience.mask))
 
     def _sample_advantages(self, rewards: Tensor) -> Tensor:
         return group_advantages(rewards, self.scale, self.baseline, self.mean_over_ranks)
 
     def loss(self, scores: Scores, batch: Experience) -> Loss:
-        """The surrogate of ``loss_type``, plus ``kl_coefficient`` times k2 or k3."""
+        """The surrogate loss of ``loss_type``, plus ``kl_coefficient`` times the divergence by k2 or k3."""
         assert batch.old_logprobs is not None
         policy = policy_loss(
             scores.logprobs,
@@ -160,13 +169,14 @@ class GRPO(PolicyGradient):
         return (policy.loss if self._kl_in_reward else policy.loss + self.kl_coefficient * kl), values
 
     def refill(self, rollout: Rollout) -> list[Rollout]:
-        """Replace groups without signal by groups of other problems, as far as the budget goes."""
+        """Replace groups whose rewards are all equal by groups of other problems, within the budget."""
         if not self.refill_budget:
             return [rollout]
         assert self.datamodule is not None  # see setup
         empty = no_signal(rollout.rewards).nonzero().flatten().tolist()
         count, chosen, more, budget = len(empty), rollout, [], self.refill_budget
         sampled = {problem.id for problem in rollout.problems}
+        # Nothing in this loop is collective: each rank refills as often as its own groups need it.
         while empty and budget > 0:
             problems = self.datamodule.draw(min(len(empty), budget), sampled)
             if not problems:

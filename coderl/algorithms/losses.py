@@ -1,8 +1,8 @@
-"""Divergences, importance weights and losses as pure functions of tensors. No trainer, no model, no state.
+"""KL estimates, importance weights and losses, as pure functions of tensors. No trainer, no model, no state.
 
 Notation:
     B sequences, T columns.
-    Per-token tensors are ``[B, T]``; column t belongs to token t. Masks are bool and come from generation.
+    Per-token tensors are ``[B, T]``; column t belongs to token t. Masks are bool, true on completion tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LossType = Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"]
 SamplerCorrection = Literal["token", "sequence", "mask"]
 
 MAX_LOG_RATIO = 20.0
-"""Log-ratios are clamped to ± this before they are exponentiated."""
+"""Log-ratios are clamped to ± this before ``exp``, which overflows at 88 in float32."""
 
 
 def token_weights(
@@ -32,9 +32,9 @@ def token_weights(
     max_new_tokens: int,
     mean_over_ranks: Callable[[Tensor], Tensor] = single_process,
 ) -> Tensor:
-    """What each token counts in the loss of one optimizer step; ``loss = (weights * token_loss).sum()``.
+    """Weight of each token in the loss of an optimizer step: ``loss = (weights * token_loss).sum()``.
 
-    Computed once over the whole step, so that no micro-batch size, order or padding can change the gradient.
+    Computed once over the whole step, so that micro-batch size, order and padding do not change the gradient.
 
     Args:
         mask: ``[B, T]``, true on the completion tokens of this rank's whole step.
@@ -42,8 +42,8 @@ def token_weights(
             (arXiv:2503.14476) and ``cispo`` over all tokens; ``dr_grpo`` divides by sequences times
             ``max_new_tokens`` (arXiv:2503.20783).
         max_new_tokens: The length limit of completions.
-        mean_over_ranks: Averages a count over ranks. DDP averages gradients, so dividing by the mean count
-            gives the gradient of one process that holds all sequences.
+        mean_over_ranks: Averages a count over ranks. Gradients are averaged over ranks, so dividing by the
+            mean count gives the gradient of one process that holds all sequences.
 
     Returns:
         ``[B, T]`` float32, zero outside the mask. All zero where the mask is empty.
@@ -59,6 +59,7 @@ def token_weights(
         "cispo": by_token,
         "dr_grpo": (sequences * max_new_tokens).expand(lengths.shape),
     }[loss_type]
+    # An empty mask has the divisor 0: 0 / tiny is 0, where 0 / 0 would be NaN.
     return mask / divisor.float().clamp(min=torch.finfo(torch.float32).tiny)
 
 
@@ -82,6 +83,7 @@ def kl_divergence(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator
         return -d
     if estimator == "k2":
         return 0.5 * d.square()
+    # expm1: near d = 0, where most tokens are, exp(d) - 1 would lose all digits.
     return torch.expm1(d) - d
 
 
@@ -93,7 +95,7 @@ class PolicyLoss(NamedTuple):
     clipped: Tensor
 
     def logged(self) -> dict[str, Tensor]:
-        """Its columns by the names of the metrics."""
+        """The per-token values by name of metric."""
         return {
             "loss/policy": self.loss,
             "policy/ratio": self.ratio,
@@ -108,17 +110,20 @@ def clipped_policy_loss(
 
     Args:
         logprobs: ``[B, T]`` under the policy, with gradient.
-        old_logprobs: ``[B, T]`` under the policy that is being improved.
+        old_logprobs: ``[B, T]`` under the policy before the update.
         advantages: ``[B, T]``.
         clip_low: The ratio is clipped below at ``1 - clip_low``.
         clip_high: And above at ``1 + clip_high``.
 
     Returns:
-        The loss, the ratio, and where clipping took the gradient away.
+        The loss, the ratio, and the tokens without a gradient because of clipping.
     """
     ratio = (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     bounded = ratio.clamp(1 - clip_low, 1 + clip_high)
     loss = -torch.minimum(ratio * advantages, bounded * advantages)
+    # Where the minimum is the clipped term, which is constant in the policy, the token has no gradient. A
+    # ratio out of bounds alone does not say so: with the other sign of the advantage the minimum is the plain
+    # term.
     clipped = (bounded * advantages < ratio * advantages).detach()
     return PolicyLoss(loss, ratio.detach(), clipped)
 
@@ -132,7 +137,7 @@ def policy_loss(
     clip_low: float,
     clip_high: float,
 ) -> PolicyLoss:
-    """The surrogate that ``loss_type`` names; how tokens are averaged is :func:`token_weights`' business.
+    """The surrogate loss of ``loss_type``, per token; :func:`token_weights` averages over tokens.
 
     ``grpo``, ``dapo`` and ``dr_grpo`` clip each token's ratio. ``gspo`` (arXiv:2507.18071) clips the
     sequence's, the geometric mean of its tokens' ratios; its gradient is written token by token (eq. 14), so
@@ -141,9 +146,9 @@ def policy_loss(
 
     Args:
         logprobs: ``[B, T]`` under the policy, with gradient.
-        old_logprobs: ``[B, T]`` under the policy that is being improved.
+        old_logprobs: ``[B, T]`` under the policy before the update.
         advantages: ``[B, T]``.
-        mask: ``[B, T]``, the tokens that count.
+        mask: ``[B, T]``, the tokens in the loss.
         loss_type: Which surrogate.
         clip_low: Ratios are clipped below at ``1 - clip_low``.
         clip_high: And above at ``1 + clip_high``.
@@ -151,7 +156,8 @@ def policy_loss(
     if loss_type == "gspo":
         shift = torch.where(mask, logprobs - old_logprobs, 0.0).sum(dim=1, keepdim=True)
         mean = (shift / mask.sum(dim=1, keepdim=True).clamp(min=1)).detach()
-        # Each token carries its own part of the sequence's gradient.
+        # 0 in value: it only gives each token its own gradient, pi / sg(pi) in eq. 14. The sequence's ratio
+        # stands in `mean`, which is a constant, so the old log-probabilities are 0 below.
         own = logprobs - logprobs.detach()
         return clipped_policy_loss(
             mean + own, torch.zeros_like(old_logprobs), advantages, clip_low, clip_high
@@ -159,6 +165,7 @@ def policy_loss(
     result = clipped_policy_loss(logprobs, old_logprobs, advantages, clip_low, clip_high)
     if loss_type != "cispo":
         return result
+    # A constant, as in eq. 4: `result.ratio` is detached. The gradient goes through logprobs alone.
     weight = result.ratio.clamp(1 - clip_low, 1 + clip_high)
     return PolicyLoss(-weight * advantages * logprobs, result.ratio, weight != result.ratio)
 
@@ -166,24 +173,25 @@ def policy_loss(
 def sampler_correction(
     old_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, mode: SamplerCorrection, cap: float
 ) -> Tensor:
-    """Weights that make up for a rollout engine whose numerics are not the trainer's.
+    """Truncated importance weights for a rollout engine whose numerics differ from the trainer's.
 
-    The samples came from the engine, the gradient is taken as if from the trainer's kernels. Weighting by
-    the ratio of both fixes that; truncating it bounds the variance ("Your Efficient RL Framework Secretly
+    The samples are from the engine's distribution, the gradient is the one for samples of the trainer's. The
+    ratio of both corrects that; truncating it bounds the variance ("Your Efficient RL Framework Secretly
     Brings You Off-Policy RL Training", F. Yao et al., 2025).
 
     Args:
-        old_logprobs: ``[B, T]`` by the training kernels.
+        old_logprobs: ``[B, T]`` by the trainer, before the update.
         sampler_logprobs: ``[B, T]`` as the engine reported them.
         mask: ``[B, T]``.
-        mode: ``token`` weighs each token by its own ratio; ``sequence`` all of a sequence's by the geometric
-            mean (the *mean* log-ratio: the sum would grow with length); ``mask`` weighs tokens whose
-            ratio lies within ``1 / cap`` and ``cap`` by 1, others by 0.
+        mode: ``token`` weights each token by its own ratio; ``sequence`` all tokens of a sequence by their
+            ratios' geometric mean (the *mean* log-ratio: the sum would grow with length); ``mask`` weights
+            tokens whose ratio lies within ``1 / cap`` and ``cap`` by 1, others by 0.
         cap: Largest weight.
 
     Returns:
         ``[B, T]``, zero outside the mask, without gradient.
     """
+    # Detached: the weights are constants of the loss.
     shift = torch.where(mask, old_logprobs - sampler_logprobs, 0.0).detach()
     if mode == "sequence":
         shift = (shift.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)).expand_as(mask)
@@ -195,16 +203,16 @@ def sampler_correction(
 def top_entropy_mask(
     entropy: Tensor, mask: Tensor, fraction: float, gathered: Callable[[Tensor], Tensor] = single_process
 ) -> Tensor:
-    """The tokens where the policy was least sure: forks in the road (arXiv:2506.01939).
+    """The tokens with the highest entropy, "forking tokens" (arXiv:2506.01939).
 
     Args:
         entropy: ``[B, T]`` nats.
         mask: ``[B, T]``, the tokens of a whole step.
-        fraction: Which share of them, over 0 and up to 1.
-        gathered: From a rank's entropies ``[N]`` to those of all ranks: the share is of all tokens.
+        fraction: The share of them to keep, over 0 and up to 1.
+        gathered: From a rank's entropies ``[N]`` to those of all ranks: the share is of all ranks' tokens.
 
     Returns:
-        ``[B, T]`` bool; tokens as uncertain as the last one chosen stay in.
+        ``[B, T]`` bool; tokens with the same entropy as the last one kept are kept too.
     """
     values = gathered(entropy[mask])
     if not len(values):
@@ -221,18 +229,18 @@ class ValueLoss(NamedTuple):
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float | None) -> ValueLoss:
-    """``max((V - R)², (clip(V, V_old ± clip) - R)²) / 2``: a critic that moves in steps like the policy's.
+    """PPO's clipped value loss: ``max((V - R)², (clip(V, V_old ± clip) - R)²) / 2``.
 
     (Appendix of arXiv:2005.12729, "Implementation matters in deep policy gradients".)
 
     Args:
         values: ``[B, T]``, with gradient.
         old_values: ``[B, T]``, before the update.
-        returns: ``[B, T]``, what should have been said.
-        clip: The distance; None is the plain square.
+        returns: ``[B, T]``, the targets.
+        clip: The largest change of a value from its old one, in units of reward; None is the plain square.
 
     Returns:
-        The loss, and where clipping took the gradient away.
+        The loss, and the tokens without a gradient because of clipping.
     """
     plain = (values - returns).square()
     if clip is None:
@@ -242,13 +250,13 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float 
 
 
 def adapted_kl_coefficient(beta: float, kl: float, target: float, samples: int, horizon: int) -> float:
-    """The KL coefficient after a step that diverged by ``kl`` (arXiv:1909.08593, section 2.2).
+    """The KL coefficient for the next step, by a proportional controller (arXiv:1909.08593, section 2.2).
 
     Args:
-        beta: The coefficient of the step.
-        kl: The step's divergence from the reference, in the unit of ``target``.
-        target: Where it should be.
-        samples: Sequences of the step.
+        beta: The coefficient of this step.
+        kl: This step's divergence from the reference, in the unit of ``target``.
+        target: The intended divergence.
+        samples: Sequences in the step.
         horizon: Sequences over which the coefficient may change by 20 %, which is also the most for a step.
     """
     error = min(max(kl / target - 1, -0.2), 0.2)

@@ -1,4 +1,4 @@
-"""The loop that GRPO and PPO share: ``collect -> prepare -> update -> report``."""
+"""The training step that GRPO and PPO share: ``collect -> prepare -> update -> report``."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Loss = tuple[Tensor, dict[str, Tensor]]
-"""Per-token loss ``[B, T]``, and per-token values ``[B, T]`` to be logged as means over the step."""
+"""Per-token loss ``[B, T]``, and per-token metrics ``[B, T]`` that are logged as means over the step."""
 
 
 class PolicyGradientOptions(ModuleOptions, total=False):
-    """Options of :class:`PolicyGradient` that GRPO and PPO pass on; there they are explained."""
+    """Options that GRPO and PPO pass on to :class:`PolicyGradient`; documented there."""
 
     rewards: list[Reward] | None
     clip_high: float | None
@@ -66,44 +66,45 @@ class PolicyGradientOptions(ModuleOptions, total=False):
 
 
 class PolicyGradient(PolicyModule, ABC):
-    """Sample programs, run them, and make the good ones likelier.
+    """Samples programs, runs them, and raises the probability of those with a positive advantage.
 
-    A subclass gives ``advantages`` and ``loss``; everything else is here. The rollout engine and the sandbox
-    belong to the module, and held-out pass@k is measured with them too.
+    A subclass implements ``advantages`` and ``loss``. The module owns the rollout engine and the sandbox, and
+    measures held-out pass@k with them too.
 
     Args:
         policy: The model to train.
-        rewards: Terms of the reward; the weighted sum counts. Null is the original recipe's execution reward.
+        rewards: Reward functions; their weighted sum is used. Null is the original recipe's execution reward.
         group_size: Completions sampled per problem.
-        inner_epochs: Optimizer steps made on one batch of rollouts.
-        clip: The ratio to the policy that sampled is clipped below at 1 - clip, and above at 1 + clip. Acts
+        inner_epochs: Optimizer steps on one batch of rollouts.
+        clip: The importance ratio to the policy that sampled is clipped to [1 - clip, 1 + clip]. Has an
+        effect
             from the second inner epoch on.
-        clip_high: Another clip above ("clip higher", arXiv:2503.14476). Null is ``clip``.
-        kl_coefficient: Weight of the divergence from the reference. 0 skips the reference's forward.
-        kl: Its estimator (J. Schulman, 2020): see the algorithm for which goes where.
+        clip_high: Another upper clip, 1 + clip_high ("clip higher", arXiv:2503.14476). Null is ``clip``.
+        kl_coefficient: Weight of the KL divergence from the reference. 0 skips the reference's forward.
+        kl: Estimator of that divergence (J. Schulman, 2020). The algorithm says where each is used.
         reference_refresh: Rollout steps after which the current policy becomes the reference; 0 never.
         entropy_coefficient: Weight of an entropy bonus, in reward per nat.
-        top_entropy: Of a step's tokens that have an advantage only this share, the least certain, has a
-            policy gradient (arXiv:2506.01939; 0.2 there). 1 is all.
+        top_entropy: Share of a step's tokens with an advantage, those of highest entropy, that have a policy
+            gradient (arXiv:2506.01939; 0.2 there). 1 is all.
         truncated: Completions cut off at ``max_new_tokens``: ``keep`` them, or ``mask`` their tokens out of
             the loss (arXiv:2503.14476, 3.4); their reward stays in the baseline.
-        overlong_buffer: Tokens below ``max_new_tokens`` over which up to 1 is taken off the reward, linearly
-            (the same paper, eq. 13). 0 is off.
-        sampler_correction: Importance weights for an engine whose numerics are not the trainer's (see
-            ``mismatch_kl``): by ``token``, by ``sequence``, or ``mask`` tokens that are too far off.
+        overlong_buffer: Tokens below ``max_new_tokens`` over which up to 1 is subtracted from the reward,
+            linearly (the same paper, eq. 13). 0 is off.
+        sampler_correction: Importance weights for an engine whose numerics differ from the trainer's (see
+            ``mismatch_kl``): by ``token``, by ``sequence``, or ``mask`` tokens that differ too much.
         sampler_cap: The largest such weight.
-        sandbox: Where programs run. Null is a :class:`~coderl.sandbox.Sandbox` with default limits.
-        engine: What samples. Null is :class:`~coderl.rollout.GenerateEngine` with its defaults.
+        sandbox: Runs the programs. Null is a :class:`~coderl.sandbox.Sandbox` with default limits.
+        engine: Samples the completions. Null is :class:`~coderl.rollout.GenerateEngine` with its defaults.
         temperature: Of sampling, and of every log-probability that is compared with it.
         max_new_tokens: Longest completion, in tokens.
         evaluation: How held-out pass@k is measured by validate, test and the post-fit evaluation.
-        **options: What every :class:`~coderl.algorithms.PolicyModule` takes.
+        **options: Options of :class:`~coderl.algorithms.PolicyModule`.
     """
 
     weighting: LossType = "dapo"
-    """How tokens are averaged."""
+    """How the loss is averaged over tokens, see :func:`~coderl.algorithms.losses.token_weights`."""
     reads_values = False
-    """Whether a critic's values come out of the policy's own forward."""
+    """Whether the critic's values come from the policy's own forward."""
 
     @passes_options_on
     def __init__(
@@ -177,24 +178,24 @@ class PolicyGradient(PolicyModule, ABC):
                 "set model.kl_coefficient above 0, or model.reference_refresh to 0"
             )
 
-    # -- what an algorithm adds ------------------------------------------------------------------------------
+    # -- for subclasses --------------------------------------------------------------------------------------
 
     @abstractmethod
     def advantages(self, rewards: Tensor, experience: Experience) -> Credit:
-        """From rewards ``[P, G]`` (NaN where unknown) to what each token is credited with.
+        """The advantage of each token, and the critic's targets where there is a critic.
 
         Args:
-            rewards: One for each sample, a row for each problem.
+            rewards: ``[P, G]``, NaN where unknown.
             experience: The step's rows in the order of the rewards, with the columns that :meth:`score`
-                returned. It is only read.
+                returned. Not to be changed.
         """
 
     @abstractmethod
     def loss(self, scores: Scores, batch: Experience) -> Loss:
-        """The loss of a micro-batch, token by token, and the values to log."""
+        """The per-token loss of a micro-batch, and per-token metrics."""
 
     def score(self, batch: Experience) -> dict[str, Tensor]:
-        """Columns of a micro-batch that must be known before its first update (without gradient)."""
+        """Columns of a micro-batch that are needed before the first update, by name; without gradient."""
         columns = {}
         if self.kl_coefficient != 0:
             with self.policy.reference():
@@ -210,69 +211,72 @@ class PolicyGradient(PolicyModule, ABC):
 
     @property
     def reads_old_policy(self) -> bool:
-        """Whether credit needs the policy's log-probs first; otherwise the first pass gives them."""
+        """Whether advantages need the policy's log-probs; otherwise the first forward gives them."""
         return self.top_entropy < 1 or self.sampler_correction is not None
 
     def has_gradient(self, rewards: Tensor) -> Tensor:
-        """``[P, G]`` bool: samples that can move a parameter. No forward is spent on the others."""
+        """``[P, G]`` bool, true for samples that have a gradient; others are in no forward."""
         return ~rewards.isnan()
 
     def critic_backward(self, batch: Experience) -> dict[str, Tensor]:
-        """A second backward on a micro-batch, for a critic of its own; the values to log. Here: none."""
+        """Backward of a critic that has its own forward. Returns per-token metrics. Here there is none."""
         return {}
 
     def refill(self, rollout: Rollout) -> list[Rollout]:
-        """The rollout to learn from, then further ones that were sampled for it. Here: the one collected."""
+        """The rollout to train on, then further ones that were sampled for it. Here only the given one."""
         return [rollout]
 
     def too_far(self, kl: float) -> bool:
-        """Whether to stop the inner epochs: the policy is ``kl`` nats a token from the one that sampled."""
+        """Whether to stop the inner epochs at ``kl`` nats per token from the policy that sampled."""
         return False
 
     # -- engine and sandbox ----------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Start the sandbox first: where its isolation is refused, that is reported before weights load."""
+        """Start the sandbox, check settings and problems."""
+        # First: a machine that allows no isolation is reported before any weights load.
         self.sandbox.start()
         super().setup(stage)
 
     def bind(self) -> None:
-        """Give the loaded policy to the engine; does nothing the second time."""
+        """Give the loaded policy to the rollout engine. Later calls do nothing."""
         self.engine.bind(self.policy)
         self._bound = True
 
     def load_state_dict(self, *args: Any, **options: Any) -> Any:
-        """As torch does it; an engine that samples from a copy of the weights is synced."""
+        """Load as torch does, then sync an engine that samples from a copy of the weights."""
         result = super().load_state_dict(*args, **options)
         if self._bound:
             self.engine.sync()
         return result
 
     def teardown(self, stage: str) -> None:
-        """Leave no process behind."""
+        """Stop the sandbox's processes."""
         self.sandbox.close()
 
     # -- one step --------------------------------------------------------------------------------------------
 
     def planned_steps(self) -> int:
         """Optimizer steps of the whole fit: ``inner_epochs`` for each batch of problems."""
+        # Lightning counts optimizer steps against max_steps, and estimates one for each batch.
         limit = self.trainer.max_steps
         steps = super().planned_steps() * self.inner_epochs
         return min(steps, limit) if limit > 0 else steps
 
     def training_step(self, batch: list[Problem], batch_idx: int) -> None:
-        """One batch of problems: sample, run, reward, improve."""
+        """One rollout step: sample a batch of problems, execute, compute advantages, update the policy."""
         self._meter = Meter()
-        self.rollout = self.collect(batch)
+        self.rollout = self.collect(batch)  # kept for callbacks
         chosen, *rest = self.refill(self.rollout)
-        self._observe([self.rollout, *rest])
+        self._update_curriculum([self.rollout, *rest])
         self.update(self.prepare(chosen))
+        # After the update, so that the first step after a refresh has a divergence of 0.
         if self.reference_refresh and self._rollout_step % self.reference_refresh == 0:
             self.policy.refresh_reference()
         self.report(self.rollout)
 
     def collect(self, problems: Sequence[Problem]) -> Rollout:
-        """Sample a group for each problem, run the programs, and reward them."""
+        """Sample ``group_size`` completions for each problem, run them as programs, and compute rewards."""
         self.bind()
         with self._meter.time("rollout"):
             completions = self.engine.generate(problems, self.group_size, self.sampling)
@@ -287,10 +291,10 @@ class PolicyGradient(PolicyModule, ABC):
             for c, code, run in zip(completions, programs, runs, strict=True)
         ]
         self._meter.tokens += sum(len(c.ids) for c in completions)
-        return Rollout(samples, self._rewards(samples).view(len(problems), self.group_size))
+        return Rollout(samples, self._compute_rewards(samples).view(len(problems), self.group_size))
 
-    def _rewards(self, samples: list[Sample]) -> Tensor:
-        """``[P * G]``, NaN where the machinery failed."""
+    def _compute_rewards(self, samples: list[Sample]) -> Tensor:
+        """``[P * G]`` float32, NaN where unknown."""
         rewards = torch.tensor(total(self.rewards, samples))
         if rewards.isinf().any():
             raise UserError(
@@ -302,23 +306,24 @@ class PolicyGradient(PolicyModule, ABC):
         return rewards
 
     def prepare(self, rollout: Rollout) -> list[Experience]:
-        """Scored and credited micro-batches, without the rows that cannot move a parameter."""
+        """Micro-batches with advantages, without the rows that have no gradient. Collective."""
         whole = self.experience(rollout)
         rows = (self.has_gradient(rollout.rewards).flatten() & whole.mask.any(dim=1)).nonzero().flatten()
-        # Without such rows one is scored all the same: advantages need the columns, if only zeros, and take
-        # means over ranks, in which every rank must take part.
+        # Without such rows one row is scored all the same: `advantages` reads the columns, and takes means
+        # over ranks, in which every rank must take part.
         scored = rows if len(rows) else torch.tensor([0])
         with self._meter.time("scoring"), torch.no_grad(), self.policy.without_dropout():
             for chunk in whole.chunks(scored, self.micro_batch_size):
                 whole.put(chunk, **self.score(whole.take(chunk).to(self.device)))
         credit = self.advantages(rollout.rewards, whole)
-        whole.advantages = self._weighted(credit.advantages, whole)
+        whole.advantages = self._adjusted(credit.advantages, whole)
         whole.returns = credit.returns
         self._meter.values |= credit.metrics
+        # Only now are rows dropped: weights, baselines and whitening above are of the whole step.
         return list(self.micro_batches(whole.take(rows))) if len(rows) else []
 
     def experience(self, rollout: Rollout) -> Experience:
-        """The rollout as tensors on the CPU, not yet scored, rows in the order of its samples."""
+        """The rollout as tensors on the CPU, not yet scored; rows in the order of the samples."""
         completions = [sample.completion for sample in rollout.samples]
         ids, attention, mask = pad_rows(
             [c.prompt_ids for c in completions],
@@ -327,6 +332,7 @@ class PolicyGradient(PolicyModule, ABC):
         )
         sampler_logprobs = spread([c.logprobs for c in completions], mask)
         finished = torch.tensor([c.finished for c in completions])
+        # A row of unknown reward, or one that is cut off and masked, is out of the loss as a whole.
         counts = ~rollout.rewards.flatten().isnan()
         if self.truncated == "mask":
             counts = counts & finished
@@ -342,8 +348,8 @@ class PolicyGradient(PolicyModule, ABC):
             sampler_logprobs=sampler_logprobs,
         )
 
-    def _weighted(self, advantages: Tensor, whole: Experience) -> Tensor:
-        """The advantages after sampler correction and the entropy mask, zero outside the mask."""
+    def _adjusted(self, advantages: Tensor, whole: Experience) -> Tensor:
+        """The advantages after sampler correction and entropy mask, zero outside the mask. Collective."""
         advantages = torch.where(whole.mask, advantages, 0.0)
         if self.sampler_correction is not None and whole.old_logprobs is not None:
             assert whole.sampler_logprobs is not None
@@ -355,7 +361,8 @@ class PolicyGradient(PolicyModule, ABC):
                 self.sampler_cap,
             )
         if whole.entropy is not None:
-            # Rows without advantage may not have been scored: their entropies must not count in the share.
+            # Rows without advantage may not have been scored: their entropies, zeros, must not count in the
+            # share.
             learning = whole.mask & (advantages != 0).any(dim=1, keepdim=True)
             advantages = advantages * top_entropy_mask(
                 whole.entropy, learning, self.top_entropy, lambda values: torch.cat(self.gathered(values))
@@ -363,36 +370,43 @@ class PolicyGradient(PolicyModule, ABC):
         return advantages
 
     def update(self, batches: list[Experience]) -> None:
-        """``inner_epochs`` optimizer steps on the batch. They count even where nothing has a gradient."""
+        """``inner_epochs`` optimizer steps on the micro-batches. Collective."""
+        # Each epoch makes its step, even without a gradient or after too_far: schedules and max_steps count
+        # them, and other ranks wait in the exchange of gradients.
         with self._meter.time("update"):
             stopped = False
             for _ in range(self.inner_epochs):
                 if not stopped:
-                    means = self._pass_over(batches)
+                    means = self._accumulate_gradients(batches)
+                    # The mean is that of all ranks, so that they stop together.
                     if stopped := self.too_far(means["policy/kl_old"]):
-                        self.zero_grad()  # this far from the policy that sampled they mislead
+                        self.zero_grad()  # so far off-policy, these gradients mislead
                     self._meter.values |= means
                 norm = float(self.step())
                 if not stopped:
                     self._meter.values["grad_norm"] = norm
-            self.engine.sync()
+            self.engine.sync()  # the next rollout samples from the new weights
 
-    def _pass_over(self, batches: list[Experience]) -> dict[str, float]:
-        """Gradients of the whole step, and the means of what is logged over its tokens."""
+    def _accumulate_gradients(self, batches: list[Experience]) -> dict[str, float]:
+        """Gradients of all micro-batches, summed; returns the means of the metrics over their tokens."""
         meter = Meter()
         for batch in batches:
-            meter.add(self._accumulate(batch), batch.mask)
+            meter.add(self._backward(batch), batch.mask)
         return {"policy/kl_old": 0.0} | meter.means(self.gathered)
 
-    def _accumulate(self, batch: Experience) -> dict[str, Tensor]:
+    def _backward(self, batch: Experience) -> dict[str, Tensor]:
+        """Forward and backward of a micro-batch; returns per-token metrics."""
         scores = self._score(batch, "gradient" if self.entropy_coefficient else "value", self.reads_values)
         logprobs, entropy = scores.logprobs, scores.entropy
         assert entropy is not None and batch.sampler_logprobs is not None
-        if batch.old_logprobs is None:  # first pass over new rollouts: strictly on-policy, the ratio is 1
+        # First inner epoch: on-policy, so the same forward gives the old log-probabilities, and the ratio is
+        # exactly 1 with the gradient of the policy. They stay in the batch for the later epochs.
+        if batch.old_logprobs is None:
             batch.old_logprobs = logprobs.detach()
         token_loss, values = self.loss(scores, batch)
         if self.entropy_coefficient:
             token_loss = token_loss - self.entropy_coefficient * entropy
+        # A sum: weights are those of the whole step, so that gradients add up over micro-batches of any size.
         self.manual_backward((batch.weights * token_loss).sum())
         return (
             values
@@ -400,6 +414,7 @@ class PolicyGradient(PolicyModule, ABC):
             | {
                 "policy/entropy": entropy,
                 "policy/kl_old": kl_divergence(batch.old_logprobs, logprobs, "k3"),
+                # Tokens are the sampler's, so the mean of this estimates KL(sampler || trainer).
                 "mismatch_kl": batch.sampler_logprobs - batch.old_logprobs,
             }
         )
@@ -411,13 +426,13 @@ class PolicyGradient(PolicyModule, ABC):
 
     @property
     def _rollout_step(self) -> int:
-        """Number of the step that is being made, from 1."""
+        """Number of the current rollout step, from 1."""
         return self.trainer.fit_loop.total_batch_idx + 1
 
     # -- after a step ----------------------------------------------------------------------------------------
 
-    def _observe(self, rollouts: list[Rollout]) -> None:
-        """Report to the data module how its problems fared: a curriculum draws by that."""
+    def _update_curriculum(self, rollouts: list[Rollout]) -> None:
+        """Report to the data module how many samples of each problem passed. Collective."""
         if self.datamodule is not None:
             problems = [problem for rollout in rollouts for problem in rollout.problems]
             passed, judged = zip(
@@ -426,12 +441,12 @@ class PolicyGradient(PolicyModule, ABC):
             self.datamodule.observe(problems, passed, judged)
 
     def report(self, rollout: Rollout) -> None:
-        """Log the step under the names that the README explains, as means over ranks."""
+        """Log the metrics of the step, as means over ranks; the README explains each. Collective."""
         metrics = rollout.metrics() | self._meter.values
         seconds = sum(v for k, v in metrics.items() if k.startswith("seconds/"))
         metrics["speed/tokens_per_second"] = self._meter.tokens / max(seconds, 1e-9)
         metrics = distributed.mean_of_each(self.gathered(metrics))
-        metrics["speed/tokens_per_second"] *= self.trainer.world_size
+        metrics["speed/tokens_per_second"] *= self.trainer.world_size  # of all ranks, not of the mean one
         metrics["rollout_step"] = float(self._rollout_step)
         metrics["global_step"] = float(self.trainer.global_step)
         metrics["learning_rate"] = self.current_learning_rate
@@ -454,8 +469,9 @@ class PolicyGradient(PolicyModule, ABC):
     # -- held-out pass@k -------------------------------------------------------------------------------------
 
     def evaluator(self) -> Evaluator:
-        """Measures the present weights as ``evaluation`` says, with the module's own engine and sandbox."""
+        """An evaluator of the current weights, with ``evaluation``'s settings and the module's own engine."""
         self.bind()
+        # `_trainer`, because Lightning's `trainer` raises where the module has none.
         several = self._trainer is not None and self.trainer.world_size > 1
         return Evaluator(
             self.engine,
@@ -472,9 +488,7 @@ class PolicyGradient(PolicyModule, ABC):
         progress: str | None = None,
         contaminated: Sequence[str] | None = None,
     ) -> Evaluation:
-        """Held-out pass@k of the present weights on problems that need not be a benchmark's.
-
-        Collective: every process calls it and gets the scores.
+        """Held-out pass@k of the current weights on any problems. Collective: all ranks get the scores.
 
         Args:
             problems: At least one. The scores are named after the source of the first.
@@ -495,7 +509,7 @@ class PolicyGradient(PolicyModule, ABC):
 
     def on_validation_epoch_end(self) -> None:
         """Log pass@k on the validation split."""
-        if self.trainer.sanity_checking:  # two batches show nothing that the first step of the fit would not
+        if self.trainer.sanity_checking:  # on two batches, pass@k would say nothing
             self._held_out = []
             return
         self._log_held_out("val")
@@ -505,12 +519,16 @@ class PolicyGradient(PolicyModule, ABC):
         self._log_held_out("test")
 
     def _log_held_out(self, split: str) -> None:
-        # A distributed sampler deals the problems out in turn, and repeats some so that all ranks get equally
-        # many.
-        dealt = self.gathered(self._held_out)
-        problems = list({p.id: p for turn in zip_longest(*dealt) for p in turn if p is not None}.values())
+        """Evaluate the collected problems and log the scores as ``split/...``. Collective."""
+        # Undo Lightning's distributed sampler, which gives problem i to rank i % ranks, and repeats some so
+        # that all ranks get equally many.
+        by_rank = self.gathered(self._held_out)
+        problems = list({p.id: p for turn in zip_longest(*by_rank) for p in turn if p is not None}.values())
         self._held_out = []
-        record = self.training_record() if self._trains_or_resumed() else prior_training(self.policy)
+        # In a fit, or from one's checkpoint, the weights have also been trained on the data module's
+        # problems.
+        trained_here = self.trainer.state.fn == TrainerFn.FITTING or self.trainer.ckpt_path is not None
+        record = self.training_record() if trained_here else prior_training(self.policy)
         contaminated = None if record is None else record.among(problems)
         if contaminated:
             log.warning(
@@ -523,7 +541,3 @@ class PolicyGradient(PolicyModule, ABC):
         rates = {name: getattr(evaluation, name) for name in ("accuracy", "success_rate", "test_pass_rate")}
         known = {name: value for name, value in (evaluation.scores() | rates).items() if value is not None}
         self.log_dict({f"{split}/{name}": value for name, value in known.items()}, prog_bar=True)
-
-    def _trains_or_resumed(self) -> bool:
-        """Whether the weights have learned from the data module's training problems."""
-        return self.trainer.state.fn == TrainerFn.FITTING or self.trainer.ckpt_path is not None

@@ -1,4 +1,4 @@
-"""Proximal policy optimization (arXiv:1707.06347) with a critic on the policy's own 4-bit base."""
+"""Proximal policy optimization (PPO, arXiv:1707.06347) with a critic that shares the policy's base model."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from coderl.types import Credit, Experience
 
 @dataclass
 class AdaptiveKL:
-    """Moves the KL coefficient so that the divergence from the reference stays near a target.
+    """Adapts the KL coefficient so that the divergence from the reference stays near a target.
 
     Args:
-        target: Where ``policy/kl`` should be, nats per token.
+        target: Intended value of ``policy/kl``, nats per token.
         horizon: Sequences over which the coefficient may change by 20 %.
     """
 
@@ -39,34 +39,37 @@ class AdaptiveKL:
 
 
 class PPO(PolicyGradient):
-    """A critic estimates the return from each token on; a token's advantage is how much better it turned out.
+    """Policy gradient with a critic: per-token advantages by generalized advantage estimation.
 
-    The critic is a value head on the policy's trunk: there is one base in memory. It starts at the mean
-    reward of the first rollout.
+    The critic is a value head on the policy's hidden states, so that there is one base model in memory. It
+    starts at the mean reward of the first rollout.
 
     Args:
         policy: The model to train.
         group_size: Completions sampled per problem; 1 suffices.
-        inner_epochs: Optimizer steps made on one batch of rollouts.
-        clip: The ratio to the policy that sampled is clipped to [1 - clip, 1 + clip].
-        target_kl: The remaining inner epochs are left out when the policy is further than 1.5 times this
-            from the one that sampled, nats per token. Null never.
-        kl_coefficient: Weight of the divergence from the reference, taken off each token's reward. 0 skips
-            the reference's forward.
-        kl: Its estimator. In a reward ``k1`` is right on average; k2 and k3 are steadier, and biased.
-        adaptive_kl: Let the coefficient follow a target. Null keeps it.
+        inner_epochs: Optimizer steps on one batch of rollouts.
+        clip: The importance ratio to the policy that sampled is clipped to [1 - clip, 1 + clip].
+        target_kl: The remaining inner epochs are skipped when the policy is further than 1.5 times this from
+            the one that sampled, nats per token. Null: never.
+        kl_coefficient: Weight of the KL divergence from the reference, subtracted from each token's reward. 0
+            skips the reference's forward.
+        kl: Estimator of that divergence. In a reward ``k1`` is unbiased; k2 and k3 have less variance, and
+        are
+            biased.
+        adaptive_kl: Adapt the coefficient to a target. Null: constant.
         gamma: Discount per token.
-        lam: Of generalized advantage estimation: 0 trusts the critic, 1 the rewards that came.
+        lam: Lambda of generalized advantage estimation: 0 uses the critic's estimates alone, 1 the rewards.
         whiten_advantages: Give a step's advantages mean 0 and deviation 1.
-        bootstrap_truncated: For a completion cut off at ``max_new_tokens``, what the critic still expects
-            takes the place of its reward (arXiv:1712.00378). Otherwise it ends there, and is judged as it is.
+        bootstrap_truncated: For a completion cut off at ``max_new_tokens``, the critic's value of its last
+            state replaces its reward (arXiv:1712.00378). Otherwise it gets its reward like any other.
         value_coefficient: Weight of the critic's loss.
-        value_clip: The critic's clip (arXiv:2005.12729), in units of reward. Null is none.
-        critic_adapter: Let the critic read the base through a LoRA adapter of its own: a second forward and
-            backward, and no tug-of-war with the policy.
-        critic_learning_rate: Peak rate of what only the critic has. Null is ``learning_rate``.
-        critic_warmup: Rollout steps at the start in which only the critic learns.
-        **options: What every :class:`~coderl.algorithms.PolicyGradient` takes.
+        value_clip: Clip of the critic's values (arXiv:2005.12729), in units of reward. Null: none.
+        critic_adapter: Give the critic its own LoRA adapter: a second forward and backward, and no gradient
+        of
+            the critic in the policy's adapter.
+        critic_learning_rate: Peak learning rate of the critic's own parameters. Null is ``learning_rate``.
+        critic_warmup: Rollout steps at the start in which only the critic is trained.
+        **options: Options of :class:`~coderl.algorithms.PolicyGradient`.
     """
 
     @passes_options_on
@@ -140,43 +143,43 @@ class PPO(PolicyGradient):
     # -- the critic ------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Read the weights, and put the value head on."""
+        """Load the weights and add the value head."""
         super().configure_model()
         self.policy.add_critic(self.critic_adapter)
 
     def learning_rate_of(self, name: str) -> float:
-        """The critic's own parameters have their own rate."""
+        """``critic_learning_rate`` for the critic's own parameters, where it is set."""
         own = self.critic_learning_rate is not None and self.policy.is_critics(name)
         return self.critic_learning_rate if own else super().learning_rate_of(name)  # type: ignore[return-value]
 
     @property
     def warming_up(self) -> bool:
-        """Whether only the critic learns at this step."""
+        """Whether only the critic is trained at this step."""
         return self._rollout_step <= self.critic_warmup
 
-    def _expect_mean(self, rewards: Tensor) -> None:
-        """Start the critic at the base model's mean reward: it need not learn the obvious first."""
+    def _init_value_bias(self, rewards: Tensor) -> None:
+        """Set the value head's bias to the mean reward of all ranks: first advantages have mean 0."""
         known = rewards[~rewards.isnan()]
         count = self.mean_over_ranks(torch.tensor(float(len(known))))
         if count > 0:
             assert self.policy.critic is not None
             self.policy.critic.linear.bias.data.fill_(float(self.mean_over_ranks(known.sum()) / count))
 
-    # -- credit ----------------------------------------------------------------------------------------------
+    # -- advantages ------------------------------------------------------------------------------------------
 
     def prepare(self, rollout: Rollout) -> list[Experience]:
-        """As for every policy gradient; before the first step the critic is set to the mean reward."""
+        """Micro-batches with advantages; before the first step the critic is set to the mean reward."""
         if self.trainer.global_step == 0:
-            self._expect_mean(rollout.rewards)
+            self._init_value_bias(rollout.rewards)
         return super().prepare(rollout)
 
     @property
     def reads_old_policy(self) -> bool:
-        """Always: values come with the same forward, and divergences are counted before the update."""
+        """Always true: the critic's values come from the same forward, and rewards hold the divergence."""
         return True
 
     def score(self, batch: Experience) -> dict[str, Tensor]:
-        """Also the values of a critic with an adapter of its own."""
+        """The columns of every policy gradient, and the values of a critic with its own adapter."""
         columns = super().score(batch)
         if self.critic_adapter:
             with self.policy.critic_adapter():
@@ -185,17 +188,20 @@ class PPO(PolicyGradient):
         return columns
 
     def advantages(self, rewards: Tensor, experience: Experience) -> Credit:
-        """Generalized advantage estimates of token rewards, and the returns that the critic is to learn."""
+        """Generalized advantage estimates, and the critic's targets. Collective."""
         mask, old = experience.mask, experience.old_logprobs
         assert old is not None and experience.old_values is not None and experience.final_values is not None
         kl = torch.zeros_like(old)
         if experience.ref_logprobs is not None:
             kl = torch.where(mask, kl_divergence(old, experience.ref_logprobs, self.kl), 0.0)
         ended = experience.finished | (not self.bootstrap_truncated)
-        verdicts = torch.where(ended, rewards.flatten().nan_to_num(0.0), 0.0)
+        # The reward of a truncated completion is one of its end, which has not come. Unknown rewards may
+        # become 0: their rows are masked.
+        final_rewards = torch.where(ended, rewards.flatten().nan_to_num(0.0), 0.0)
         final = torch.where(ended, 0.0, experience.final_values)
-        paid = token_rewards(verdicts, kl, mask, self.kl_coefficient)
-        result = gae(paid, experience.old_values, mask, self.gamma, self.lam, final)
+        per_token = token_rewards(final_rewards, kl, mask, self.kl_coefficient)
+        # The returns are taken before whitening: the critic learns in units of reward.
+        result = gae(per_token, experience.old_values, mask, self.gamma, self.lam, final)
         advantages = result.advantages
         if self.whiten_advantages:
             advantages = whiten(advantages, mask, self.mean_over_ranks)
@@ -210,7 +216,7 @@ class PPO(PolicyGradient):
         variance, residual = returns.var(correction=0), (returns - values).var(correction=0)
         return {
             "value/mean": float(values.mean()),
-            # Of equal returns there is no variance to explain.
+            # Equal returns have no variance to explain.
             "value/explained_variance": float(1 - residual / variance) if variance > 1e-8 else float("nan"),
             "reward/kl_penalty": self.kl_coefficient * float(kl[mask].mean()),
         }
@@ -218,13 +224,14 @@ class PPO(PolicyGradient):
     # -- the update ------------------------------------------------------------------------------------------
 
     def loss(self, scores: Scores, batch: Experience) -> Loss:
-        """PolicyLoss surrogate, plus the critic's loss where both come from one forward."""
+        """The clipped surrogate loss, plus the critic's loss where both come from one forward."""
         assert batch.old_logprobs is not None
         policy = clipped_policy_loss(
             scores.logprobs, batch.old_logprobs, batch.advantages, self.clip, self.clip_high
         )
         values = policy.logged()
         if batch.ref_logprobs is not None:
+            # By k3, which has little variance, whatever the reward uses: adaptive_kl goes by this.
             values["policy/kl"] = kl_divergence(batch.old_logprobs, batch.ref_logprobs, "k3")
         if scores.critic is None:
             return policy.loss, values
@@ -232,7 +239,7 @@ class PPO(PolicyGradient):
         return policy.loss + critic, values | critic_values
 
     def critic_backward(self, batch: Experience) -> dict[str, Tensor]:
-        """The backward of a critic with an adapter of its own."""
+        """Forward and backward of a critic with its own adapter. Returns per-token metrics."""
         if not self.critic_adapter:
             return {}
         with self.policy.critic_adapter():
@@ -248,12 +255,13 @@ class PPO(PolicyGradient):
         return self.value_coefficient * result.loss, logged
 
     def clip_groups(self) -> list[list[torch.nn.Parameter]]:
-        """Policy and critic apart: neither's gradient shrinks the other's step."""
+        """Policy and critic separately: a large gradient of one does not shrink the other's step."""
         trainable, critics = self.policy.trainable(), self.policy.is_critics
         return [[p for name, p in trainable.items() if critics(name) is own] for own in (False, True)]
 
     def step(self) -> Tensor:
-        """An optimizer step; of the critic alone while it warms up."""
+        """An optimizer step; while the critic warms up, of the critic alone."""
+        # None, not 0: Adam's momentum would move parameters with a gradient of 0.
         if self.warming_up:
             for name, parameter in self.policy.trainable().items():
                 if not self.policy.is_critics(name):
@@ -264,14 +272,15 @@ class PPO(PolicyGradient):
         """Whether the policy is more than 1.5 times ``target_kl`` away from the one that sampled."""
         return self.target_kl is not None and kl > 1.5 * self.target_kl
 
-    # -- the divergence's coefficient ------------------------------------------------------------------------
+    # -- the KL coefficient ----------------------------------------------------------------------------------
 
     def update(self, batches: list[Experience]) -> None:
-        """The inner epochs; then the coefficient of the next step."""
+        """The inner epochs, then the KL coefficient of the next step. Collective."""
         super().update(batches)
         values = self._meter.values
         values["kl_coefficient"] = self.kl_coefficient
         if self.adaptive_kl is not None and "policy/kl" in values and not self.warming_up:
+            # From figures of all ranks, so that the coefficient stays the same on each.
             samples = sum(self.gathered(sum(map(len, batches))))
             target, horizon = self.adaptive_kl.target, self.adaptive_kl.horizon
             self.kl_coefficient = adapted_kl_coefficient(

@@ -1,7 +1,7 @@
-"""What a scored completion is worth.
+"""Reward functions: from executed samples to numbers.
 
-A reward maps samples to numbers; several are summed with their weights. NaN says that the machinery failed
-and the sample tells nothing: it is left out of the update, never counted as wrong.
+Several rewards are summed with their weights. NaN says that nothing is known of a sample, because the
+infrastructure failed: it is left out of the update, never counted as wrong.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _LONGEST = 20_000
-"""Characters that are looked at; a completion longer than that has no quality."""
+"""Characters; a longer completion has quality 0, without being searched."""
 _FEWEST = 40
-"""Lexical tokens that every completion may have, however short the reference is."""
+"""Lexical tokens that a completion may always have, however short the reference is."""
 _UNKNOWN = 150
-"""The allowance where a problem has no reference solution."""
+"""Lexical tokens allowed where a problem has no reference solution."""
+# Ways to pass tests without solving the task, or to disturb whoever runs the program. Searched as text:
+# parsing would be another program that a hostile completion could attack.
 _UNCLEAN = re.compile(
     r"\bexcept[\s\\(]*(:|BaseException\b)"
     r"|\b(eval|exec|compile|__import__|globals|locals|vars|breakpoint|exit|quit)\s*\("
@@ -36,13 +38,13 @@ _UNCLEAN = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One completion with all that is known of it.
+    """A completion with its problem, program and verdict.
 
     Attributes:
-        problem: What was asked.
-        completion: What the model wrote.
+        problem: The task.
+        completion: The model's answer.
         program: The source that was run, made from both.
-        execution: What the sandbox saw.
+        execution: The sandbox's verdict.
     """
 
     problem: Problem
@@ -62,11 +64,11 @@ class Reward(ABC):
 
     @abstractmethod
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
-        """A number for each sample, in order; NaN where the machinery failed and nothing can be said."""
+        """A number for each sample, in order; NaN where the infrastructure failed and nothing is known."""
 
 
 class ExecutionReward(Reward):
-    """Reward by execution: does the program pass its tests?
+    """Reward for passing all tests.
 
     | outcome | reward |
     |---|---|
@@ -75,16 +77,16 @@ class ExecutionReward(Reward):
     | a syntax error, or no statement at all | ``syntax_penalty`` |
     | an infrastructure error | NaN |
 
-    An empty answer takes the syntax penalty: were it cheaper, saying nothing would pay better than trying.
+    An empty answer gets the syntax penalty: otherwise no answer would be rewarded more than a failed attempt.
 
-    *Quality* is 0 to 1, only for programs that pass, and read off the text of the model's own completion,
-    which is never compiled here. It is the allowance left over by the completion's length, counted in lexical
-    tokens (words and single punctuation marks; comments and strings count like code): 1 up to the length of
-    the reference solution, 0 from twice that length on, linear between. It is 0 if the completion did not end
-    by itself, or if it uses what honest solutions of such problems do without: a bare ``except``, ``eval``,
-    ``exec``, interpreter internals, asserts, overridden equality. Text can therefore only lower it: inserting
-    comments, blank or dead code or anything else never raises it, and being shorter than the reference earns
-    nothing more. References under 40 tokens count as 40; where there is none, 150 are allowed.
+    *Quality* is 0 to 1, and only for programs that pass. It is measured on the text of the completion, which
+    is never compiled here: 1 up to the length of the reference solution, 0 from twice that length on, linear
+    between. Length is counted in lexical tokens (words and single punctuation marks; comments and strings
+    count like code). Quality is 0 if the completion was cut off, or uses what honest solutions of such
+    problems do not need: a bare ``except``, ``eval``, ``exec``, interpreter internals, asserts, overridden
+    equality. So no text that is added (comments, blank or dead code) ever raises it, and an answer shorter
+    than the reference gains nothing. References under 40 tokens count as 40; without a reference 150 tokens
+    are allowed.
 
     Args:
         max_reward: For passing every test.
@@ -94,7 +96,7 @@ class ExecutionReward(Reward):
         weight: Factor in the sum over rewards.
 
     Raises:
-        UsageError: The values do not reward passing over failing, or are not finite.
+        UsageError: Passing would not be rewarded more than failing, or a value is not finite.
     """
 
     def __init__(
@@ -121,9 +123,9 @@ class ExecutionReward(Reward):
 
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
         """The reward of each sample."""
-        return [self._one(sample) for sample in samples]
+        return [self._reward_of(sample) for sample in samples]
 
-    def _one(self, sample: Sample) -> float:
+    def _reward_of(self, sample: Sample) -> float:
         outcome = sample.execution.outcome
         if outcome == "infra_error":
             return math.nan
@@ -152,7 +154,7 @@ def total(rewards: Sequence[Reward], samples: Sequence[Sample]) -> list[float]:
     """The weighted sum of several rewards for each sample; NaN where any of them is NaN.
 
     Raises:
-        ValueError: A reward gave another number of values than there are samples.
+        ValueError: A reward returned another number of values than there are samples.
     """
     sums = [0.0] * len(samples)
     for reward in rewards:

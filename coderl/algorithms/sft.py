@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on the problems' own solutions: the warm start of a policy, or its whole making."""
+"""Supervised fine-tuning on the reference solutions of problems."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from coderl.types import Experience, Problem
 
 
 class SFT(PolicyModule):
-    """Likelihood of the solution's tokens, the end-of-sequence token included, given the prompt.
+    """Maximizes the likelihood of the solution given the prompt, the end-of-sequence token included.
 
     Args:
         policy: The model to train.
         learning_rate: Of AdamW, after warm-up.
         weight_decay: Of AdamW, on matrices.
         warmup_steps: Optimizer steps over which the learning rate rises from 0.
-        schedule: What follows warm-up: constant, or down to 0 at the last step (linear, cosine).
-        max_grad_norm: Gradients are scaled down to this norm.
+        schedule: After warm-up: constant, or down to 0 at the last step (linear, cosine).
+        max_grad_norm: Gradients are clipped to this norm.
         micro_batch_size: Sequences in one forward and backward. Changes memory and speed, never the gradient.
-        max_prompt_tokens: Problems with a longer prompt are counted, reported and left out.
-        max_new_tokens: So are problems with a longer solution.
+        max_prompt_tokens: Problems with a longer prompt are left out, and their number is logged.
+        max_new_tokens: Likewise problems with a longer solution.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class SFT(PolicyModule):
         """Whether prompt and solution are short enough.
 
         Raises:
-            UserError: If a training problem has no solution to learn from.
+            UserError: A training problem has no solution.
         """
         if not problem.solution.strip():
             if problem.split == "train":
@@ -73,18 +73,20 @@ class SFT(PolicyModule):
         return super().fits(problem) and len(self.encode_solution(problem)) <= self.max_new_tokens
 
     def encode_solution(self, problem: Problem) -> list[int]:
-        """The solution as the model should write it, ended."""
+        """Token ids of the solution as the model should write it, an end token included."""
+        # A chat prompt opens a code block; the answer closes it.
         ending = "\n```" if self.policy.prompt_form == "chat" else ""
         return self.policy.encode_answer(problem, problem.solution + ending)
 
     def experience(self, problems: list[Problem]) -> Experience:
-        """Problems and solutions as rows whose weights average over all solution tokens."""
+        """Problems and solutions as rows; the weights average the loss over all ranks' solution tokens."""
         ids, attention, mask = pad_rows(
             [self.policy.encode(p) for p in problems],
             [self.encode_solution(p) for p in problems],
             int(self.policy.tokenizer.pad_token_id),
         )
         weights = token_weights(mask, "dapo", self.max_new_tokens, self.mean_over_ranks)
+        # SFT has no advantages: the column is filled, and not read.
         return Experience(ids, attention, mask, weights, mask.float(), finished=mask.any(dim=1))
 
     def _negative_log_likelihood(self, batch: Experience) -> Tensor:
@@ -98,7 +100,7 @@ class SFT(PolicyModule):
         for micro in self.micro_batches(experience):
             loss = self._negative_log_likelihood(micro)
             self.manual_backward(loss)
-            total += loss.detach()
+            total += loss.detach()  # a sum: the weights are those of the whole batch
         norm = self.step()
         values: dict[str, Tensor | float] = {
             "loss/sft": self.mean_over_ranks(total),

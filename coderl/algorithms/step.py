@@ -1,4 +1,4 @@
-"""What one step of a policy gradient is made of, besides tensors for the loss."""
+"""The data of one policy-gradient step: its rollout and its metrics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Rollout:
-    """What one batch of problems gave: samples in problem order, ``rewards`` ``[P, G]``, NaN if unknown."""
+    """The samples of a batch of problems with their rewards.
+
+    Attributes:
+        samples: Samples in the order of the problems, ``G`` for each of ``P`` problems.
+        rewards: ``[P, G]``, NaN where unknown.
+    """
 
     samples: list[Sample]
     rewards: Tensor
@@ -36,18 +41,18 @@ class Rollout:
 
     @property
     def groups(self) -> list[list[Sample]]:
-        """The samples of each problem."""
+        """The samples of each problem: ``P`` lists of ``G``."""
         size = self.rewards.shape[1]
         return [self.samples[i : i + size] for i in range(0, len(self.samples), size)]
 
     @property
     def problems(self) -> list[Problem]:
-        """What was asked, a problem a group."""
+        """The problem of each group."""
         return [group[0].problem for group in self.groups]
 
     @property
     def verdicts(self) -> list[tuple[int, int]]:
-        """For each problem, how many of its samples passed, and how many got a verdict at all."""
+        """For each problem, how many of its samples passed, and how many got a verdict."""
         outcomes = [[sample.execution.outcome for sample in group] for group in self.groups]
         return [(row.count("passed"), len(row) - row.count("infra_error")) for row in outcomes]
 
@@ -58,12 +63,13 @@ class Rollout:
         return Rollout([sample for row in groups for sample in row], rewards)
 
     def metrics(self) -> dict[str, float]:
-        """What the step's samples were like; padding and infrastructure failures count nowhere."""
+        """Metrics of the samples, by name; padding and unknown rewards are left out of the means."""
         runs, count = [s.execution for s in self.samples], len(self.samples)
         known = self.rewards[~self.rewards.isnan()].float()
         outcomes = Counter(run.outcome for run in runs)
         return {
             "reward/mean": float(known.mean()),  # NaN where there is none
+            # Of the population: a step's samples are all there is, and one alone has deviation 0, not NaN.
             "reward/std": float(known.std(correction=0)) if len(known) else float("nan"),
             "reward/passed": outcomes["passed"] / count,
             "reward/test_pass_rate": sum(r.passed for r in runs) / max(sum(r.total for r in runs), 1),
@@ -76,11 +82,11 @@ class Rollout:
 
 @dataclass
 class Meter:
-    """Seconds spent in each part of a step, and what else is to be logged.
+    """Collects the metrics of a step: seconds of each part, means over tokens, single values.
 
     Attributes:
-        values: By name.
-        tokens: Sampled in the step.
+        values: Metrics by name.
+        tokens: Number of tokens sampled in the step.
     """
 
     values: dict[str, float] = field(default_factory=dict)
@@ -88,17 +94,18 @@ class Meter:
     _sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, columns: dict[str, Tensor], mask: Tensor) -> None:
-        """Take a micro-batch's per-token values ``[B, T]`` into the means."""
+        """Add a micro-batch's per-token values ``[B, T]`` to the means."""
         self._sums["tokens"] += int(mask.sum())
         for name, column in columns.items():
             self._sums[name] += float(torch.where(mask, column.detach(), 0.0).sum())
 
     def means(self, gathered: Callable[[dict[str, float]], list[dict[str, float]]]) -> dict[str, float]:
-        """Means over all tokens that were added on any rank; empty where there were none.
+        """Means over the tokens of all ranks; empty if there are none. Collective.
 
         Args:
-            gathered: Gives the sums of every rank.
+            gathered: From the sums of this rank to those of every rank.
         """
+        # Sums and counts are exchanged, not means: ranks have unequally many tokens, and some have none.
         sums: dict[str, float] = defaultdict(float)
         for part in gathered(dict(self._sums)):
             for name, value in part.items():

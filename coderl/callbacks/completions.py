@@ -1,8 +1,7 @@
-"""What the policy writes, and what it earns with it."""
+"""Logs sampled programs with their rewards and verdicts."""
 
 from __future__ import annotations
 
-import json
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from coderl.algorithms import PolicyGradient
+from coderl.files import append_json_lines
 from coderl.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ class CompletionTable(Callback):
 
     Args:
         every_n_steps: Rollout steps between two entries; the first step is always one.
-        rows: Samples per entry: the worst and the best of the step, as many of each. Those that the machinery
-            could not judge are left out.
+        rows: Samples per entry: the worst and the best of the step, as many of each. Those without a verdict
+            (infrastructure errors) are left out.
     """
 
     def __init__(self, every_n_steps: int = 10, rows: int = 8) -> None:
@@ -37,30 +37,28 @@ class CompletionTable(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write the entry that is due."""
+        """Log the step's samples, every ``every_n_steps``."""
         step = trainer.fit_loop.total_batch_idx + 1
         rollout = pl_module.rollout if isinstance(pl_module, PolicyGradient) else None
         if (step - 1) % self.every_n_steps or rollout is None:
             return
         table = self._table(rollout, step)
-        path = RunFolder.of(trainer).completions
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(dict(zip(COLUMNS, row, strict=True))) + "\n" for row in table)
+        append_json_lines(
+            RunFolder.of(trainer).completions, [dict(zip(COLUMNS, row, strict=True)) for row in table]
+        )
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):  # CSV and TensorBoard have no tables
-                self._show(logger, table, step, trainer.global_step)
+                import wandb
 
-    def _show(self, logger: WandbLogger, table: list[list[Any]], step: int, global_step: int) -> None:
-        """A row of its own in W&B's history: Lightning writes the step's metrics after this hook."""
-        import wandb
-
-        entry = {"completions": wandb.Table(columns=list(COLUMNS), data=table)}
-        logger.log_metrics({**entry, "rollout_step": step, "global_step": global_step})  # type: ignore[dict-item]
+                # A row of its own in W&B's history, so with both step counters: Lightning logs the metrics of
+                # this step, counters among them, only after this hook.
+                entry: dict[str, Any] = {"completions": wandb.Table(columns=list(COLUMNS), data=table)}
+                logger.log_metrics(entry | {"rollout_step": step, "global_step": trainer.global_step})
 
     def _table(self, rollout: Rollout, step: int) -> list[list[Any]]:
         rewards = rollout.rewards.flatten().tolist()
         known = [pair for pair in zip(rewards, rollout.samples, strict=True) if not math.isnan(pair[0])]
+        # By reward alone: samples themselves have no order.
         ranked = sorted(known, key=lambda pair: pair[0])
         half = max(self.rows // 2, 1)
         chosen = ranked if len(ranked) <= 2 * half else ranked[:half] + ranked[-half:]

@@ -1,4 +1,4 @@
-"""Merged models by epoch."""
+"""Saves the merged model after each epoch."""
 
 from __future__ import annotations
 
@@ -40,5 +40,5 @@ class MergedCheckpoints(Callback):
                 save_merged(
                     pl_module.policy, run.merged_epoch(epoch), pl_module.training_record(), run=run.path
                 )
-            except UserError as error:  # no reason to lose the fit
+            except UserError as error:  # such as a full disk: the fit itself can go on
                 log.warning("no merged model of epoch %d: %s", epoch, error)

@@ -18,18 +18,18 @@ log = logging.getLogger(__name__)
 
 
 class RewardStopping(Callback):
-    """StopCriteria the fit when the reward has stopped rising, or when the policy has left its reference.
+    """Ends the fit when the reward has stopped rising, or the policy has moved too far from its reference.
 
-    A step's reward is noisy, so means over ``window`` steps are compared. The limit on the divergence acts at
-    once: a policy that ran away does not come back. The best mean and the steps since then are logged as
-    ``early_stopping/best`` and ``early_stopping/waited``.
+    A step's reward is noisy, so means over ``window`` steps are compared. The limit on the KL divergence acts
+    at once, on a single step: such a policy seldom recovers. The best mean and the steps since then are
+    logged as ``early_stopping/best`` and ``early_stopping/waited``.
 
     Args:
         monitor: The metric that should rise.
         window: Steps in the running mean.
-        patience: Steps without a better mean before the fit ends. Null never ends it for that.
-        min_delta: What counts as better, in units of the metric.
-        max_kl: The fit ends when a step's mean ``policy/kl`` is over this, nats per token. Null is no limit.
+        patience: Steps without a better mean before the fit ends. Null: no limit.
+        min_delta: By how much a mean must exceed the best one to count as better, in units of the metric.
+        max_kl: The fit ends when a step's mean ``policy/kl`` is over this, nats per token. Null: no limit.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class RewardStopping(Callback):
         self.best, self.waited = -math.inf, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a limit on what is not measured."""
+        """Refuse ``max_kl`` where no divergence is measured."""
         if self.max_kl is not None and getattr(pl_module, "kl_coefficient", None) == 0:
             raise UsageError(
                 "RewardStopping: max_kl needs policy/kl, which is not measured while model.kl_coefficient "
@@ -58,36 +58,36 @@ class RewardStopping(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look at the step's metrics."""
+        """Compare the step's metrics with the limits."""
         metrics = trainer.callback_metrics
         if self.monitor not in metrics:
             known = ", ".join(sorted(k for k in metrics if "/" in k))
             raise UsageError(f"RewardStopping: no metric {self.monitor!r}; there are {known}")
-        reason = self._kl_reason(float(metrics.get("policy/kl", math.nan))) or self._reason(
-            float(metrics[self.monitor])
-        )
+        kl = float(metrics.get("policy/kl", math.nan))  # NaN is above no limit
+        if self.max_kl is not None and kl > self.max_kl:
+            reason = f"policy/kl {kl:.4g} is over max_kl {self.max_kl}"
+        else:
+            reason = self._update(float(metrics[self.monitor]))
         self._log(pl_module)
-        # Every rank must leave the loop together.
+        # All ranks must leave the loop at the same step: one that went on would wait for the others forever.
         if trainer.strategy.reduce_boolean_decision(bool(reason), all=False):
             log.info("stopping early: %s", reason or "another rank's metrics")
             trainer.should_stop = True
 
     def _log(self, module: LightningModule) -> None:
-        """``early_stopping/waited``; ``early_stopping/best`` once a whole window has a mean."""
+        """Log ``early_stopping/waited``, and ``early_stopping/best`` once a whole window has a mean."""
         if self.patience is None:
             return
         known = {"best": self.best} if math.isfinite(self.best) else {}
         module.log_dict({f"early_stopping/{name}": v for name, v in {**known, "waited": self.waited}.items()})
 
-    def _kl_reason(self, kl: float) -> str:
-        over = self.max_kl is not None and kl > self.max_kl
-        return f"policy/kl {kl:.4g} is over max_kl {self.max_kl}" if over else ""
-
-    def _reason(self, value: float) -> str:
+    def _update(self, value: float) -> str:
+        """Take a step's value into the running mean. Returns the reason to stop; empty to go on."""
+        # NaN: no sample of the step got a verdict, which says nothing about the policy.
         if self.patience is None or math.isnan(value):
             return ""
         self.recent.append(value)
-        if len(self.recent) < self.window:
+        if len(self.recent) < self.window:  # a mean of fewer steps is noisier, and would set too high a best
             return ""
         mean = sum(self.recent) / len(self.recent)
         if mean > self.best + self.min_delta:
@@ -97,10 +97,10 @@ class RewardStopping(Callback):
         return f"{self.monitor} has not risen in {self.waited} steps" if self.waited >= self.patience else ""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on counting."""
+        """The running mean's values, the best mean, and the steps since then."""
         return {"recent": list(self.recent), "best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Restore the running mean, the best one and the steps since then."""
         self.recent = deque(state_dict["recent"], maxlen=self.window)
         self.best, self.waited = state_dict["best"], state_dict["waited"]

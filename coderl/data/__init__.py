@@ -1,13 +1,13 @@
-"""Problems in batches: the data module, the order it serves them in, and the curriculum.
+"""Problems in batches: the data module, its samplers, and the curriculum.
 
-Problems come from a source (:mod:`coderl.problems`) and go, as lists of text, to the algorithms, which tell
-the curriculum how they fared. Tokens and tensors are made there, not here.
+Problems come from a source (:mod:`coderl.problems`) and go to the algorithms as lists of text; the algorithms
+report back how many samples of each passed. Tokens and tensors are made there, not here.
 """
 
 from coderl.data.curriculum import Curriculum, CurriculumSampler, PassHistory
 from coderl.data.module import CodeDataModule
 
-# Configs and modules written for coderl 0.1 look for these here.
+# Configs and modules written for coderl 0.1 import these from here.
 from coderl.embedded.source import EmbeddedSFT
 from coderl.problems import (
     MBPP,

@@ -1,4 +1,4 @@
-"""The data module: batches of problems as text, shuffled for training, resumable in mid-epoch."""
+"""A LightningDataModule that serves problems as text, shuffled for training and resumable in mid-epoch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from coderl.data.curriculum import Curriculum, CurriculumSampler, PassHistory, choose
+from coderl.data.curriculum import Curriculum, CurriculumSampler, PassHistory, weighted_sample
 from coderl.data.sampler import EpochSampler
 from coderl.errors import UsageError, UserError
 from coderl.problems.contamination import TrainingRecord, as_published, describe, overlaps
@@ -30,23 +30,23 @@ log = logging.getLogger(__name__)
 
 
 class CodeDataModule(LightningDataModule):
-    """Serves the problems of a source in batches of text: a batch is a list of problems.
+    """Serves the problems of a source in batches; a batch is a list of problems.
 
-    Training batches are shuffled, another order each epoch, all of them settled by ``seed``; with a
-    curriculum they are drawn (:class:`~coderl.data.CurriculumSampler`). The loader's place is saved in
-    Lightning's checkpoints, so that a resumed run meets the problems it would have met. The last batch of an
+    Training problems are shuffled, in another order each epoch, which ``seed`` determines; with a curriculum
+    they are sampled (:class:`~coderl.data.CurriculumSampler`). The loader's position is saved in Lightning's
+    checkpoints, so that a resumed run gets the same batches as one that was not stopped. The last batch of an
     epoch may be smaller. Validation and test keep the source's order.
 
     Args:
-        source: Where the problems come from: MBPP, HumanEval, JSONLProblems, Embedded or one's own class.
+        source: Where the problems come from: MBPP, HumanEval, JSONLProblems, Embedded or your own class.
         batch_size: Problems per step and process (each is sampled several times; samples do not count here).
         seed: Seed of the training order.
         limit_train: Use only the first so many training problems. None: all.
         limit_validation: Use only the first so many validation problems. None: all.
         limit_test: Use only the first so many test problems, of benchmarks after the fit too. None: all.
-        curriculum: Prefer training problems whose samples pass now and then. None: each once an epoch.
+        curriculum: Prefer training problems some of whose samples pass. None: each problem once an epoch.
         allow_contamination: Train on problems of the test split, or of a benchmark that is evaluated
-            afterwards: results say so.
+            afterwards. The results files then say so.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class CodeDataModule(LightningDataModule):
         Raises:
             UserError: There are none, or the source cannot be read.
         """
-        problems = self._split(split)
+        problems = self._load_split(split)
         if not problems:
             why = f"; {self.source.hint(split)}"
             if self.source.load(split):
@@ -90,40 +90,40 @@ class CodeDataModule(LightningDataModule):
         return problems
 
     def keep(self, predicate: Callable[[Problem], bool], reason: str = "unsuitable") -> int:
-        """Leave out the problems for which ``predicate`` is false, in every split, and say how many.
+        """Leave out the problems for which ``predicate`` is false, in every split, and log how many.
 
-        Splits not read yet are filtered when they are.
+        Splits that are not loaded yet are filtered when they are.
 
         Args:
-            predicate: What stays.
-            reason: Why the others do not, for the log.
+            predicate: True for the problems to keep.
+            reason: Why the others are left out, for the log.
 
         Returns:
-            How many training problems it left out.
+            How many training problems were left out.
 
         Raises:
             UserError: No training problem is left.
         """
         before = len(self.problems("train"))
         for split, problems in self._loaded.items():
-            self._loaded[split] = self._filtered(split, problems, predicate, reason)
+            self._loaded[split] = self._filter(split, problems, predicate, reason)
         self._predicates.append((predicate, reason))
         return before - len(self._loaded["train"])
 
     def guard(self, held_out: Sequence[Problem], name: str) -> None:
-        """Refuse to train on problems that are measured on, unless it is allowed; then say so loudly.
+        """Refuse held-out problems that are also training problems (contamination).
 
-        It is allowed by ``allow_contamination``, and to a source with a single split. MBPP's published splits
-        share the words of three problems: they stay as they are, and are named.
+        With ``allow_contamination``, and for a source with a single split, it only logs a warning. Three
+        problems in MBPP's published splits have the same words: these too are only logged.
 
         Args:
-            held_out: What is measured on.
-            name: What messages call it, such as ``"the test split"``.
+            held_out: The problems to be evaluated on.
+            name: What messages call them, such as ``"the test split"``.
 
         Raises:
             UserError: Training problems are among them, by id or by their words.
         """
-        source, train = self.source.name, self._split("train")
+        source, train = self.source.name, self._load_split("train")
         found = overlaps(train, held_out)
         copies = [overlap for overlap in found if not as_published(overlap)]
         if not copies:
@@ -140,24 +140,25 @@ class CodeDataModule(LightningDataModule):
         log.warning("%s: CONTAMINATED, %s; scores there say little of other problems", source, what)
 
     def trained(self) -> TrainingRecord:
-        """What a model knows that was trained on the training problems, limited and filtered."""
+        """The record of the training problems, limited and filtered, that is saved with the trained model."""
         return TrainingRecord.of(self.problems("train"))
 
     def prepare_data(self) -> None:
-        """Read every split: bad files are told before any weights load, and one rank downloads for all.
+        """Read every split, so that bad files are reported before any weights load.
 
-        Before a fit, training problems that are in another split are refused, see :meth:`guard`. In the
-        validation split too: the best checkpoint would be the one that remembers most.
+        Before a fit, training problems that are also in another split are refused, see :meth:`guard`.
         """
+        # Lightning calls this hook on one rank of a machine while the others wait: only one downloads.
         for split in SPLITS:
-            self._split(split)
+            self._load_split(split)
         if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            _ = self.history
+            _ = self.history  # raises where the file of the curriculum cannot be read
+            # The validation split too: the best checkpoint would be the one that has memorized most.
             for split in SPLITS[1:]:
-                self.guard(self._split(split), f"the {split} split")
+                self.guard(self._load_split(split), f"the {split} split")
 
     def train_dataloader(self) -> StatefulDataLoader[Problem]:
-        """Training batches. Its ``state_dict`` continues anywhere, epoch boundaries included."""
+        """Training batches. The loader's ``state_dict`` resumes anywhere, epoch boundaries included."""
         problems = self.problems("train")
         sampler = self._sampler(problems)
         with warnings.catch_warnings():
@@ -166,20 +167,21 @@ class CodeDataModule(LightningDataModule):
             return StatefulDataLoader(problems, self.batch_size, sampler=sampler, collate_fn=list)
 
     def val_dataloader(self) -> Loader | list[Loader]:
-        """Batches in order. A fit does without where the source has no validation problems.
+        """Validation batches in order; none in a fit whose source has no validation problems.
 
         Raises:
-            UserError: There are none, and `coderl validate` asks for them.
+            UserError: There are none, and ``coderl validate`` needs them.
         """
         asked = self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING
-        return self._plain("validation") if asked or self._split("validation") else []
+        return self._in_order("validation") if asked or self._load_split("validation") else []
 
     def test_dataloader(self) -> Loader:
-        """Batches in order."""
-        return self._plain("test")
+        """Test batches in order."""
+        return self._in_order("test")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Leaves the batch alone: it is text, and Lightning cannot rebuild frozen dataclasses."""
+        """Return the batch as it is."""
+        # It is text, and Lightning would try to rebuild each Problem, which fails for frozen dataclasses.
         return batch
 
     @property
@@ -197,49 +199,56 @@ class CodeDataModule(LightningDataModule):
         return self._history
 
     def observe(self, problems: Sequence[Problem], passed: Sequence[int], known: Sequence[int]) -> None:
-        """Tell the curriculum how the samples of a step did. Without one nothing happens.
+        """Update the curriculum with the outcomes of a rollout. Does nothing without a curriculum.
 
-        Call it once for each rollout, on every rank: ranks exchange what they saw. Rank 0 writes
-        ``curriculum.json`` into the run folder.
+        Collective: call it once for each rollout, on every rank. Rank 0 writes ``curriculum.json`` into the
+        run folder.
 
         Args:
-            problems: Training problems; one that comes twice counts as seen once, with all its samples.
+            problems: Training problems; one that is listed twice is one observation with all its samples.
             passed: How many samples of each passed.
-            known: How many samples of each got a verdict: those lost to the machinery say nothing.
+            known: How many samples of each got a verdict (infrastructure errors are none).
         """
         if (history := self.history) is None:
             return
+        # One row for each training problem, so that the sum over ranks needs no agreement on which were
+        # drawn.
         train = self.problems("train")
         rows = {problem.id: row for row, problem in enumerate(train)}
         counts = torch.zeros(len(train), 2)
         for problem, right, judged in zip(problems, passed, known, strict=True):
             counts[rows[problem.id]] += torch.tensor([right, judged - right])
-        counts = self._sum_over_ranks(counts)
+        if self.trainer is not None and self.trainer.world_size > 1:
+            strategy = self.trainer.strategy
+            total = strategy.reduce(counts.to(strategy.root_device), reduce_op="sum")
+            assert isinstance(total, torch.Tensor)
+            counts = total.cpu()
         for row in counts.any(dim=1).nonzero().flatten().tolist():
             history.observe(train[row].id, *counts[row].tolist())
         if self.trainer is not None and self.trainer.is_global_zero:
             history.save(RunFolder.of(self.trainer).curriculum)
 
     def draw(self, count: int, without: Collection[str]) -> list[Problem]:
-        """Further training problems, different ones, at random from torch's global generator.
+        """Sample further training problems, without replacement, from torch's global generator.
 
-        With a curriculum they are drawn by its weights, without one all are alike.
+        With a curriculum by its weights, otherwise all with equal probability.
 
         Args:
-            count: How many; fewer come where too few are left.
-            without: Ids of problems that are not wanted.
+            count: How many; fewer are returned where too few are left.
+            without: Ids of problems to exclude.
         """
         left = [problem for problem in self.problems("train") if problem.id not in without]
-        return [left[index] for index in choose(left, count, self.history)]
+        return [left[index] for index in weighted_sample(left, count, self.history)]
 
     def state_dict(self) -> dict[str, Any]:
-        """The curriculum's history, for Lightning's checkpoint. The place in the data is the loader's."""
+        """The curriculum's history, for Lightning's checkpoint. The loader saves its position by itself."""
         return {} if self.history is None else self.history.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the history up, where there still is a curriculum."""
+        """Restore the history, if the run still has a curriculum."""
         if self.curriculum is not None:
-            self._history = self._history or PassHistory(self.curriculum.decay)  # the file is not needed
+            # Not through `history`: a resumed run does not need the file of the earlier run any more.
+            self._history = self._history or PassHistory(self.curriculum.decay)
             self._history.load_state_dict(state)
 
     def _sampler(self, problems: list[Problem]) -> EpochSampler:
@@ -248,28 +257,21 @@ class CodeDataModule(LightningDataModule):
             return EpochSampler(problems, self.seed, rank, world_size)
         return CurriculumSampler(problems, self.history, self.batch_size, self.seed, rank, world_size)
 
-    def _sum_over_ranks(self, counts: torch.Tensor) -> torch.Tensor:
-        if self.trainer is None or self.trainer.world_size == 1:
-            return counts
-        strategy = self.trainer.strategy
-        total = strategy.reduce(counts.to(strategy.root_device), reduce_op="sum")
-        assert isinstance(total, torch.Tensor)
-        return total.cpu()
-
-    def _plain(self, split: str) -> Loader:
+    def _in_order(self, split: str) -> Loader:
         return DataLoader(self.problems(split), self.batch_size, collate_fn=list)  # type: ignore[arg-type]
 
-    def _split(self, split: str) -> list[Problem]:
+    def _load_split(self, split: str) -> list[Problem]:
+        """The problems of a split, limited and filtered, read once. May be empty."""
         if split not in SPLITS:
             raise UsageError(f"no split '{split}'; there are {', '.join(SPLITS)}")
         if split not in self._loaded:
             problems = self.source.load(split)[: self.limits[split]]
             for predicate, reason in self._predicates:
-                problems = self._filtered(split, problems, predicate, reason)
+                problems = self._filter(split, problems, predicate, reason)
             self._loaded[split] = problems
         return self._loaded[split]
 
-    def _filtered(
+    def _filter(
         self, split: str, problems: list[Problem], predicate: Callable[[Problem], bool], reason: str
     ) -> list[Problem]:
         kept = [problem for problem in problems if predicate(problem)]

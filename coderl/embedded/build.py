@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from coderl.embedded.generate import sft_examples, shipped_rows
+from coderl.files import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,11 +23,6 @@ SEED = 42
 ENTRIES = 1024
 """Size of the vocabulary, special tokens included."""
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
-
-
-def problem_lines(rows: Iterable[dict[str, Any]]) -> str:
-    """The rows as JSON lines."""
-    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -58,13 +54,13 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def tokenizer_texts(seed: int = SEED, size: int = 4000) -> list[str]:
-    """Training texts of the tokenizer: generated problems with correct and mistaken solutions."""
+    """Texts to train the tokenizer on: generated problems with correct and mistaken solutions."""
     return [problem.prompt + problem.solution for problem in sft_examples(seed, size, 0.3)]
 
 
 def build(folder: Path, seed: int = SEED) -> None:
     """Write ``problems.jsonl`` and ``model/``'s tokenizer into ``folder``."""
-    (folder / "problems.jsonl").write_text(problem_lines(shipped_rows(seed)))
+    write_atomic(folder / "problems.jsonl", "".join(json.dumps(row) + "\n" for row in shipped_rows(seed)))
     train_tokenizer(tokenizer_texts(seed)).save_pretrained(folder / "model")
 
 

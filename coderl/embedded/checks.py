@@ -1,6 +1,6 @@
-"""Running generated sources: asserts, mistakes, and whether two functions compute the same.
+"""Runs generated functions: to make asserts, to find mistakes, and to compare two functions.
 
-Only sources made by the generator are run here, in this process. Sampled code never is.
+Sources run in this process, without a sandbox: the generator's own only, never a model's samples.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ FAILED = object()
 
 
 def load(source: str, name: str) -> Callable[..., Any]:
-    """The function that ``source`` defines, with ``print`` silenced."""
+    """The function ``name`` that ``source`` defines; its ``print`` does nothing."""
     space: dict[str, Any] = {"print": lambda *_: None}
-    exec(compile(source, "<generated>", "exec"), space)  # our own source, see above
+    exec(compile(source, "<generated>", "exec"), space)  # the generator's own source
     function: Callable[..., Any] = space[name]
     return function
 
@@ -39,13 +39,14 @@ def call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
 
 def signature(source: str, name: str, kind: str) -> tuple[str, ...]:
     """The results of a function on fixed inputs of its kind. Equal signatures mean the same task."""
+    # Results as text: unlike the values, all texts can be hashed, and True and 1 differ.
     function = load(source, name)
     results = (call(lambda *a: repr(function(*a)), arguments) for arguments in battery(kind))
     return (kind, *("raised" if result is FAILED else result for result in results))
 
 
 def normalised(source: str) -> str:
-    """The source with every name that it defines replaced by a number, in order of appearance."""
+    """The source with every name that it defines numbered in order of appearance, ``v0``, ``v1`` ..."""
     tree = ast.parse(source)
     own = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
     own |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
@@ -60,9 +61,15 @@ def normalised(source: str) -> str:
 
 
 def asserts(task: Task, rng: Random, mistakes: Sequence[str], candidates: int = 16) -> list[str]:
-    """Three assert lines for a task, chosen among random inputs so that few mistakes survive them.
+    """Up to three assert lines for a task, chosen among random inputs to catch as many mistakes as possible.
 
-    Expected values come from running the solution. The first one, which prompts show, is a short one.
+    Expected values come from running the solution. The shortest line is first, because prompts show it.
+
+    Args:
+        task: The task, with its solution.
+        rng: Draws the inputs.
+        mistakes: Sources with mistakes that the asserts should catch.
+        candidates: Number of inputs to choose from.
     """
     right = load(task.solution, task.name)
     drawn = [draw(task.kind, rng) for _ in range(candidates)]
@@ -70,27 +77,30 @@ def asserts(task: Task, rng: Random, mistakes: Sequence[str], candidates: int = 
     cases = list({repr(case): case for case in cases}.values())
     wrong = [load(source, task.name) for source in mistakes]
     kills = [{i for i, f in enumerate(wrong) if call(f, a) != r} for a, r in cases]
+    # Greedy set cover: each further case is the one that catches most of the mistakes that are left.
     chosen: list[int] = []
     for _ in range(min(3, len(cases))):
         left = set(range(len(wrong))).difference(*(kills[i] for i in chosen))
         seen = {repr(cases[i][1]) for i in chosen}
         rest = [i for i in range(len(cases)) if i not in chosen]
-        chosen.append(max(rest, key=lambda i: _worth(cases[i], kills[i] & left, seen)))
+        chosen.append(max(rest, key=lambda i: _preference(cases[i], kills[i] & left, seen)))
     lines = [f"assert {task.name}({', '.join(map(repr, a))}) == {r!r}" for a, r in (cases[i] for i in chosen)]
     return sorted(lines, key=len)
 
 
-def _worth(case: tuple[Any, Any], killed: set[int], seen: set[str]) -> tuple[bool, int, bool, int]:
+def _preference(case: tuple[Any, Any], killed: set[int], seen: set[str]) -> tuple[bool, int, bool, int]:
+    """Sort key of a case: first a result that is not empty, then mistakes caught, a new result, brevity."""
     arguments, result = case
-    telling = bool(result) or isinstance(result, bool)
-    return (telling, len(killed), repr(result) not in seen, -len(repr(arguments)))
+    # 0, "" and [] are what many wrong functions return as well; False is as good a result as True.
+    informative = bool(result) or isinstance(result, bool)
+    return (informative, len(killed), repr(result) not in seen, -len(repr(arguments)))
 
 
 def passes(source: str, tests: Sequence[str]) -> bool:
-    """Whether all asserts hold."""
+    """Whether all asserts hold for a source."""
     space: dict[str, Any] = {"print": lambda *_: None}
     try:
-        exec(compile("\n".join([source, *tests]), "<generated>", "exec"), space)  # our own source
+        exec(compile("\n".join([source, *tests]), "<generated>", "exec"), space)  # the generator's own source
     except Exception:
         return False
     return True

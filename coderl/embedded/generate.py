@@ -1,11 +1,12 @@
-"""The seeded generator: which compositions belong to which split, and problems drawn from them.
+"""The seeded generator of problems: assigns compositions to splits, and draws problems from them.
 
-Compositions, not texts, are assigned to the three splits: ``sft`` (supervised data for the tiny model),
-``train`` (for reinforcement learning) and ``test`` (held out). Compositions that compute the same function
-for some choice of literals get the same split: no split has another's task under a new name.
+A composition is a task whose literals, names and wording are still open. Each belongs to one of three splits:
+``sft`` (supervised data for the tiny model), ``train`` (for reinforcement learning) and ``test`` (held out).
+Compositions that compute the same function for some choice of literals get the same split: no split holds
+another's task under a new name.
 
-A share of the SFT solutions has a plausible mistake, as the code that real models learn from does. So there
-is something left for reinforcement learning to improve: see :func:`sft_examples`.
+A share of the SFT solutions has a plausible mistake, as the code that real models are trained on does. This
+leaves something for reinforcement learning to improve: see :func:`sft_examples`.
 """
 
 from __future__ import annotations
@@ -25,16 +26,15 @@ if TYPE_CHECKING:
     from coderl.embedded.tasks import Composition, Task
 
 PER_TOPIC = 320
-"""Most compositions of one topic that are used, so that no topic dominates."""
+"""Largest number of compositions of one topic, so that no topic dominates."""
 SHARES = {"test": 0.12, "train": 0.30, "sft": 0.58}
 LITERAL_DRAWS = 8
-"""How many choices of literals are tried when compositions are compared by what they compute."""
+"""Choices of literals that are tried when compositions are compared by what they compute."""
 LONGEST_PROMPT = 230
 """Characters. Longer tasks are drawn again: short prompts keep the quickstart quick."""
 
-
-What = tuple[str, ...] | str
-"""An identity of a task: its results on fixed inputs, or its source without its own names."""
+Identity = tuple[str, ...] | str
+"""What two tasks have in common if they are the same: results on fixed inputs, or the normalised source."""
 
 
 def _hash(*words: object) -> int:
@@ -52,9 +52,11 @@ def compositions() -> tuple[Composition, ...]:
 
 @cache
 def splits() -> dict[str, str]:
-    """Composition key to ``"sft"``, ``"train"`` or ``"test"``."""
+    """From the key of each composition to its split: ``"sft"``, ``"train"`` or ``"test"``."""
+    # Union-find: compositions that share an identity for some literals become one set, and sets are assigned
+    # to splits as wholes.
     leader: dict[str, str] = {}
-    owner: dict[What, str] = {}
+    owner: dict[Identity, str] = {}
 
     def find(key: str) -> str:
         while leader.setdefault(key, key) != key:
@@ -65,18 +67,20 @@ def splits() -> dict[str, str]:
         rng = Random(f"compare {composition.key}")
         for draw in range(LITERAL_DRAWS):
             task = composition.draw(rng)
-            for what in _same(task, text=draw < LITERAL_DRAWS // 2):
-                leader[find(owner.setdefault(what, composition.key))] = find(composition.key)
-    return {c.key: _share(find(c.key)) for c in compositions()}
+            # Normalising a source takes half of the time: only half of the draws do it.
+            for identity in _identities(task, source=draw < LITERAL_DRAWS // 2):
+                leader[find(owner.setdefault(identity, composition.key))] = find(composition.key)
+    return {c.key: _split_of(find(c.key)) for c in compositions()}
 
 
-def _same(task: Task, text: bool = True) -> list[What]:
-    """Identities of a task: two tasks that share one are the same. Without ``text`` in half the time."""
-    results: What = signature(task.solution, task.name, task.kind)
-    return [results, normalised(task.solution)] if text else [results]
+def _identities(task: Task, source: bool = True) -> list[Identity]:
+    """Identities of a task: two tasks that share one are the same. The source's only if asked for."""
+    results: Identity = signature(task.solution, task.name, task.kind)
+    return [results, normalised(task.solution)] if source else [results]
 
 
-def _share(key: str) -> str:
+def _split_of(key: str) -> str:
+    # By a hash, not by a generator: a new composition then does not move the others to other splits.
     at = _hash("split", key) / 2**64
     for split, share in SHARES.items():
         if at < share:
@@ -87,7 +91,7 @@ def _share(key: str) -> str:
 
 @cache
 def by_topic(split: str) -> dict[str, tuple[Composition, ...]]:
-    """The compositions of a split by topic."""
+    """The compositions of a split, by topic."""
     table: dict[str, list[Composition]] = defaultdict(list)
     for composition in compositions():
         if splits()[composition.key] == split:
@@ -96,7 +100,7 @@ def by_topic(split: str) -> dict[str, tuple[Composition, ...]]:
 
 
 def mistaken(task: Task, tests: list[str]) -> list[tuple[str, str]]:
-    """The mistakes of a task that its tests catch."""
+    """The mistakes of a task that its tests catch, as ``(kind, source)``."""
     return [(kind, code) for kind, code in task.buggy if code != task.solution and not passes(code, tests)]
 
 
@@ -104,12 +108,12 @@ def shipped_rows(seed: int, train: int = 308, test: int = 110) -> list[dict[str,
     """The problems that ship, in MBPP's form, topics in equal parts and each composition once.
 
     Args:
-        seed: Fixes every choice.
-        train: Number of training problems aimed at.
-        test: Number of held-out problems aimed at.
+        seed: Determines every choice.
+        train: Intended number of training problems.
+        test: Intended number of held-out problems.
     """
     rows: list[dict[str, Any]] = []
-    seen: set[What] = set()
+    seen: set[Identity] = set()
     for split, size in (("train", train), ("test", test)):
         topics = by_topic(split)
         for topic, found in topics.items():
@@ -121,13 +125,15 @@ def shipped_rows(seed: int, train: int = 308, test: int = 110) -> list[dict[str,
     return rows
 
 
-def _row(composition: Composition, rng: Random, split: str, seen: set[What]) -> dict[str, Any] | None:
+def _row(composition: Composition, rng: Random, split: str, seen: set[Identity]) -> dict[str, Any] | None:
     for _ in range(8):
         task = composition.draw(rng)
         tests = asserts(task, rng, [code for _, code in task.buggy], candidates=32)
-        same = set(_same(task))
-        if _short(task, tests) and _varied(tests) and not same & seen:
-            seen |= same
+        identities = set(_identities(task))
+        # With one expected value only, a function that always returns it would pass.
+        varied = len({test.rpartition(" == ")[2] for test in tests}) > 1
+        if _short(task, tests) and varied and not identities & seen:
+            seen |= identities
             return {
                 "text": task.text,
                 "code": task.solution,
@@ -139,22 +145,17 @@ def _row(composition: Composition, rng: Random, split: str, seen: set[What]) -> 
     return None
 
 
-def _varied(tests: list[str]) -> bool:
-    """Whether a function that always returns the same value must fail."""
-    return len({test.rpartition(" == ")[2] for test in tests}) > 1
-
-
 def _short(task: Task, tests: list[str]) -> bool:
     return len(tests) == 3 and len(task.text) + len(tests[0]) < LONGEST_PROMPT
 
 
 def sft_examples(seed: int, size: int, bug_rate: float) -> list[Problem]:
-    """Problems with solutions for supervised learning, from compositions that neither shipped split uses.
+    """Problems with solutions for supervised training, from compositions that neither shipped split uses.
 
-    Topics come in equal parts; literals, names, wordings and inputs vary.
+    Topics have equal shares; literals, names, wordings and inputs vary.
 
     Args:
-        seed: Fixes every choice.
+        seed: Determines every choice.
         size: Number of problems.
         bug_rate: Share of the solutions, in [0, 1], that carry a plausible mistake: off by one, a wrong
             operator, method, order or reduction, a forgotten condition, a return too early, a print where a
@@ -172,7 +173,7 @@ def sft_examples(seed: int, size: int, bug_rate: float) -> list[Problem]:
 
 
 def _example(task: Task, rng: Random, buggy: bool, number: int) -> Problem | None:
-    solution = _mistake(task, rng) if buggy else task.solution
+    solution = _draw_mistake(task, rng) if buggy else task.solution
     tests = asserts(task, rng, [solution] if buggy else [], candidates=6)
     if not _short(task, tests) or (buggy and passes(solution, tests)):
         return None
@@ -186,7 +187,8 @@ def _example(task: Task, rng: Random, buggy: bool, number: int) -> Problem | Non
     )
 
 
-def _mistake(task: Task, rng: Random) -> str:
+def _draw_mistake(task: Task, rng: Random) -> str:
+    # The kind first: kinds with many variants are not drawn more often.
     by_kind: dict[str, list[str]] = defaultdict(list)
     for kind, code in task.buggy:
         by_kind[kind].append(code)

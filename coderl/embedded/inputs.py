@@ -1,4 +1,4 @@
-"""Random inputs by kind: what asserts call a function with, and the battery that tells functions apart."""
+"""Random inputs by kind: arguments for asserts, and a fixed battery on which functions are compared."""
 
 from __future__ import annotations
 
@@ -43,18 +43,11 @@ def _pairs(rng: Random) -> list[tuple[int, int]]:
     return [(a, a) if rng.random() < 0.2 else (a, b) for a, b in pairs]
 
 
-def _dict(rng: Random) -> dict[str, int]:
-    return {word: rng.randint(-5, 12) for word in rng.sample(WORDS, rng.randint(3, 4))}
-
-
-def _matrix(rng: Random) -> list[list[int]]:
-    return [[rng.randint(0, 9) for _ in range(rng.randint(2, 4))] for _ in range(3)]
-
-
 def _joined(separator: str) -> Callable[[Random], tuple[Any, ...]]:
     return lambda rng: (separator.join(str(rng.randint(0, 15)) for _ in range(rng.randint(4, 5))),)
 
 
+# Short values, and few of them: asserts stay short, and so do prompts.
 KINDS: dict[str, Callable[[Random], tuple[Any, ...]]] = {
     "ints": lambda rng: (_ints(rng),),
     "two lists": lambda rng: ([abs(x) for x in _ints(rng)], [abs(x) for x in _ints(rng)]),
@@ -65,8 +58,8 @@ KINDS: dict[str, Callable[[Random], tuple[Any, ...]]] = {
     "string": lambda rng: (_string(rng),),
     "words": lambda rng: (_text(rng).split(),),
     "pairs": lambda rng: (_pairs(rng),),
-    "dict": lambda rng: (_dict(rng),),
-    "matrix": lambda rng: (_matrix(rng),),
+    "dict": lambda rng: ({word: rng.randint(-5, 12) for word in rng.sample(WORDS, rng.randint(3, 4))},),
+    "matrix": lambda rng: ([[rng.randint(0, 9) for _ in range(rng.randint(2, 4))] for _ in range(3)],),
     "joined ','": _joined(","),
     "joined '-'": _joined("-"),
     "joined ';'": _joined(";"),
@@ -74,12 +67,12 @@ KINDS: dict[str, Callable[[Random], tuple[Any, ...]]] = {
 
 
 def draw(kind: str, rng: Random) -> tuple[Any, ...]:
-    """Arguments of the given kind."""
+    """Random arguments of the given kind, a key of :data:`KINDS`."""
     return KINDS[kind](rng)
 
 
 @cache
 def battery(kind: str, size: int = 24) -> tuple[tuple[Any, ...], ...]:
-    """A fixed set of inputs: functions of one kind that agree on all of them count as the same task."""
+    """Fixed inputs of a kind: functions that agree on all of them count as the same task."""
     rng = Random(f"battery of {kind}")
     return tuple(draw(kind, rng) for _ in range(size))

@@ -1,4 +1,4 @@
-"""The problems that the tiny model in the package learned from, as a source that SFT takes."""
+"""The training problems of the tiny model in the package, as a problem source for SFT."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 
 class EmbeddedSFT(ProblemSource):
-    """What the tiny model in the package learned from: generated problems, part of them solved wrongly.
+    """Generated problems with solutions, some of them wrong: the SFT data of the tiny model in the package.
 
-    Their compositions are neither in the shipped training problems nor in the held-out ones. Mistakes are
-    there on purpose: real code models learned from code that has some, and what they leave unsettled is what
-    reinforcement learning settles.
+    Their compositions are neither in the shipped training problems nor in the held-out ones. The mistakes are
+    there on purpose: the code that real models are trained on has some too, and they leave something for
+    reinforcement learning to improve.
 
     Args:
         size: Number of generated problems.
-        bug_rate: Share of solutions that carry a plausible mistake, 0 to 1.
-        seed: Fixes every choice.
+        bug_rate: Share of solutions with a plausible mistake, 0 to 1.
+        seed: Determines every choice.
     """
 
     name = "embedded-sft"
@@ -34,7 +34,7 @@ class EmbeddedSFT(ProblemSource):
         self.size, self.bug_rate, self.seed = size, bug_rate, seed
 
     def load(self, split: str) -> list[Problem]:
-        """Generated problems for training; the shipped ones of the other splits."""
+        """Generated problems for ``train``; the shipped ones for the other splits."""
         if split != "train":
             return Embedded().load(split)
         from coderl.embedded.generate import sft_examples

@@ -102,6 +102,16 @@ class RunFolder:
         """The folder of the merged model of an epoch, counted from 1."""
         return self.merged / f"epoch-{epoch}"
 
+    def unfinished_answers(self, task: str, when: str, key: str) -> Path:
+        """The file in which an evaluation keeps its answers until it has ended.
+
+        Args:
+            task: Name of the task.
+            when: ``"before"`` or ``"after"`` training.
+            key: Hash of what the answers depend on.
+        """
+        return self.path / f".{task}_{when}_{key}.jsonl"
+
     def starts(self) -> list[Path]:
         """The folders that the starts of the run have logged to, oldest first."""
         found = [path for path in self.path.glob("*/version_*") if path.is_dir()]

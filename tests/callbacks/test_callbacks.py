@@ -1,4 +1,4 @@
-"""Callbacks in a real Trainer: what they write, when they stop a fit, and what they leave as it was."""
+"""Callbacks in a real Trainer: what they write, when they end a fit, and that training stays the same."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 class Scripted(LightningModule):
-    """Logs the metrics it was given, a step at a time; in step ``interrupt``, Ctrl-C is pressed."""
+    """Logs the given metrics, one step each; in step ``interrupt`` Ctrl-C is pressed."""
 
     def __init__(self, steps: list[dict[str, float]], interrupt: int = -1, presses: int = 1) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Scripted(LightningModule):
 
 
 def play(folder: Path, module: Scripted, *callbacks: Callback, **options: Any) -> list[int]:
-    """Fit one epoch; the batches that were stepped through to their end."""
+    """Fit one epoch; returns the batches whose step was completed."""
     trainer = tiny.trainer(default_root_dir=folder, max_epochs=1, callbacks=list(callbacks), **options)
     trainer.fit(module, DataLoader(torch.ones(len(module.steps), 1)))  # type: ignore[arg-type]
     return module.done
@@ -96,39 +96,39 @@ def rewards(*values: float, kl: float = 0.0) -> list[dict[str, float]]:
         ),  # unknown is not worse
     ],
 )
-def test_a_reward_that_has_stopped_rising_ends_the_fit(
+def test_the_fit_ends_when_the_reward_has_stopped_rising(
     tmp_path: Path, values: list[float], options: dict[str, Any], steps: int
 ) -> None:
     assert play(tmp_path, Scripted(rewards(*values)), RewardStopping(**options)) == list(range(steps))
 
 
-def test_a_policy_that_left_its_reference_ends_the_fit_at_once(tmp_path: Path) -> None:
+def test_the_fit_ends_at_once_when_the_kl_divergence_is_over_its_limit(tmp_path: Path) -> None:
     script = rewards(1, 2, 3) + rewards(4, 5, kl=0.6) + rewards(6)
     assert play(tmp_path, Scripted(script), RewardStopping(max_kl=0.5)) == [0, 1, 2, 3]
     assert play(tmp_path, Scripted(script), RewardStopping(max_kl=0.7)) == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_resumed_stopping_counts_on() -> None:
+def test_early_stopping_counts_on_after_a_resume() -> None:
     values = [0.0, 3.0, 1.0, 2.0, 1.0, 2.5, 1.0, 1.0]
     options: dict[str, Any] = {"window": 2, "patience": 3}
     whole = RewardStopping(**options)
-    reasons = [whole._reason(value) for value in values]
+    reasons = [whole._update(value) for value in values]
     assert any(reasons)
     for cut in range(len(values)):
         first, second = RewardStopping(**options), RewardStopping(**options)
-        begun = [first._reason(value) for value in values[:cut]]
+        begun = [first._update(value) for value in values[:cut]]
         second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-        assert begun + [second._reason(value) for value in values[cut:]] == reasons
+        assert begun + [second._update(value) for value in values[cut:]] == reasons
 
 
-def test_a_metric_that_is_not_logged_is_told_with_those_that_are(tmp_path: Path) -> None:
+def test_the_error_for_an_unknown_metric_lists_the_logged_ones(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no metric 'reward/best'; there are .*reward/mean"):
         play(tmp_path, Scripted(rewards(1)), RewardStopping(monitor="reward/best"))
 
 
 @pytest.fixture
 def handler() -> Iterator[Any]:
-    """A handler of one's own for Ctrl-C, which is to be there again afterwards."""
+    """A user's own handler of SIGINT, which the fit must restore."""
 
     def mine(number: int, frame: object) -> None:
         raise AssertionError("the signal was not taken over")
@@ -138,7 +138,7 @@ def handler() -> Iterator[Any]:
     signal.signal(signal.SIGINT, before)
 
 
-def test_the_first_interrupt_ends_the_step_saves_and_leaves(
+def test_the_first_interrupt_finishes_the_step_then_saves_and_stops(
     tmp_path: Path, handler: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module, callback = Scripted(rewards(*range(6)), interrupt=2), SaveOnInterrupt()
@@ -153,7 +153,7 @@ def test_the_first_interrupt_ends_the_step_saves_and_leaves(
     assert play(tmp_path, Scripted(rewards(1, 2)), callback) == [0, 1]  # once again, as in a notebook
 
 
-def test_the_second_interrupt_leaves_at_once(tmp_path: Path, handler: Any) -> None:
+def test_the_second_interrupt_stops_at_once(tmp_path: Path, handler: Any) -> None:
     module = Scripted(rewards(*range(6)), interrupt=2, presses=2)
     with pytest.raises(SystemExit):
         play(tmp_path, module, SaveOnInterrupt())
@@ -172,7 +172,7 @@ class Pressing(CSVLogger):
 
 
 @pytest.mark.parametrize("steps", [6, 2])
-def test_an_interrupt_between_steps_saves_the_next_or_leaves_at_the_end(
+def test_an_interrupt_between_steps_saves_after_the_next_step_or_at_the_end(
     tmp_path: Path, handler: Any, steps: int
 ) -> None:
     logger = Pressing(tmp_path, "logs")
@@ -186,7 +186,7 @@ def test_an_interrupt_between_steps_saves_the_next_or_leaves_at_the_end(
 
 
 class Witness(Callback):
-    """Notes which steps and epochs it saw end; a checkpoint holds the steps."""
+    """Records which steps and epochs it saw end; its state holds the steps."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -204,7 +204,7 @@ class Witness(Callback):
 
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("step", [0, 2, 5])
-def test_in_whatever_order_all_see_the_interrupted_step(
+def test_all_callbacks_see_the_interrupted_step_in_whatever_order_they_are_listed(
     tmp_path: Path, handler: Any, first: bool, step: int
 ) -> None:
     witness, interrupt = Witness(), SaveOnInterrupt()
@@ -222,7 +222,7 @@ def test_in_whatever_order_all_see_the_interrupted_step(
 
 
 class Validated(Scripted):
-    """Has a validation after each epoch, which a user who pressed Ctrl-C does not want to wait for."""
+    """Validates after each epoch."""
 
     def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
         raise AssertionError("it went on to validate")
@@ -233,7 +233,7 @@ class Validated(Scripted):
 
 @pytest.mark.parametrize("kind", [Scripted, Validated])
 @pytest.mark.parametrize("step", [0, 2, 5])
-def test_the_interrupted_step_has_its_metrics(
+def test_the_interrupted_step_has_its_metrics_logged(
     tmp_path: Path, handler: Any, kind: type[Scripted], step: int
 ) -> None:
     logger = CSVLogger(tmp_path, "logs")
@@ -245,7 +245,7 @@ def test_the_interrupted_step_has_its_metrics(
     assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == step + 1
 
 
-def test_a_fit_without_interrupt_gives_the_signal_back(tmp_path: Path, handler: Any) -> None:
+def test_a_fit_without_interrupt_restores_the_signal_handler(tmp_path: Path, handler: Any) -> None:
     play(tmp_path, Scripted(rewards(1, 2)), SaveOnInterrupt())
     assert signal.getsignal(signal.SIGINT) is handler
 
@@ -331,7 +331,7 @@ def test_the_table_shows_the_best_and_the_worst(llama: Path, tmp_path: Path) -> 
     assert {row["problem"] for row in rows} <= {p.id for p in tiny.problems(4)}
 
 
-def test_the_table_leaves_out_what_could_not_be_judged(llama: Path, tmp_path: Path) -> None:
+def test_the_table_leaves_out_samples_without_a_verdict(llama: Path, tmp_path: Path) -> None:
     module = rl(llama)
     fit(module, tmp_path, steps=1)
     assert module.rollout is not None
@@ -361,7 +361,7 @@ def summary(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_the_summary_says_what_the_fit_was_worth(
+def test_the_summary_holds_the_scores_before_and_after_the_fit(
     llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
@@ -382,7 +382,9 @@ def test_the_summary_says_what_the_fit_was_worth(
         assert saved[key] == found["after"][key], key
 
 
-def test_no_gain_is_called_so(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_summary_says_so_when_pass_at_1_has_not_changed(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fit(rl(llama), tmp_path / "run", PostFit(merge=False), steps=1)
     found = summary(tmp_path / "run")
     assert found["before"]["pass@1"] == found["after"]["pass@1"] == pytest.approx(0.75)
@@ -390,7 +392,7 @@ def test_no_gain_is_called_so(llama: Path, tmp_path: Path, capsys: pytest.Captur
     assert "merged" not in found["paths"] and not (tmp_path / "run-merged").exists()
 
 
-def test_a_resumed_run_keeps_what_it_measured_at_its_start(llama: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_scores_from_before_training(llama: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     fit(rl(llama, Pupil(before="wrong")), folder, PostFit(merge=False), steps=1)
     first = summary(folder)
@@ -401,7 +403,7 @@ def test_a_resumed_run_keeps_what_it_measured_at_its_start(llama: Path, tmp_path
     assert second["paths"]["before"] == first["paths"]["before"]
 
 
-def test_results_before_and_after_are_files_that_compare(llama: Path, tmp_path: Path) -> None:
+def test_the_results_files_before_and_after_can_be_compared(llama: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     fit(rl(llama, Pupil(before="wrong")), folder, PostFit(merge=False), steps=1)
     found = summary(folder)
@@ -454,29 +456,29 @@ class Killed(Exception):
     pass
 
 
-def doomed(**options: Any) -> PostFit:
-    """Dies while it measures the trained policy."""
+def dying_postfit(**options: Any) -> PostFit:
+    """A PostFit that dies while it evaluates the trained policy."""
     made = PostFit(**options)
-    measure = made._measure
+    evaluate = made._evaluate
 
     def die(trainer: Trainer, module: PolicyGradient, when: str, *rest: Any) -> dict[str, Evaluation]:
         if when == "after":
             raise Killed
-        return measure(trainer, module, when, *rest)
+        return evaluate(trainer, module, when, *rest)
 
-    made._measure = die  # type: ignore[method-assign, assignment]
+    made._evaluate = die  # type: ignore[method-assign, assignment]
     return made
 
 
-class Deaf(Pupil):
-    """Must not be asked to train."""
+class Untrained(Pupil):
+    """Fails if the policy is trained."""
 
     def sync(self) -> None:
         raise AssertionError("it trained on")
 
 
 def last_of(folder: Path) -> Checkpoint:
-    """Rarely writes, as a run does: what the fit ends with is written at its end."""
+    """Writes every 25 steps: in these short fits only at the end."""
     return Checkpoint(dirpath=folder, save_last=True, every_n_train_steps=25)
 
 
@@ -488,20 +490,20 @@ def last_of(folder: Path) -> Checkpoint:
         ({"steps": 2, "max_epochs": 1}, "--trainer.max_steps N --trainer.max_epochs N"),
     ],
 )
-def test_a_fit_killed_after_its_last_step_is_concluded_on_resuming(
+def test_a_fit_killed_after_its_last_step_is_evaluated_and_summarized_on_resuming(
     llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], limits: dict[str, Any], flags: str
 ) -> None:
     folder = tmp_path / "run"
     torch.manual_seed(7)
     with pytest.raises(Killed):
-        fit(rl(llama, Pupil(before="wrong")), folder, doomed(), last_of(folder), **limits)
+        fit(rl(llama, Pupil(before="wrong")), folder, dying_postfit(), last_of(folder), **limits)
     trained = (folder / "adapter/adapter_model.safetensors").read_bytes()
     assert not (folder / "summary.json").exists()
     shutil.rmtree(folder / "adapter")
     shutil.rmtree(tmp_path / "run-merged")
     capsys.readouterr()
     torch.manual_seed(8)
-    fit(rl(llama, Deaf()), folder, PostFit(), last_of(folder), resume=folder / "last.ckpt", **limits)
+    fit(rl(llama, Untrained()), folder, PostFit(), last_of(folder), resume=folder / "last.ckpt", **limits)
     said, found = capsys.readouterr().out, summary(folder)
     assert said.count("training was already complete") == 1
     assert f"to train on, resume with a higher {flags}\n" in said
@@ -513,22 +515,31 @@ def test_a_fit_killed_after_its_last_step_is_concluded_on_resuming(
     assert "final_eval/tiny_pass@1" in Path(found["paths"]["metrics"]).read_text()
 
 
-def test_a_concluded_fit_is_not_concluded_again_until_it_has_trained_on(
+def test_a_summarized_fit_is_evaluated_again_only_after_further_steps(
     llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
     fit(rl(llama), folder, PostFit(merge=False), last_of(folder), steps=1)
     first = (folder / "summary.json").read_bytes()
     capsys.readouterr()
-    fit(rl(llama, Deaf()), folder, doomed(), last_of(folder), steps=1, resume=folder / "last.ckpt")
+    fit(
+        rl(llama, Untrained()), folder, dying_postfit(), last_of(folder), steps=1, resume=folder / "last.ckpt"
+    )
     assert (folder / "summary.json").read_bytes() == first
     said = capsys.readouterr().out
     assert "training was already complete" in said and "GRPO ended" not in said
     with pytest.raises(Killed):
-        fit(rl(llama), folder, doomed(merge=False), last_of(folder), steps=2, resume=folder / "last.ckpt")
+        fit(
+            rl(llama),
+            folder,
+            dying_postfit(merge=False),
+            last_of(folder),
+            steps=2,
+            resume=folder / "last.ckpt",
+        )
     assert "already complete" not in capsys.readouterr().out
     fit(
-        rl(llama, Deaf()),
+        rl(llama, Untrained()),
         folder,
         PostFit(merge=False),
         last_of(folder),
@@ -549,7 +560,7 @@ class Pressed(Pupil):
 
 @pytest.mark.parametrize("limits", [{"steps": 2}, {"steps": -1, "max_epochs": 1}])
 @pytest.mark.parametrize("reverse", [True, False])
-def test_an_interrupt_in_the_last_step_leaves_the_evaluation_to_the_resumed_run(
+def test_after_an_interrupt_in_the_last_step_the_resumed_run_evaluates(
     llama: Path, tmp_path: Path, handler: Any, reverse: bool, limits: dict[str, Any]
 ) -> None:
     folder = tmp_path / "run"
@@ -557,11 +568,11 @@ def test_an_interrupt_in_the_last_step_leaves_the_evaluation_to_the_resumed_run(
     with pytest.raises(SystemExit):
         fit(rl(llama, Pressed()), folder, *(callbacks[::-1] if reverse else callbacks), **limits)
     assert not (folder / "adapter").exists() and not (folder / "summary.json").exists()
-    fit(rl(llama, Deaf()), folder, *callbacks, resume=folder / "checkpoints/last.ckpt", **limits)
+    fit(rl(llama, Untrained()), folder, *callbacks, resume=folder / "checkpoints/last.ckpt", **limits)
     assert summary(folder)["steps"] == 2
 
 
-def test_measuring_does_not_change_the_training(llama: Path, tmp_path: Path) -> None:
+def test_evaluating_does_not_change_training(llama: Path, tmp_path: Path) -> None:
     from coderl.rollout import GenerateEngine
 
     weights = []
@@ -573,7 +584,7 @@ def test_measuring_does_not_change_the_training(llama: Path, tmp_path: Path) -> 
     assert all(torch.equal(weights[0][n], weights[1][n]) for n in weights[0])
 
 
-def test_a_limit_on_a_divergence_that_is_not_measured_is_refused(llama: Path) -> None:
+def test_max_kl_is_refused_where_no_divergence_is_measured(llama: Path) -> None:
     module = GRPO(Policy(str(llama)), kl_coefficient=0.0)
     with pytest.raises(UsageError, match="kl_coefficient"):
         RewardStopping(max_kl=0.5).on_train_start(Trainer(logger=False), module)

@@ -1,4 +1,4 @@
-"""What RewardStopping logs is what it decides by."""
+"""RewardStopping logs the figures that it decides by."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ def logged(folder: Path, values: list[float], stopping: RewardStopping) -> list[
         return list(csv.DictReader(file))
 
 
-def test_each_step_says_the_best_mean_and_the_steps_since_then(tmp_path: Path) -> None:
+def test_each_step_logs_the_best_mean_and_the_steps_since_then(tmp_path: Path) -> None:
     rows = logged(tmp_path, [0, 4, 2, 4, 1, 1, 9], RewardStopping(window=2, patience=3))
     assert [row[BEST] for row in rows] == ["", "2.0", "3.0", "3.0", "3.0", "3.0"]  # means 2, 3, 3, 2.5, 1
     assert [row[WAITED] for row in rows] == ["0.0", "0.0", "0.0", "1.0", "2.0", "3.0"]
 
 
 @pytest.mark.parametrize("values", [[0, 1, 0.5, 0.25, 0.125, 9]])
-def test_the_last_count_is_the_patience_that_ran_out(tmp_path: Path, values: list[float]) -> None:
+def test_the_last_logged_count_equals_the_patience(tmp_path: Path, values: list[float]) -> None:
     rows = logged(tmp_path, values, RewardStopping(window=1, patience=3))
     assert len(rows) == 5 and float(rows[-1][WAITED]) == 3
 
 
-def test_nothing_is_logged_where_nothing_is_counted(tmp_path: Path) -> None:
+def test_nothing_is_logged_without_a_patience(tmp_path: Path) -> None:
     rows = logged(tmp_path, [0, 1], RewardStopping(patience=None, max_kl=1.0))
     assert not {BEST, WAITED} & rows[0].keys()
 
 
-class Heard:
-    """Stands for a module: takes what is logged."""
+class Logged:
+    """Takes the place of a module and collects what is logged."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
@@ -59,13 +59,13 @@ class Heard:
     st.floats(0, 1),
     st.integers(1, 4),
 )
-def test_the_figures_are_those_of_the_definition(
+def test_the_logged_figures_match_their_definition(
     values: list[float], window: int, min_delta: float, patience: int
 ) -> None:
-    stopping, module = RewardStopping(window=window, patience=patience, min_delta=min_delta), Heard()
+    stopping, module = RewardStopping(window=window, patience=patience, min_delta=min_delta), Logged()
     known: list[float] = []
     for value in values:
-        stopping._reason(value)
+        stopping._update(value)
         stopping._log(module)  # type: ignore[arg-type]
         known += [] if math.isnan(value) else [value]
         means = [sum(known[i - window : i]) / window for i in range(window, len(known) + 1)]

@@ -1,4 +1,4 @@
-"""Validation drives what is kept and when a fit ends; benchmarks are measured after it."""
+"""Validation decides which weights are kept and when a fit ends; benchmarks are measured after the fit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RIGHT = [1, 3, 2, 0]
 
 
 class Pupil(RolloutEngine):
-    """Learns, and forgets again: of four samples as many are right as :data:`RIGHT` says."""
+    """Gives as many right answers of four as :data:`RIGHT` says: first more with each update, then fewer."""
 
     def __init__(self) -> None:
         self.updates = 0
@@ -135,7 +135,7 @@ def test_validation_ends_a_fit_early(llama: Path, tmp_path: Path) -> None:
 
 
 def test_validation_is_one_evaluation_of_the_whole_split(llama: Path, tmp_path: Path) -> None:
-    """Batches of two give the figures of all, each problem asked once."""
+    """In batches of two it gives the scores of the whole split, and samples each problem once."""
     engine = Pupil()
     module = rl(llama, engine)
     trainer = tiny.trainer(default_root_dir=tmp_path)
@@ -149,13 +149,13 @@ def test_validation_is_one_evaluation_of_the_whole_split(llama: Path, tmp_path: 
     assert tested["test/pass@1"] == pytest.approx(alone.pass_at_k[1])
 
 
-def test_the_best_of_nothing_is_refused(llama: Path, tmp_path: Path) -> None:
+def test_best_checkpoint_is_refused_without_validation(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="BestCheckpoint: nothing is validated"):
         fit(rl(llama, Pupil()), tmp_path, BestCheckpoint(), limit_val_batches=0)
 
 
 def rows(path: Path, count: int) -> Path:
-    """Problems in MBPP form that the tiny source has not."""
+    """A file of problems in MBPP form that are not in the tiny source."""
     text = "Write a function that adds {} to the double of its argument and says so."
     lines = [
         {"task_id": i, "text": text.format(i), "test_list": [f"assert f(1) == {2 + i}"], "code": "x"}
@@ -200,8 +200,8 @@ def test_a_benchmark_that_is_trained_on_is_refused(llama: Path, tmp_path: Path) 
         trainer.fit(rl(llama, Pupil()), datamodule=CodeDataModule(Copied()))
 
 
-def test_what_is_measured_at_the_end_are_the_best_weights(llama: Path, tmp_path: Path) -> None:
-    """Also where rollouts decode from a copy. All validate alike, so that the first ones count as best."""
+def test_the_final_evaluation_is_of_the_best_weights(llama: Path, tmp_path: Path) -> None:
+    """Also where rollouts decode from a copy. All scores are equal: the first weights count as best."""
     torch.manual_seed(4)  # from some starts, three steps do not change what is answered greedily
     module = rl(llama, GenerateEngine(merged_copy=True))
     module.evaluation = EvaluationSettings(n=1, ks=(1,), temperature=0.0)
@@ -219,7 +219,7 @@ def test_what_is_measured_at_the_end_are_the_best_weights(llama: Path, tmp_path:
     assert json.loads(path.read_text()) == kept[0]
 
 
-def test_validating_what_was_trained_on_is_said(
+def test_validating_on_training_problems_is_reported(
     llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     policy = tiny.policy(llama)
@@ -230,8 +230,8 @@ def test_validating_what_was_trained_on_is_said(
     assert "val: NOT HELD OUT: 2 of 3 problems were in the training data" in caplog.text
 
 
-def test_weights_that_are_loaded_are_the_ones_sampled_from(llama: Path, tmp_path: Path) -> None:
-    """Lightning's own ways of loading, after the engine has made its copy."""
+def test_loaded_weights_are_the_ones_sampled_from(llama: Path, tmp_path: Path) -> None:
+    """By Lightning's ways of loading, after the engine has made its copy of the weights."""
     module = rl(llama, GenerateEngine(merged_copy=True))
     module.evaluation = EvaluationSettings(n=1, ks=(1,), temperature=0.0)
     module.learning_rate = 0.3
@@ -250,7 +250,7 @@ def test_weights_that_are_loaded_are_the_ones_sampled_from(llama: Path, tmp_path
 
 
 def test_a_split_has_a_benchmarks_name_only_if_it_is_that_benchmark(llama: Path, tmp_path: Path) -> None:
-    """Some of the benchmark's problems under its name would pass for the whole; a limit is asked for."""
+    """A score on some of its problems must not look like one on all; with a limit both are so limited."""
     bench = rows(tmp_path / "Bench.jsonl", 3)
 
     def measured(folder: str, limit: int | None = None, without: str = "-") -> dict[str, list[str]]:
@@ -274,7 +274,7 @@ def test_a_split_has_a_benchmarks_name_only_if_it_is_that_benchmark(llama: Path,
     assert measured("limited", limit=2) == {"bench": every[:2]}
 
 
-def test_benchmarks_that_nobody_would_measure_are_refused(llama: Path, tmp_path: Path) -> None:
+def test_benchmarks_are_refused_where_nothing_is_evaluated(llama: Path, tmp_path: Path) -> None:
     bench = rows(tmp_path / "bench.jsonl", 1)
     tuned = SFT(Policy(str(llama), quantization="none", lora=LoRA(r=4)))
     twice = PostFit(tasks=(str(bench), str(rows(tmp_path / "Bench.jsonl", 2))))
@@ -288,12 +288,12 @@ def test_benchmarks_that_nobody_would_measure_are_refused(llama: Path, tmp_path:
             fit(module, tmp_path / "run", callback)
 
 
-def test_sft_is_told_what_it_validates(llama: Path, tmp_path: Path) -> None:
+def test_best_checkpoint_of_sft_must_monitor_the_loss(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="SFT validates val/loss, not val/pass@1"):
         fit(SFT(Policy(str(llama), quantization="none", lora=LoRA(r=4))), tmp_path, BestCheckpoint())
 
 
-def test_a_run_folder_that_was_moved_still_has_its_best(llama: Path, tmp_path: Path) -> None:
+def test_a_moved_run_folder_keeps_its_best_checkpoint(llama: Path, tmp_path: Path) -> None:
     module = rl(llama, Pupil())
     last = ModelCheckpoint(tmp_path / "run" / "checkpoints", filename="last", save_on_train_epoch_end=True)
     fit(module, tmp_path / "run", BestCheckpoint(), last, max_epochs=2)
@@ -312,7 +312,7 @@ def test_a_run_folder_that_was_moved_still_has_its_best(llama: Path, tmp_path: P
     assert callback.best_model_score == 0.75
 
 
-def test_a_fit_killed_while_it_measures_goes_on_with_what_it_drew(llama: Path, tmp_path: Path) -> None:
+def test_a_fit_killed_while_evaluating_keeps_the_answers_it_has(llama: Path, tmp_path: Path) -> None:
     class Dies(Pupil):
         batch_size = 4
 

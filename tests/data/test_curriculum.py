@@ -1,4 +1,4 @@
-"""Draws follow the pass history, and a resumed run draws what the unbroken one does."""
+"""The curriculum samples by the pass history, and a resumed run samples what an uninterrupted one does."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GROUP = 4
 
 
 def outcome(problem: Problem, time: int) -> tuple[int, int]:
-    """Passed and known samples of a problem at a time: solved, hopeless, mixed and lost ones."""
+    """How many samples of a problem passed and got a verdict at a step: all kinds of outcomes occur."""
     number = int(problem.prompt)
     known = GROUP - (number + time) % 2 if number % 4 else (time % 3) * 2
     return (known, 0, number * time % (known + 1))[number % 3], known
@@ -46,8 +46,8 @@ def data(count: int, batch_size: int = 3, seed: int = 42, **curriculum: Any) -> 
     return CodeDataModule(source, batch_size, seed, curriculum=Curriculum(**curriculum))
 
 
-def knowing(count: int, solved: int = 0) -> PassHistory:
-    """A history in which the first ``solved`` problems always pass and the others do half of the time."""
+def history_of(count: int, solved: int = 0) -> PassHistory:
+    """A history in which the first ``solved`` problems always pass and the others half of the time."""
     history = PassHistory()
     for i in range(count):
         history.observe(f"train/{i}", *((20, 0) if i < solved else (10, 10)))
@@ -68,7 +68,7 @@ def test_a_weight_is_the_expected_variance_under_the_posterior(passed: float, fa
     assert history.weight("a") == pytest.approx(expected, rel=1e-9)
 
 
-def test_weights_of_the_unknown_the_mixed_and_the_settled() -> None:
+def test_weights_are_highest_for_mixed_outcomes_and_lowest_for_equal_ones() -> None:
     history = PassHistory(decay=0.9)
     for _ in range(1000):
         history.observe("mixed", 4, 4)
@@ -87,14 +87,14 @@ def test_older_samples_count_less_with_each_observation(seen: list[tuple[int, in
     history = PassHistory(decay)
     for passed, failed in seen:
         history.observe("a", passed, failed)
-    told = [pair for pair in seen if any(pair)]  # where every sample was lost, nothing fades
-    expected = [sum(pair[i] * decay**age for age, pair in enumerate(reversed(told))) for i in (0, 1)]
+    counted = [pair for pair in seen if any(pair)]  # without any verdict, nothing decays
+    expected = [sum(pair[i] * decay**age for age, pair in enumerate(reversed(counted))) for i in (0, 1)]
     assert list(history.counts.get("a", (0, 0))) == pytest.approx(expected)
 
 
 @settings(deadline=None, max_examples=25)
 @given(st.dictionaries(st.text(), st.tuples(st.floats(0, 1e9), st.floats(0, 1e9)), max_size=5))
-def test_a_history_comes_back_from_its_file_and_its_state_as_it_was(
+def test_a_history_is_the_same_after_saving_and_loading(
     tmp_path_factory: pytest.TempPathFactory, counts: dict[str, tuple[float, float]]
 ) -> None:
     history, read, loaded = PassHistory(), PassHistory(), PassHistory()
@@ -122,7 +122,7 @@ def test_a_history_comes_back_from_its_file_and_its_state_as_it_was(
         "\xff",
     ],
 )
-def test_a_history_that_cannot_be_read_is_told_in_one_line(tmp_path: Path, text: str) -> None:
+def test_a_history_that_cannot_be_read_is_a_one_line_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "old.json"
     path.write_bytes(text.encode("latin-1"))
     for broken in (path, tmp_path / "missing.json", tmp_path):
@@ -131,11 +131,11 @@ def test_a_history_that_cannot_be_read_is_told_in_one_line(tmp_path: Path, text:
         assert str(broken) in str(caught.value) and "\n" not in str(caught.value)
 
 
-# --- draws
+# --- sampling
 
 
-def test_chances_are_in_proportion_to_the_weights() -> None:
-    problems, history = Numbered(4).load("train"), knowing(4, solved=2)
+def test_sampling_probabilities_are_in_proportion_to_the_weights() -> None:
+    problems, history = Numbered(4).load("train"), history_of(4, solved=2)
     sampler = CurriculumSampler(problems, history, batch_size=1, seed=0)
     seen = Counter(i for _ in range(5000) for i in sampler)
     weights = [history.weight(p.id) for p in problems]
@@ -145,7 +145,7 @@ def test_chances_are_in_proportion_to_the_weights() -> None:
     assert (seen[2] + seen[3]) / (seen[0] + seen[1]) == pytest.approx(weights[2] / weights[0], rel=0.15)
 
 
-def test_an_unknown_history_draws_all_alike_and_mixed_problems_come_to_lead() -> None:
+def test_sampling_starts_uniform_and_comes_to_prefer_problems_with_mixed_outcomes() -> None:
     module = data(30, batch_size=10)
     loader, seen = module.train_dataloader(), []
     for _ in range(60):
@@ -156,7 +156,7 @@ def test_an_unknown_history_draws_all_alike_and_mixed_problems_come_to_lead() ->
 
 
 def chunks(problems: list[Problem], batch: int, world: int, count: int) -> Iterator[list[list[int]]]:
-    """Each rank's indices of ``count`` steps; the history is told of each, as the data module does."""
+    """Each rank's indices of ``count`` steps; the history is updated after each, as the data module does."""
     history = PassHistory()
     samplers = [CurriculumSampler(problems, history, batch, 7, rank, world) for rank in range(world)]
     streams = [itertools.chain.from_iterable(itertools.repeat(sampler)) for sampler in samplers]
@@ -170,7 +170,7 @@ def chunks(problems: list[Problem], batch: int, world: int, count: int) -> Itera
 
 
 @given(count=st.integers(1, 20), batch=st.integers(1, 5), world=st.integers(1, 4))
-def test_ranks_share_the_draws_of_one_process(count: int, batch: int, world: int) -> None:
+def test_ranks_together_sample_what_one_process_would(count: int, batch: int, world: int) -> None:
     problems = Numbered(count).load("train")
     steps = list(chunks(problems, batch, world, 8))
     for step in steps:
@@ -190,7 +190,7 @@ def test_epochs_are_as_long_as_without_a_curriculum(count: int, batch: int, worl
     assert [len(list(sampler)) for _ in range(2)] == [len(sampler)] * 2 == [len(list(plain))] * 2
 
 
-def test_a_chunk_follows_from_seed_number_and_history_alone() -> None:
+def test_a_chunk_depends_only_on_seed_number_and_history() -> None:
     problems = Numbered(50).load("train")
 
     def chunk(seed: int, drawn: int, history: PassHistory) -> list[int]:
@@ -200,13 +200,17 @@ def test_a_chunk_follows_from_seed_number_and_history_alone() -> None:
         return list(itertools.islice(sampler, 20))
 
     made: list[CurriculumSampler] = []
-    first = chunk(1, 0, knowing(50))
-    assert chunk(1, 0, knowing(50)) == first
-    others = [chunk(1, 1, knowing(50)), chunk(2, 0, knowing(50)), chunk(1, 0, knowing(50, solved=25))]
+    first = chunk(1, 0, history_of(50))
+    assert chunk(1, 0, history_of(50)) == first
+    others = [
+        chunk(1, 1, history_of(50)),
+        chunk(2, 0, history_of(50)),
+        chunk(1, 0, history_of(50, solved=25)),
+    ]
     assert first not in others and others[0] != others[1]
 
 
-def test_further_draws_leave_out_whom_they_are_told_to_and_end_with_the_problems() -> None:
+def test_draw_leaves_out_the_given_ids_and_returns_fewer_where_few_are_left() -> None:
     for module in (data(6), CodeDataModule(Numbered(6))):
         ids = {p.id for p in module.problems("train")}
         drawn = [p.id for p in module.draw(9, {"train/1", "train/4", "no such"})]
@@ -215,22 +219,22 @@ def test_further_draws_leave_out_whom_they_are_told_to_and_end_with_the_problems
         assert module.draw(3, ids) == module.draw(0, set()) == []
 
 
-def test_further_draws_come_from_the_global_generator_by_weight() -> None:
+def test_draw_uses_the_global_generator_and_the_weights() -> None:
     module, plain = data(10), CodeDataModule(Numbered(10))
-    module.load_state_dict(knowing(10, solved=5).state_dict())
+    module.load_state_dict(history_of(10, solved=5).state_dict())
     torch.manual_seed(0)
     state = torch.get_rng_state()
     drawn = [p.id for _ in range(4000) for p in module.draw(1, set())]
     torch.set_rng_state(state)
     assert [p.id for _ in range(4000) for p in module.draw(1, set())] == drawn
-    settled = sum(int(name[6:]) < 5 for name in drawn) / 4000
+    always_solved = sum(int(name[6:]) < 5 for name in drawn) / 4000
     solved, mixed = (module.history.weight(f"train/{i}") for i in (0, 9))  # type: ignore[union-attr]
-    assert settled == pytest.approx(solved / (solved + mixed), abs=0.02)  # four standard errors
+    assert always_solved == pytest.approx(solved / (solved + mixed), abs=0.02)  # four standard errors
     alike = Counter(p.id for _ in range(4000) for p in plain.draw(1, set()))
     assert all(alike[f"train/{i}"] == pytest.approx(400, abs=80) for i in range(10))
 
 
-def test_samples_of_a_problem_that_comes_twice_are_one_observation() -> None:
+def test_a_problem_listed_twice_in_a_rollout_is_one_observation() -> None:
     module = data(4)
     one, two, *_ = module.problems("train")
     module.observe([one, two, one], [1, 0, 2], [4, 0, 3])
@@ -241,17 +245,17 @@ def test_samples_of_a_problem_that_comes_twice_are_one_observation() -> None:
 def test_without_a_curriculum_nothing_is_kept(tmp_path: Path) -> None:
     module = CodeDataModule(Numbered(4))
     observe(module, module.problems("train"), 1)
-    module.load_state_dict(knowing(4).state_dict())
+    module.load_state_dict(history_of(4).state_dict())
     assert module.state_dict() == {} and module.history is None
     assert type(module.train_dataloader().sampler) is EpochSampler
 
 
-# --- stopping and going on
+# --- resuming
 
 
 @settings(deadline=None, max_examples=60)
 @given(count=st.integers(1, 9), batch=st.integers(1, 4), steps=st.integers(0, 20))
-def test_a_new_loader_goes_on_from_the_state_of_the_old_one(count: int, batch: int, steps: int) -> None:
+def test_a_new_loader_continues_from_the_state_of_the_old_one(count: int, batch: int, steps: int) -> None:
     def stream(module: CodeDataModule, loader: Any, start: int) -> Iterator[list[str]]:
         time = start
         while True:
@@ -274,18 +278,18 @@ def test_a_new_loader_goes_on_from_the_state_of_the_old_one(count: int, batch: i
     assert new.state_dict() == old.state_dict()
 
 
-def test_a_chunk_cut_in_two_goes_on_as_it_was_drawn() -> None:
-    problems, history = Numbered(9).load("train"), knowing(9)
+def test_a_chunk_interrupted_by_a_resume_is_not_drawn_again() -> None:
+    problems, history = Numbered(9).load("train"), history_of(9)
     old, new = (CurriculumSampler(problems, history, 6, 0, 1, 2) for _ in range(2))
     whole = list(CurriculumSampler(problems, history, 6, 0, 1, 2))
     begun = list(itertools.islice(old, 2))
-    history.load_state_dict(knowing(9, solved=8).state_dict())  # the chunk was drawn before
+    history.load_state_dict(history_of(9, solved=8).state_dict())  # the chunk was drawn before
     new.load_state_dict(old.state_dict())
     assert begun + list(new) == whole
 
 
-def test_an_epoch_begins_with_a_fresh_chunk() -> None:
-    problems, history = Numbered(9).load("train"), knowing(9)
+def test_an_epoch_begins_with_a_new_chunk() -> None:
+    problems, history = Numbered(9).load("train"), history_of(9)
     whole = list(itertools.islice(CurriculumSampler(problems, history, 6, 0), 8))
     broken = CurriculumSampler(problems, history, 6, 0)
     assert list(itertools.islice(broken, 2)) == whole[:2]
@@ -297,7 +301,7 @@ def test_an_epoch_begins_with_a_fresh_chunk() -> None:
 
 
 def test_a_curriculum_can_be_turned_on_and_off_in_mid_epoch() -> None:
-    problems, history = Numbered(9).load("train"), knowing(9)
+    problems, history = Numbered(9).load("train"), history_of(9)
     plain, drawn = EpochSampler(problems, 0), CurriculumSampler(problems, history, 3, 0)
     list(itertools.islice(plain, 3))
     drawn.load_state_dict(plain.state_dict())
@@ -308,7 +312,7 @@ def test_a_curriculum_can_be_turned_on_and_off_in_mid_epoch() -> None:
 
 
 class Learner(Recorder):
-    """Tells the data module what it saw, and draws more, as the algorithms do."""
+    """Reports outcomes to the data module and draws further problems, as the algorithms do."""
 
     def training_step(self, batch: list[Problem], batch_idx: int) -> None:
         module: CodeDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -321,7 +325,7 @@ class Learner(Recorder):
 
 
 def fit(folder: Path, *callbacks: Callback, resume: Path | None = None, **options: Any) -> Any:
-    """What a fit met, and what it knows at its end."""
+    """The batches of a fit, and the history at its end."""
     learner, module = Learner(), data(7, batch_size=2)
     trainer = tiny.trainer(
         default_root_dir=folder,
@@ -341,7 +345,7 @@ EVERY: dict[str, Any] = {"every_n_train_steps": 1, "save_on_exception": False}
 
 @quiet
 @pytest.mark.parametrize(("limit", "step"), [(4, step) for step in range(1, 12)] + [(3, 2), (3, 3), (3, 4)])
-def test_a_killed_fit_goes_on_as_the_unbroken_one(tmp_path: Path, limit: int, step: int) -> None:
+def test_a_killed_fit_resumes_as_if_uninterrupted(tmp_path: Path, limit: int, step: int) -> None:
     whole, known = fit(tmp_path / "whole", limit_train_batches=limit)
     assert len(whole) == 3 * limit
     begun, _ = fit(tmp_path, ModelCheckpoint(tmp_path, "at", **EVERY), Kill(step), limit_train_batches=limit)
@@ -373,7 +377,7 @@ class Loads(Recorder):
 
 
 class RankLearner(Learner):
-    """Writes down per rank what it met."""
+    """Writes the batches of each rank to a file."""
 
     def on_train_end(self) -> None:
         state = self.trainer.datamodule.state_dict()  # type: ignore[attr-defined]
@@ -382,7 +386,7 @@ class RankLearner(Learner):
 
 
 @quiet
-def test_two_ranks_share_problems_and_what_they_learn_of_them(tmp_path: Path) -> None:
+def test_two_ranks_share_the_problems_and_one_history(tmp_path: Path) -> None:
     trainer = tiny.trainer(
         default_root_dir=tmp_path, max_epochs=3, strategy="ddp_fork", devices=2, num_sanity_val_steps=0
     )
@@ -428,7 +432,7 @@ def test_command_line_spellings(
 
 
 @pytest.mark.parametrize(
-    ("option", "code", "told"),
+    ("option", "code", "message"),
     [
         (["--data.curriculum.history", "no/such.json"], 1, "no/such.json: cannot be read"),
         (["--data.curriculum.decay", "1.5"], 2, "data.curriculum.decay is 1.5"),
@@ -440,15 +444,15 @@ def test_command_line_errors_are_one_line(
     capfd: pytest.CaptureFixture[str],
     option: list[str],
     code: int,
-    told: str,
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["fit", "-c", "quickstart.yaml", "--trainer.accelerator", "cpu", *option]) == code
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("coderl: error")]
-    assert told in line
+    assert message in line
 
 
-def test_decay_is_a_factor() -> None:
+def test_decay_must_be_between_0_and_1() -> None:
     for decay in (-0.1, 1.1, float("nan")):
         with pytest.raises(UsageError, match="decay"):
             Curriculum(decay)

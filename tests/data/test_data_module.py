@@ -50,7 +50,7 @@ def test_an_epoch_serves_each_problem_once_in_lists_the_last_one_short() -> None
     assert sorted(itertools.chain(*batches)) == sorted(f"train/{i}" for i in range(10))
 
 
-def test_order_differs_per_epoch_and_is_settled_by_the_seed() -> None:
+def test_order_differs_per_epoch_and_is_determined_by_the_seed() -> None:
     first, second, third = epochs(data(20).train_dataloader(), 3)
     assert first != second != third != first
     torch.manual_seed(1)  # the global generator has no say
@@ -60,7 +60,7 @@ def test_order_differs_per_epoch_and_is_settled_by_the_seed() -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(count=st.integers(1, 9), batch=st.integers(1, 4), steps=st.integers(0, 20))
-def test_a_new_loader_goes_on_from_the_state_of_the_old_one(count: int, batch: int, steps: int) -> None:
+def test_a_new_loader_continues_from_the_state_of_the_old_one(count: int, batch: int, steps: int) -> None:
     def stream(loader: Any) -> Any:
         while True:
             for problems in loader:
@@ -76,13 +76,13 @@ def test_a_new_loader_goes_on_from_the_state_of_the_old_one(count: int, batch: i
     assert list(itertools.islice(stream(new), 12)) == expected
 
 
-def test_a_pass_broken_off_is_followed_by_the_next_epoch() -> None:
+def test_after_a_pass_left_early_comes_the_next_epoch() -> None:
     loader, whole = data(9).train_dataloader(), epochs(data(9).train_dataloader(), 2)
     next(iter(loader))
     assert epochs(loader, 1) == [whole[1]]
 
 
-def test_the_state_of_other_data_begins_its_epoch_anew() -> None:
+def test_the_state_of_other_data_restarts_its_epoch() -> None:
     sampler = EpochSampler(Numbered(9).load("train"), seed=0)
     first = list(sampler)
     list(itertools.islice(sampler, 4))
@@ -93,7 +93,7 @@ def test_the_state_of_other_data_begins_its_epoch_anew() -> None:
 
 
 @given(count=st.integers(1, 30), world=st.integers(1, 5), epoch=st.integers(0, 3))
-def test_ranks_share_an_epoch_out_evenly(count: int, world: int, epoch: int) -> None:
+def test_ranks_get_equal_shares_of_an_epoch(count: int, world: int, epoch: int) -> None:
     problems = Numbered(count).load("train")
     parts = []
     for rank in range(world):
@@ -127,7 +127,7 @@ def test_keep_filters_every_split_read_or_not_and_counts_the_train_split() -> No
     assert sorted(p.prompt for b in module.train_dataloader() for p in b) == ["0", "3", "4", "5", "6", "8"]
 
 
-def test_what_is_left_out_is_counted_aloud(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_number_of_problems_left_out_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     module = CodeDataModule(Numbered(9, 0, 5))
     module.keep(lambda p: p.prompt not in {"1", "7"}, "too long")
     module.problems("test")
@@ -137,7 +137,7 @@ def test_what_is_left_out_is_counted_aloud(caplog: pytest.LogCaptureFixture) -> 
     ]
 
 
-def test_keep_that_empties_a_split_says_so() -> None:
+def test_keep_refuses_to_leave_no_training_problem() -> None:
     module = CodeDataModule(Numbered(9, 0, 3))
     with pytest.raises(UserError, match="none of the 9 train problems is left: too long"):
         module.keep(lambda _: False, "too long")
@@ -146,7 +146,7 @@ def test_keep_that_empties_a_split_says_so() -> None:
         module.problems("test")
 
 
-def test_empty_splits_and_senseless_counts_are_told() -> None:
+def test_empty_splits_and_counts_below_1_are_errors() -> None:
     with pytest.raises(UserError, match=r"numbered: the validation split is empty; .*Numbered"):
         CodeDataModule(Numbered(1)).problems("validation")
     assert CodeDataModule(Numbered(1)).val_dataloader() == []
@@ -160,7 +160,7 @@ def test_empty_splits_and_senseless_counts_are_told() -> None:
         CodeDataModule(Numbered(1)).problems("dev")
 
 
-def test_bad_data_is_told_before_the_fit_loads_anything() -> None:
+def test_bad_data_is_reported_before_any_weights_load() -> None:
     class Broken(Numbered):
         def load(self, split: str) -> list[Problem]:
             if split == "test":
@@ -180,7 +180,7 @@ def test_bad_data_is_told_before_the_fit_loads_anything() -> None:
 
 
 class Recorder(LightningModule):
-    """Manual optimization, as the algorithms have it; writes down the ids of each batch."""
+    """A module with manual optimization, like the algorithms, that records the ids of each batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -206,7 +206,7 @@ class Killed(Exception):
 
 
 class Kill(Callback):
-    """StopCriteria the run without ceremony, ``step`` batches in."""
+    """Raises :class:`Killed` at the start of step ``step``, in place of a killed process."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -247,7 +247,7 @@ quiet = pytest.mark.filterwarnings(
 
 @quiet
 @pytest.mark.parametrize("step", range(1, 12))
-def test_a_killed_run_resumes_with_the_very_next_problems(tmp_path: Path, step: int) -> None:
+def test_a_killed_run_resumes_with_the_next_batch(tmp_path: Path, step: int) -> None:
     whole = fit(tmp_path)
     assert [epoch for epoch, _ in whole] == [0] * 4 + [1] * 4 + [2] * 4
     every: dict[str, Any] = {"every_n_train_steps": 1, "save_on_exception": False}

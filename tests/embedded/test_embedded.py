@@ -1,4 +1,4 @@
-"""The embedded problems: correct, without overlap, the same for the same seed, exact in their tokenizer."""
+"""The embedded problems are correct, do not overlap, follow from the seed, and survive their tokenizer."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def name_of(source: str) -> str:
 
 
 def results(row: dict[str, Any]) -> tuple[str, ...]:
-    """What a shipped solution does on the battery of its kind of input."""
+    """The results of a shipped solution on the battery of its kind of input."""
     return signature(row["code"], name_of(row["code"]), row["kind"])
 
 
 @cache
-def learned() -> list[Task]:
-    """One task of every composition that the SFT stream is drawn from."""
+def sft_tasks() -> list[Task]:
+    """One task of every composition in the SFT split."""
     rng = Random(7)
     return [composition.draw(rng) for found in by_topic("sft").values() for composition in found]
 
@@ -67,7 +67,7 @@ def test_no_two_shipped_problems_are_the_same() -> None:
 def test_held_out_problems_compute_what_no_other_split_computes() -> None:
     held_out = {results(row): row["task_id"] for row in rows() if row["split"] == "test"}
     train = {results(row) for row in rows() if row["split"] == "train"}
-    stream = {signature(task.solution, task.name, task.kind) for task in learned()}
+    stream = {signature(task.solution, task.name, task.kind) for task in sft_tasks()}
     assert len(stream) > 1000
     assert [number for done, number in held_out.items() if done in train or done in stream] == []
     assert not train & stream
@@ -76,7 +76,7 @@ def test_held_out_problems_compute_what_no_other_split_computes() -> None:
 def test_held_out_solutions_are_no_renamed_copies() -> None:
     held_out = {normalised(row["code"]) for row in rows() if row["split"] == "test"}
     train = {normalised(row["code"]) for row in rows() if row["split"] == "train"}
-    stream = {normalised(task.solution) for task in learned()}
+    stream = {normalised(task.solution) for task in sft_tasks()}
     assert not held_out & train
     assert not held_out & stream
     assert not train & stream
@@ -88,7 +88,7 @@ def test_normalising_replaces_names_and_nothing_else() -> None:
     assert normalised(one) != normalised("def f(xs):\n    return max(x for x in xs)\n")
 
 
-def test_signatures_differ_for_an_off_by_one_and_not_for_other_wording() -> None:
+def test_signatures_differ_for_an_off_by_one_and_not_for_another_formula() -> None:
     right, wrong = ("def f(n):\n    return sum(range(n))\n", "def f(n):\n    return sum(range(n + 1))\n")
     other_words = "def g(m):\n    return m * (m - 1) // 2\n"
     assert signature(right, "f", "count") != signature(wrong, "f", "count")
@@ -118,14 +118,14 @@ def test_asserts_catch_nearly_every_mistake() -> None:
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.4, 1.0])
-def test_the_sft_stream_has_the_share_of_mistakes_asked_for(rate: float) -> None:
+def test_the_sft_examples_have_the_given_share_of_mistakes(rate: float) -> None:
     problems = sft_examples(5, 400, rate)
     wrong = sum(not passes(problem.solution, problem.tests) for problem in problems)
     assert wrong / len(problems) == pytest.approx(rate, abs=0.0 if rate in {0.0, 1.0} else 0.1)
     assert all(problem.tests[0] in problem.prompt for problem in problems)
 
 
-def test_the_sft_stream_is_the_same_for_the_same_seed_only() -> None:
+def test_the_sft_examples_are_the_same_for_the_same_seed_only() -> None:
     assert sft_examples(1, 50, 0.5) == sft_examples(1, 50, 0.5)
     assert sft_examples(1, 50, 0.5) != sft_examples(2, 50, 0.5)
 

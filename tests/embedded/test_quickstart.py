@@ -1,4 +1,4 @@
-"""The quickstart for real, on fewer steps and problems: NF4, LoRA, sandboxed rewards, and it learns."""
+"""The quickstart, on fewer steps and problems: NF4, LoRA, sandboxed rewards, and pass@1 rises."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_adapter_loads_on_the_base_in_peft(folder: Path) -> None:
     assert weights and all(bool(p.any()) for p in weights)
 
 
-def test_a_run_that_lost_its_summary_has_it_again_on_resuming(
+def test_resuming_a_finished_run_without_summary_writes_it_again(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     summary = folder / "summary.json"

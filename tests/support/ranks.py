@@ -98,9 +98,9 @@ class OnRanks(Fixed):
             group["eps"] = 1e-3  # Adam's own lets rounding decide where gradients are next to nothing
         return made
 
-    def _pass_over(self, batches: Any) -> dict[str, float]:
+    def _accumulate_gradients(self, batches: Any) -> dict[str, float]:
         self.passes += 1
-        return super()._pass_over(batches)
+        return super()._accumulate_gradients(batches)
 
     def left(self) -> dict[str, Any]:
         """What a rank leaves."""

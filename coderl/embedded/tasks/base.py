@@ -1,4 +1,4 @@
-"""The words of the problem generator: parts, tasks and compositions."""
+"""The types of the problem generator: parts, tasks and compositions; and how sources are put together."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Part:
     """One interchangeable piece of a task, such as a condition or a reduction.
 
     Attributes:
-        key: Names what the piece computes, literals left out.
-        text: Words for it; ``{k}`` stands for the literal, other braces for what it is applied to.
-        code: Source for it, with the same marks.
-        name: Word it lends to a function's name. May be empty.
+        key: Name of what the piece computes, without literals.
+        text: The piece in words; ``{k}`` stands for the literal, other braces for what it is applied to.
+        code: Its source, with the same placeholders.
+        name: Its word in the function's name. May be empty.
         wrong: Plausible mistakes: sources that do nearly the same.
-        draws: Literals ``{k}`` is drawn from.
+        draws: Literals that ``{k}`` is drawn from.
     """
 
     key: str
@@ -31,7 +31,7 @@ class Part:
     draws: tuple[object, ...] = ()
 
     def drawn(self, rng: Random) -> Part:
-        """This piece with its literal filled in, in the text, the code and the mistakes alike."""
+        """This piece with the same random literal filled into text, code and mistakes."""
         if not self.draws:
             return self
         k = str(rng.choice(self.draws))
@@ -41,16 +41,16 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One function to write, with literals, names and words chosen.
+    """One function to write, with literals, names and wording chosen.
 
     Attributes:
-        topic: What a reader would file it under, such as ``"strings"``.
-        key: Composition it belongs to.
+        topic: Its topic, such as ``"strings"``.
+        key: Key of its composition.
         text: The request, one sentence.
         name: Name of the function.
         kind: Kind of input, see :mod:`coderl.embedded.inputs`.
         solution: Correct source.
-        buggy: ``(kind of mistake, source)`` pairs. Candidates: whether they fail is found by running them.
+        buggy: ``(kind of mistake, source)`` pairs. Some may still be correct: only running them tells.
     """
 
     topic: str
@@ -64,7 +64,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """What is computed, with literals, names and words still open. The unit that splits are made of."""
+    """What is computed, with literals, names and wording still open. Splits are made of compositions."""
 
     topic: str
     key: str
@@ -72,7 +72,8 @@ class Composition:
 
 
 def fill(text: str, **marks: str) -> str:
-    """``text`` with each ``{mark}`` replaced. Not ``str.format``: sources hold braces of their own."""
+    """``text`` with each ``{mark}`` replaced."""
+    # Not str.format: sources hold braces of their own.
     for mark, value in marks.items():
         text = text.replace("{" + mark + "}", value)
     return text
@@ -94,7 +95,7 @@ def function(name: str, parameters: str, *lines: str) -> str:
 
 
 def printed(source: str) -> tuple[str, str]:
-    """The beginner's mistake: the last result is printed instead of returned."""
+    """A beginner's mistake, as ``(kind, source)``: the last result is printed instead of returned."""
     head, _, value = source.rstrip().rpartition("return ")
     return ("print", f"{head}print({value})\n")
 
