@@ -10,10 +10,13 @@ CODERL_DATA_DIR ?= $(abspath ../shared/data)
 export CODERL_DATA_DIR
 endif
 
-.PHONY: help quickstart test check format house clean
+# Each worker takes a file of tests at a time: fixtures of a file are made once.
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
+
+.PHONY: help quickstart test test-fast check format house clean
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,7 +34,10 @@ quickstart: $(VENV)/.installed ## Train the embedded model for three minutes: no
 	$(BIN)/coderl fit --config quickstart.yaml
 
 test: check ## Everything CI runs: formatting, lint, types, tests.
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-fast: $(VENV)/.dev ## The tests of every package but the slow ones: what one runs while working.
+	$(PYTEST) -m 'not slow'
 
 check: $(VENV)/.dev ## Formatting, lint and types.
 	$(BIN)/ruff format --check .

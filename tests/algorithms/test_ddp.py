@@ -20,6 +20,8 @@ from tests.support import ranks, tiny
 from tests.support.fixed import rollout_of
 from tests.support.ranks import CASES, Case
 
+pytestmark = pytest.mark.slow
+
 Left = tuple[Path, dict[str, Any], dict[str, Any], dict[str, Any]]
 
 

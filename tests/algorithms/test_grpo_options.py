@@ -18,6 +18,8 @@ from coderl.algorithms.step import Rollout
 from tests.support import loops, papers
 from tests.support.fixed import REWARDS, FixedGRPO, Gradients, close, rollout_of, run, stirred
 
+pytestmark = pytest.mark.slow
+
 TWICE: dict[str, Any] = {"inner_epochs": 2}
 LOSSES = ["grpo", "dapo", "dr_grpo", "gspo", "cispo"]
 PAIRS = [(baseline, scale) for baseline, scales in LEGAL_SCALES.items() for scale in scales]

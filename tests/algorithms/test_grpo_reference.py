@@ -17,6 +17,8 @@ from tests.algorithms.test_resume import STEPS, differences, fit, module
 from tests.support import loops, papers
 from tests.support.fixed import REWARDS, close, rollout_of, run, stirred
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def rollout(llama: Path) -> Rollout:

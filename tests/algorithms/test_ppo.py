@@ -271,6 +271,7 @@ def test_only_the_critic_learns_while_it_warms_up(llama: Path, rollout: Rollout,
     assert not any(torch.equal(parameter, after[name]) for name, parameter in start.items())
 
 
+@pytest.mark.slow
 def test_the_critic_learns_what_comes(llama: Path, rollout: Rollout) -> None:
     module = ppo(llama, rollout, steps=60, critic_warmup=60, critic_adapter=True, kl_coefficient=0.0, lam=1.0)
     explained = [values["value/explained_variance"] for values in module.logged]
@@ -319,6 +320,7 @@ class EvenFirstToken(Reward):
         return [float(s.completion.ids[0] % 2 == 0) for s in samples]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

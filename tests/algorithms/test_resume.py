@@ -30,6 +30,8 @@ from coderl.sandbox import Program, Sandbox
 from coderl.types import Execution
 from tests.support import tiny
 
+pytestmark = pytest.mark.slow
+
 PROBLEMS, BATCH, EPOCHS = 5, 2, 2
 STEPS = 6  # three batches an epoch, the last one short
 

@@ -25,6 +25,8 @@ from coderl.sandbox import Program, Sandbox
 from coderl.types import Execution
 from tests.algorithms.test_resume import STEPS, EvenTokens, Idle, differences, fit
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[[], PolicyGradient]
 
 

@@ -482,6 +482,7 @@ def last_of(folder: Path) -> Checkpoint:
     return Checkpoint(dirpath=folder, save_last=True, every_n_train_steps=25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limits", "flags"),
     [

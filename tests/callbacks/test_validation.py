@@ -28,6 +28,8 @@ from coderl.sandbox import Sandbox
 from coderl.types import Completion, Problem
 from tests.support import tiny
 
+pytestmark = pytest.mark.slow
+
 RIGHT = [1, 3, 2, 0]
 """How many of the four validation samples of a problem pass, by the number of updates that went before."""
 

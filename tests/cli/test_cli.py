@@ -109,6 +109,7 @@ def test_flags_win_over_configs_and_configs_over_the_environment(
     assert not Path("checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_shell_completion(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--print_completion", "shtab-bash"]) == 0
     assert "--trainer.max_epochs" in capsys.readouterr().out
@@ -267,6 +268,7 @@ def test_a_bug_keeps_its_traceback(config: str, monkeypatch: pytest.MonkeyPatch)
         main(["fit", "-c", config])
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_and_no_process(config: str) -> None:
     """A real SIGINT to a real process group, as a terminal sends it."""
     args = ["--model.pause", "0.05", *INTERRUPTIBLE, "--data.size", "10000"]

@@ -15,6 +15,8 @@ from coderl.errors import UsageError
 from coderl.publish.export import save_adapter
 from tests.support import tiny
 
+pytestmark = pytest.mark.slow
+
 FEW = "--trainer.max_steps 1 --trainer.accelerator cpu --trainer.logger true --data.batch_size 2"
 SHORT = "--model.max_new_tokens 8 --model.group_size 2 --model.evaluation.n 2 --data.limit_test 1"
 OVERLAYS = ("auto-eval.yaml", "debug.yaml", "no-early-stopping.yaml", "no-wandb.yaml", "validated.yaml")

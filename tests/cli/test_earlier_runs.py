@@ -19,6 +19,8 @@ import yaml
 from coderl.cli import main
 from coderl.model.loading import resolve
 
+pytestmark = pytest.mark.slow
+
 STORED = Path(__file__).parents[1] / "support" / "earlier_run"
 NAME = Path("checkpoints/earlier")  # as in its config
 

@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 
 from coderl.cli import main
 
-pytestmark = pytest.mark.timeout(600)  # each start imports torch twice, on whatever cores are left
+# Each start imports torch twice, on whatever cores are left.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 BIN = Path(sys.executable).parent
 RANKS = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
 SHORT = (

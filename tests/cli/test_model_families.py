@@ -29,6 +29,8 @@ from coderl.types import Problem
 from tests.support import families
 from tests.support.families import FAMILIES
 
+pytestmark = pytest.mark.slow
+
 RANK, ALPHA = 8, 32
 SHORT = (
     "--trainer.max_steps 1 --trainer.accelerator cpu --trainer.logger true --data.batch_size 4 "

@@ -22,6 +22,8 @@ from coderl.data import CodeDataModule, Curriculum
 from coderl.evaluation import EvaluationSettings
 from coderl.model.policy import Policy
 
+pytestmark = pytest.mark.slow
+
 TEXT = (configs_folder() / "README.md").read_text(encoding="utf-8")
 PLUMBING = {"self", "policy", "rewards", "sandbox", "engine", "evaluation", "options"}
 """Arguments that are other objects, with options of their own."""

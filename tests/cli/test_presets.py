@@ -22,6 +22,8 @@ from coderl.errors import UsageError
 from coderl.model.policy import Policy
 from coderl.problems import Embedded
 
+pytestmark = pytest.mark.slow
+
 MISSION = {
     "codellama/CodeLlama-7b-Python-hf": "codellama-7b",
     "codellama/CodeLlama-7b-hf": "codellama-7b",

@@ -17,6 +17,8 @@ from coderl.cli.overlays import flat
 from coderl.cli.presets import choose, models_folder
 from tests.support import tiny
 
+pytestmark = pytest.mark.slow
+
 README = Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8")
 SECTION = README.partition("## Coming from `train.py`\n")[2].partition("\n## ")[0]
 SHORT = (

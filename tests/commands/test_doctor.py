@@ -77,6 +77,7 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert "HF_HUB_OFFLINE" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_all_of_it_here(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

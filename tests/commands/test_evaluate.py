@@ -21,6 +21,8 @@ from coderl.problems.contamination import TrainingRecord
 from coderl.publish.export import save_adapter, save_merged
 from tests.support import tiny
 
+pytestmark = pytest.mark.slow
+
 Body = dict[str, Any]
 Programs = list[list[str]]
 LIKELY = (1, 201)

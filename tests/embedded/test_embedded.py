@@ -64,6 +64,7 @@ def test_no_two_shipped_problems_are_the_same() -> None:
     assert len({normalised(row["code"]) for row in rows()}) == len(rows())
 
 
+@pytest.mark.slow
 def test_held_out_problems_compute_what_no_other_split_computes() -> None:
     held_out = {results(row): row["task_id"] for row in rows() if row["split"] == "test"}
     train = {results(row) for row in rows() if row["split"] == "train"}
@@ -73,6 +74,7 @@ def test_held_out_problems_compute_what_no_other_split_computes() -> None:
     assert not train & stream
 
 
+@pytest.mark.slow
 def test_held_out_solutions_are_no_renamed_copies() -> None:
     held_out = {normalised(row["code"]) for row in rows() if row["split"] == "test"}
     train = {normalised(row["code"]) for row in rows() if row["split"] == "train"}
@@ -130,6 +132,7 @@ def test_the_sft_examples_are_the_same_for_the_same_seed_only() -> None:
     assert sft_examples(1, 50, 0.5) != sft_examples(2, 50, 0.5)
 
 
+@pytest.mark.slow
 def test_the_shipped_files_are_what_build_makes(tmp_path: Any) -> None:
     build.build(tmp_path)
     names = ("problems.jsonl", "model/tokenizer.json", "model/tokenizer_config.json")

@@ -16,6 +16,8 @@ from coderl.model.loading import resolve
 from coderl.problems import Embedded
 from coderl.sandbox import Sandbox
 
+pytestmark = pytest.mark.slow
+
 STEPS, PROBLEMS, HELD_OUT = 16, 6, 40
 
 

@@ -245,6 +245,7 @@ def test_samples_that_two_gradings_judge_otherwise_are_named() -> None:
     assert "mbpp/0#1 passed inline, sealed failed" in summary_text({"mbpp": auto}, "x.json")
 
 
+@pytest.mark.slow
 def test_each_program_has_its_tasks_time(tmp_path: Path) -> None:
     slow = "import time\ndef f():\n    time.sleep(1)\n    return 1"
     with Sandbox(workers=1, timeout=10, allow_weak_isolation=True) as sandbox:

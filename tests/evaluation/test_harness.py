@@ -26,6 +26,8 @@ from tests.support import harness, mutants
 from tests.support.harness import Row
 from tests.support.scoring import score
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parent / "golden"
 PATIENCE = 30.0
 """Seconds for programs that come to an end: the harness gives no second chance to one on a busy machine."""

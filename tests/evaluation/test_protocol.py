@@ -260,6 +260,7 @@ NEVER = {
 SLOW = {"mbpp/123": "4.5 s of work on a slow core"}
 
 
+@pytest.mark.slow
 def test_mbpp_s_own_solutions_pass_but_for_two(data_dir: Path, sandbox: Sandbox) -> None:
     task = load_task("mbpp")
     found = canonical(task, sandbox)

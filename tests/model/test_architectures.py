@@ -23,6 +23,8 @@ from coderl.types import Completion, Problem
 from tests.support import tiny
 from tests.support.fixed import REWARDS, Fixed, FixedGRPO, FixedPPO, rollout_of, run
 
+pytestmark = pytest.mark.slow
+
 EXTRA = 50
 """An ordinary token, or a second end-of-sequence token."""
 TEMPERATURES = (0.7, 1.0, 1.5)

@@ -51,6 +51,7 @@ def smollm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
         yield folder, loading.resolve(folder, GGUF)
 
 
+@pytest.mark.slow
 def test_a_gguf_file_is_converted_once(smollm: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, first = smollm
     assert Path(first).parent == loading.cache_dir()
@@ -61,6 +62,7 @@ def test_a_gguf_file_is_converted_once(smollm: tuple[str, str], monkeypatch: pyt
     assert time.monotonic() - start < 0.5
 
 
+@pytest.mark.slow
 def test_the_converted_model_answers_as_smollm2_does(smollm: tuple[str, str]) -> None:
     policy = Policy(smollm[0], GGUF, quantization="nf4", lora=LoRA(r=4), prompt_form="chat")
     assert policy.tokenizer.chat_template

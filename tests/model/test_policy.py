@@ -146,6 +146,7 @@ def nf4_bytes(policy: Policy) -> str:
     return digest.hexdigest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "options"),
     [(FixedGRPO, {}), (FixedPPO, {"critic_adapter": True, "inner_epochs": 2})],

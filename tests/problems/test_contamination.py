@@ -302,6 +302,7 @@ def test_mbpp_under_another_name_or_number_is_refused(data_dir: Path, tmp_path: 
         CodeDataModule(source).guard(plus, "mbppplus")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [Embedded(), EmbeddedSFT(size=300)], ids=lambda source: source.name)
 def test_the_splits_in_the_package_do_not_overlap(
     source: ProblemSource, caplog: pytest.LogCaptureFixture

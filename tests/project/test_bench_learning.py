@@ -35,6 +35,8 @@ from tests.benchmarks.learning_curves import (
 from tests.benchmarks.learning_figure import BLUE, GREY, draw, over_seeds, running_mean
 from tests.benchmarks.learning_runs import Run, perform
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FAKE = """
 import json, os, sys, time

@@ -14,6 +14,8 @@ import yaml
 
 from coderl.cli import main
 
+pytestmark = pytest.mark.slow
+
 nbformat = pytest.importorskip("nbformat", reason="needs coderl[notebook]")
 nbclient = pytest.importorskip("nbclient", reason="needs coderl[notebook]")
 

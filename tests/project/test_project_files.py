@@ -87,3 +87,13 @@ def test_every_command_can_be_given(command: str, capsys: pytest.CaptureFixture[
     else:
         assert program == "python" and (ROOT / args[0]).is_file()
         subprocess.run([sys.executable, args[0], "--help"], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_the_fast_tests_cover_every_package() -> None:
+    fast = [
+        path
+        for path in (ROOT / "tests").glob("*/test_*.py")
+        if not re.search(r"^pytestmark = .*mark\.slow", path.read_text(), flags=re.MULTILINE)
+    ]
+    packages = {path.parent.name for path in (ROOT / "coderl").glob("*/__init__.py")}
+    assert packages - {path.parent.name for path in fast} == {"earlier"}  # aliases: tests/cli has their tests

@@ -299,6 +299,7 @@ def test_the_code_runs(tmp_path: Path, family: str, kind: str, capsys: pytest.Ca
     assert capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_code_runs_as_it_stands_beside_the_model(llama: Path, tmp_path: Path) -> None:
     policy = tiny.policy(llama)
     save_merged(policy, tmp_path / "mine-merged")

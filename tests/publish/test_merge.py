@@ -29,6 +29,8 @@ from coderl.types import ComputeDtype
 from tests.evaluation.test_sampling import largest
 from tests.support import tiny
 
+pytestmark = pytest.mark.slow
+
 OUT = Path("out/mine")
 ADAPTER = Path("run/adapter")
 HALVES = ("float32", "float16", "bfloat16")

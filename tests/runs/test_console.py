@@ -384,6 +384,7 @@ def start(config: list[str], **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_the_command_to_resume_are_in_the_log(config: list[str]) -> None:
     args = ["--model.pause", "0.05", "--trainer.callbacks+", "SaveOnInterrupt", "--data.size", "10000"]
     process = start([*config, *args, "--trainer.enable_progress_bar", "true"], start_new_session=True)

@@ -129,6 +129,7 @@ def parts(offline: Path) -> list[Offline]:
     return [Offline(part) for part in sorted(offline.glob(f"checkpoints/{NAME}/wandb/offline-run-*"))]
 
 
+@pytest.mark.slow
 def test_the_original_recipes_keys_arrive_in_wandb_with_both_axes(parts: list[Offline]) -> None:
     first = parts[0]
     steps = [row for row in first.history if "reward/mean" in row]
@@ -142,6 +143,7 @@ def test_the_original_recipes_keys_arrive_in_wandb_with_both_axes(parts: list[Of
     assert first.exit_code == 0
 
 
+@pytest.mark.slow
 def test_the_run_name_and_the_configuration_arrive_in_wandb(parts: list[Offline]) -> None:
     first = parts[0]
     assert re.fullmatch(rf"{NAME}-cpu-{STAMP}", first.run.display_name)
@@ -153,6 +155,7 @@ def test_the_run_name_and_the_configuration_arrive_in_wandb(parts: list[Offline]
     assert first.config["seed_everything"] == 42
 
 
+@pytest.mark.slow
 def test_the_table_of_completions_arrives_in_wandb(offline: Path, parts: list[Offline]) -> None:
     (row,) = [row for row in parts[0].history if "completions._type" in row]
     assert row["completions._type"] == "table-file"
@@ -165,12 +168,14 @@ def test_the_table_of_completions_arrives_in_wandb(offline: Path, parts: list[Of
     ]
 
 
+@pytest.mark.slow
 def test_a_resumed_fit_goes_on_with_its_wandb_run(parts: list[Offline]) -> None:
     first, second = parts
     assert second.run.run_id == first.run.run_id
     assert [row["rollout_step"] for row in second.history if "reward/mean" in row] == [3]
 
 
+@pytest.mark.slow
 def test_wandb_writes_to_the_run_folder_and_nowhere_else(offline: Path) -> None:
     assert {path.name for path in offline.iterdir()} == {"checkpoints", "home"}
     assert {path.name for path in (offline / "checkpoints").iterdir()} == {NAME, f"{NAME}-merged"}
@@ -178,6 +183,7 @@ def test_wandb_writes_to_the_run_folder_and_nowhere_else(offline: Path) -> None:
     assert all(path.suffix == ".log" for path in elsewhere), elsewhere
 
 
+@pytest.mark.slow
 def test_tensorboard_has_what_csv_has_and_goes_on_too(offline: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     folder = offline / f"checkpoints/{NAME}"
@@ -210,6 +216,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 WANDB = ["--trainer.logger", "WandbLogger"]
 
 
+@pytest.mark.slow
 def test_a_missing_wandb_login_is_an_error_in_one_line_at_the_start(
     config: list[str], tmp_path: Path
 ) -> None:
@@ -416,6 +423,7 @@ def test_a_resumed_fit_continues_the_latest_wandb_run_of_its_folder(tmp_path: Pa
     assert (resumed.init_args.id, resumed.init_args.name) == ("abc-1", None)
 
 
+@pytest.mark.slow
 def test_importing_coderl_leaves_lightnings_loggers_as_they_are() -> None:
     code = (
         "from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger\n"

@@ -15,6 +15,8 @@ from coderl.types import Execution
 from tests.support.canaries import Canaries, canaries
 from tests.support.corpus import GOOD, HONEST, HOSTILE, Row, as_check, program, runs_here, stopped
 
+pytestmark = pytest.mark.slow
+
 TIER = probe().tier
 CHOSEN = [row for row in HOSTILE if stopped(row, TIER) and runs_here(row)]
 LONE = [row for row in CHOSEN if "before" not in row]

@@ -18,6 +18,8 @@ from coderl.sandbox.lane import Lane
 from tests.sandbox.test_lanes import BAD, children, descriptors
 from tests.support.corpus import GOOD, HOSTILE, program, runs_here, stopped
 
+pytestmark = pytest.mark.slow
+
 
 class Garbled:
     """A lane's control socket whose next message is not as the zygote sent it."""

@@ -22,6 +22,8 @@ from coderl.sandbox.inside.wipe import wipe
 from tests.support import jails
 from tests.support.corpus import GOOD, HOSTILE, SQUARES
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 TIERS = ("A", "B", "C")
 BAD = Program("def f(x): return 0", SQUARES)

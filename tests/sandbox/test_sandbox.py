@@ -34,6 +34,7 @@ def one(sandbox: Sandbox, code: str, *tests: str, **fields: Any) -> Execution:
     return sandbox.run([Program(code, tests, **fields)])[0]
 
 
+@pytest.mark.slow
 def test_mbpp_solutions_pass_sealed_and_inline(data_dir: Path) -> None:
     problems = [json.loads(line) for line in (data_dir / "mbpp.jsonl").read_text().splitlines()]
     programs = [Program(p["code"], tuple(p["test_list"]), p["test_setup_code"]) for p in problems]
@@ -77,6 +78,7 @@ def test_wrong_mbpp_programs_fail(data_dir: Path) -> None:
 EQUAL = "    class E:\n        __eq__ = __ge__ = __le__ = lambda *_: True\n    return E()\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("grading", "sealed"), [("auto", 154), ("inline", 0)])
 def test_humaneval_solutions_pass(grading: str, sealed: int, sandbox: Sandbox, inline: Sandbox) -> None:
     """Solutions pass; nothing and objects that equal everything do not."""

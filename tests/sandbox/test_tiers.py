@@ -22,6 +22,8 @@ from coderl.sandbox.view import view
 from tests.support import jails
 from tests.support.corpus import GOOD, HONEST, HOSTILE, SQUARES
 
+pytestmark = pytest.mark.slow
+
 TIERS = ("A", "B", "C")
 
 
