@@ -323,9 +323,9 @@ def cover(runs: Run | Sequence[Run]) -> Figure | None:
         return None
     wide = min(1.1 + 0.7 * len(runs), 3.6)
     with _figure(11.0, 3.3) as figure:
-        panels = figure.subplots(
-            1, 1 if not (drawn and measured) else 2, squeeze=False, **_ratios(drawn, measured, wide)
-        )[0]
+        # A bar takes as much room in any figure; the curve has the rest.
+        ratios = [max(11.0 - 1.6 * wide, 4.0), 1.6 * wide] if drawn and measured else [1.0]
+        panels = figure.subplots(1, len(ratios), squeeze=False, width_ratios=ratios)[0]
         if drawn:
             _curve(panels[0], runs, drawn)
         if measured:
@@ -334,10 +334,6 @@ def cover(runs: Run | Sequence[Run]) -> Figure | None:
             lines, labels = _legend(runs)
             figure.legend(lines, labels, loc="outside upper left", ncols=min(3, len(runs)))
     return figure
-
-
-def _ratios(drawn: str | None, measured: bool, wide: float) -> dict[str, Any]:
-    return {"width_ratios": [max(11.0 - 1.6 * wide, 4.0), 1.6 * wide]} if drawn and measured else {}
 
 
 def _legend(runs: Sequence[Run]) -> tuple[list[Any], list[str]]:

@@ -62,9 +62,8 @@ def headline(run: Run) -> str:
         return " ".join([_in_training(run), *once])
     verb = "rose" if now > was else "fell" if now < was else "stayed where it was"
     from_to = f"from {_scored(before)} to {_scored(after)}" if now != was else f"at {_scored(after)}"
-    sentences = [
-        f"Held-out pass@1 {verb}, {from_to}, on {after.get('problems', 'the')} problems of {_task(run)}."
-    ]
+    task = next(iter(run.tasks), "the test split")
+    sentences = [f"Held-out pass@1 {verb}, {from_to}, on {after.get('problems', 'the')} problems of {task}."]
     if run.comparisons:
         sentences.append(paired(run.comparisons[0]))
     return " ".join(sentences)
@@ -72,10 +71,6 @@ def headline(run: Run) -> str:
 
 def _scored(scores: dict[str, Any]) -> str:
     return f"{percent(scores['pass@1'])} (95 % interval {between(scores.get('interval'))})"
-
-
-def _task(run: Run) -> str:
-    return next(iter(run.tasks), "the test split")
 
 
 def paired(comparison: Comparison) -> str:
