@@ -73,8 +73,7 @@ def group_advantages(
         return centred
     if scale == "batch":
         return centred / (batch_std + EPS)
-    # Around the group's mean for leave-one-out too, whose differences are larger by n / (n - 1). Divided by n
-    # - 1, as torch.std does by default.
+    # Around the group's mean for leave-one-out too, whose differences are larger by n / (n - 1).
     variance = within.square().sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)
     return centred / (variance.sqrt() + EPS)
 

@@ -158,7 +158,7 @@ class PPO(PolicyGradient):
         return self._rollout_step <= self.critic_warmup
 
     def _init_value_bias(self, rewards: Tensor) -> None:
-        """Set the value head's bias to the mean reward of all ranks: first advantages have mean 0."""
+        """Set the value head's bias to the mean reward of all ranks, which the critic then need not learn."""
         known = rewards[~rewards.isnan()]
         count = self.mean_over_ranks(torch.tensor(float(len(known))))
         if count > 0:

@@ -27,7 +27,7 @@ _FEWEST = 40
 _UNKNOWN = 150
 """Lexical tokens allowed where a problem has no reference solution."""
 # Ways to pass tests without solving the task, or to disturb whoever runs the program. Searched as text:
-# parsing would be another program that a hostile completion could attack.
+# compiling a hostile completion could crash this process.
 _UNCLEAN = re.compile(
     r"\bexcept[\s\\(]*(:|BaseException\b)"
     r"|\b(eval|exec|compile|__import__|globals|locals|vars|breakpoint|exit|quit)\s*\("

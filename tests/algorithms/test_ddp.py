@@ -1,4 +1,4 @@
-"""Two processes that hold half of the rows each take the steps of one process that holds all."""
+"""Two ranks with half of the rows each take the same steps as one process with all rows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Left = tuple[Path, dict[str, Any], dict[str, Any], dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def left(tmp_path_factory: pytest.TempPathFactory) -> Left:
-    """The model, each case's rollouts, and what both ranks left of every case."""
+    """The model, each case's rollouts, and the results of every case on both ranks."""
     folder = tmp_path_factory.mktemp("ranks")
     llama = tiny.checkpoint(folder / "llama")
     halves = {case[0]: halves_of(llama, case) for case in CASES}
@@ -44,51 +44,51 @@ def halves_of(llama: Path, case: Case) -> Any:
     return first, second
 
 
-def assert_same_weights(one: Any, two: Any, alone: Any) -> None:
-    """Ranks hold the same bits, and what one process holds but for rounding."""
+def assert_same_weights(one: Any, two: Any, single: Any) -> None:
+    """Weights are bit-identical on both ranks, and equal to those of a single process up to rounding."""
     for name, weight in one.items():
         assert torch.equal(weight, two[name]), name
         message = partial("{}: {}".format, name)
-        torch.testing.assert_close(weight, alone[name], atol=1e-5, rtol=1e-3, msg=message)
+        torch.testing.assert_close(weight, single[name], atol=1e-5, rtol=1e-3, msg=message)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
-def test_two_ranks_take_the_steps_of_one_process(left: Left, case: Case) -> None:
+def test_two_ranks_take_the_same_steps_as_one_process(left: Left, case: Case) -> None:
     llama, halves, *both = left
     one, two = (side[case[0]] for side in both)
-    alone = ranks.outcome(llama, case, halves[case[0]])
-    assert_same_weights(one["weights"], two["weights"], alone["weights"])
-    assert one["passes"] == two["passes"] == alone["passes"]
+    single = ranks.outcome(llama, case, halves[case[0]])
+    assert_same_weights(one["weights"], two["weights"], single["weights"])
+    assert one["passes"] == two["passes"] == single["passes"]
     for key in ("norm", "kl_old", "kl_coefficient"):
-        assert one[key] == two[key] == pytest.approx(alone[key], rel=2e-3, abs=1e-6)
-    assert (alone["kl_coefficient"] != case[4].get("kl_coefficient", 0.1)) == ("adaptive_kl" in case[4])
-    assert (alone["passes"] < case[4].get("inner_epochs", 2) * 2) == (case[0] == "stop")
+        assert one[key] == two[key] == pytest.approx(single[key], rel=2e-3, abs=1e-6)
+    assert (single["kl_coefficient"] != case[4].get("kl_coefficient", 0.1)) == ("adaptive_kl" in case[4])
+    assert (single["passes"] < case[4].get("inner_epochs", 2) * 2) == (case[0] == "stop")
 
 
-def test_a_rank_alone_goes_elsewhere(left: Left) -> None:
+def test_one_rank_s_rows_alone_give_other_steps(left: Left) -> None:
     llama, halves, one, _ = left
     case = CASES[0]
     twice = (halves[case[0]][0],) * 2
-    alone = ranks.outcome(llama, case, twice)["weights"]
-    assert any((alone[n] - w).abs().max() > 1e-3 for n, w in one[case[0]]["weights"].items())
+    single = ranks.outcome(llama, case, twice)["weights"]
+    assert any((single[n] - w).abs().max() > 1e-3 for n, w in one[case[0]]["weights"].items())
 
 
-def test_sft_on_two_ranks_is_sft_on_one(left: Left) -> None:
+def test_sft_on_two_ranks_equals_sft_on_one(left: Left) -> None:
     llama, _, one, two = left
-    alone = ranks.tuned(llama, 4)
-    assert_same_weights(one["sft"]["weights"], two["sft"]["weights"], alone["weights"])
-    assert one["sft"]["loss"] == two["sft"]["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+    single = ranks.tuned(llama, 4)
+    assert_same_weights(one["sft"]["weights"], two["sft"]["weights"], single["weights"])
+    assert one["sft"]["loss"] == two["sft"]["loss"] == pytest.approx(single["loss"], rel=1e-4)
 
 
-def test_two_ranks_validate_as_one_process(left: Left) -> None:
+def test_two_ranks_get_the_validation_scores_of_one_process(left: Left) -> None:
     llama, _, one, two = left
-    alone = ranks.validated(llama)
-    assert one["validated"] == two["validated"] == alone
-    different = {program for row in alone["programs"] for program in row}
+    single = ranks.validated(llama)
+    assert one["validated"] == two["validated"] == single
+    different = {program for row in single["programs"] for program in row}
     assert len(different) > 5  # an exchange would show
 
 
-def test_each_rank_samples_from_a_stream_of_its_own(left: Left) -> None:
+def test_each_rank_samples_from_its_own_random_generator(left: Left) -> None:
     one, two = (side["sampled"]["whole"] for side in left[2:])
     for a, b in zip(one, two, strict=True):
         assert not set(map(tuple, a["ids"])) & set(map(tuple, b["ids"]))
@@ -99,7 +99,7 @@ def test_each_rank_samples_from_a_stream_of_its_own(left: Left) -> None:
         assert len(set(drawn)) > 0.9 * len(drawn)
 
 
-def test_a_resumed_fit_on_two_ranks_is_the_unbroken_one_bit_for_bit(left: Left) -> None:
+def test_a_resumed_fit_on_two_ranks_equals_an_uninterrupted_one_bit_for_bit(left: Left) -> None:
     for side in left[2:]:
         pieces, whole = side["sampled"]["pieces"], side["sampled"]["whole"]
         for i, (got, expected) in enumerate(zip(pieces, whole, strict=True)):
@@ -108,7 +108,7 @@ def test_a_resumed_fit_on_two_ranks_is_the_unbroken_one_bit_for_bit(left: Left) 
     assert one and two and one != two  # ranks refill as often as each has to
 
 
-def test_a_strategy_that_divides_the_weights_up_is_refused_in_one_line(llama: Path) -> None:
+def test_a_strategy_that_shards_the_weights_is_a_one_line_error(llama: Path) -> None:
     module = SFT(Policy(str(llama), quantization="none"))
     module._trainer = SimpleNamespace(strategy=FSDPStrategy(), precision="32-true")  # type: ignore[assignment]
     with pytest.raises(UsageError, match=r"FSDPStrategy .* set trainer\.strategy: ddp") as caught:
@@ -116,7 +116,7 @@ def test_a_strategy_that_divides_the_weights_up_is_refused_in_one_line(llama: Pa
     assert "\n" not in str(caught.value)
 
 
-def test_logged_means_are_over_the_ranks_that_know_a_value() -> None:
+def test_logged_means_are_over_the_ranks_that_have_a_value() -> None:
     nan = float("nan")
     means = mean_of_each([{"a": 1.0, "b": nan, "c": nan}, {"a": 3.0, "b": 5.0, "c": nan, "d": 7.0}])
     assert means == pytest.approx({"a": 2.0, "b": 5.0, "c": nan, "d": 7.0}, nan_ok=True)

@@ -1,4 +1,4 @@
-"""GRPO inside a real Trainer: its gradient, its identities, and that it learns."""
+"""GRPO in a real Trainer: its gradient, invariances, and that the reward rises."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_at_step_0_the_ratio_is_exactly_1_and_the_divergence_exactly_0(llama: Pa
     assert first["policy/clip_fraction"] == 0.0
 
 
-def test_groups_without_signal_may_be_skipped(llama: Path) -> None:
+def test_skipping_groups_without_signal_changes_no_gradient(llama: Path) -> None:
     rollout = rollout_of(llama, REWARDS)
 
     class All(FixedGRPO):
@@ -107,7 +107,7 @@ def test_groups_without_signal_may_be_skipped(llama: Path) -> None:
     assert skipped.has_gradient(rollout.rewards).tolist() == [[True] * 4, [False] * 4, [True] * 4]
 
 
-def test_failures_of_the_infrastructure_never_move_a_parameter(llama: Path) -> None:
+def test_infrastructure_errors_never_change_a_parameter(llama: Path) -> None:
     rewards = [[1.0, 0.0, math.nan, 0.5]]
     rollout = rollout_of(llama, rewards)
     kept = [s for i, s in enumerate(rollout.samples) if i != 2]
@@ -116,7 +116,7 @@ def test_failures_of_the_infrastructure_never_move_a_parameter(llama: Path) -> N
 
 
 @pytest.mark.parametrize("value", [math.nan, 0.25])
-def test_a_step_without_any_signal_leaves_the_parameters_alone(llama: Path, value: float) -> None:
+def test_a_step_without_any_signal_changes_no_parameter(llama: Path, value: float) -> None:
     rollout = rollout_of(llama, [[value] * 4] * 2)
     module = run(llama, rollout, steps=2, kl_coefficient=0.0)
     assert module.gradients == [{}, {}]  # the steps count, or a fit without signal would never end
@@ -126,7 +126,7 @@ def test_a_step_without_any_signal_leaves_the_parameters_alone(llama: Path, valu
     assert all(torch.equal(module.policy.trainable()[n], fresh.trainable()[n]) for n in names)
 
 
-def test_every_trainable_parameter_moves_and_no_other(llama: Path) -> None:
+def test_every_trainable_parameter_changes_and_no_other(llama: Path) -> None:
     rollout = rollout_of(llama, REWARDS)
     module = run(llama, rollout, steps=1)
     start = stirred(llama)
@@ -136,7 +136,7 @@ def test_every_trainable_parameter_moves_and_no_other(llama: Path) -> None:
         assert torch.equal(parameter, after[name]) is (name not in trainable), name
 
 
-def test_a_gradient_that_is_not_finite_moves_nothing(llama: Path) -> None:
+def test_a_gradient_that_is_not_finite_changes_no_parameter(llama: Path) -> None:
     class Broken(FixedGRPO):
         def loss(self, scores: Scores, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             return scores.logprobs * math.inf, {}
@@ -151,7 +151,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing(llama: Path) -> None:
     assert all(torch.equal(start[name], p) for name, p in policy.trainable().items())
 
 
-def test_inner_epochs_compare_with_the_policy_before_the_first(llama: Path) -> None:
+def test_ratios_of_all_inner_epochs_are_to_the_policy_before_the_first(llama: Path) -> None:
     rollout = rollout_of(llama, REWARDS)
     module = run(llama, rollout, inner_epochs=3, clip=0.01)
     assert len(module.gradients) == 3
@@ -176,7 +176,7 @@ def test_a_step_encodes_each_prompt_once(llama: Path, monkeypatch: pytest.Monkey
 
 
 class EvenFirstToken(Reward):
-    """A bandit with as many arms as tokens; half of them pay."""
+    """A bandit with as many arms as tokens; half of them have reward 1."""
 
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
         return [float(s.completion.ids[0] % 2 == 0) for s in samples]
@@ -207,7 +207,7 @@ def test_a_bandit_is_learned(
     assert sum(means[-5:]) / 5 > 0.9 > sum(means[:3]) / 3
 
 
-def test_bad_settings_are_refused_with_the_way_out(llama: Path) -> None:
+def test_the_error_for_a_bad_setting_says_how_to_fix_it(llama: Path) -> None:
     policy = Policy(str(llama))
     for options, words in [
         ({"group_size": 1}, "at least 2"),

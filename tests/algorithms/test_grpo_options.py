@@ -35,7 +35,7 @@ def plain_advantages(rollout: Rollout, scale: str = "group", baseline: str = "gr
 
 
 def moved(one: Gradients, other: Gradients) -> bool:
-    """Whether the gradients differ by more than rounding could do."""
+    """Whether the gradients differ by more than rounding."""
     shift = sum(float((one[name] - other[name]).square().sum()) for name in one)
     return shift > 1e-4 * sum(float(value.square().sum()) for value in one.values())
 
@@ -74,7 +74,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_an_option_shows_and_knows_neither_micro_batches_nor_order(
+def test_an_option_changes_the_gradient_whatever_the_micro_batch_and_order(
     llama: Path, rollout: Rollout, name: str
 ) -> None:
     options, without = OPTIONS[name]
@@ -90,7 +90,7 @@ def test_an_option_shows_and_knows_neither_micro_batches_nor_order(
 
 @pytest.mark.parametrize("kind", LOSSES)
 @pytest.mark.parametrize("high", [0.05, 0.6])
-def test_the_second_step_is_compared_with_the_policy_before_the_first(
+def test_ratios_of_the_second_epoch_are_to_the_policy_before_the_first(
     llama: Path, rollout: Rollout, kind: str, high: float
 ) -> None:
     options: dict[str, Any] = {"loss_type": kind, "kl_coefficient": 0.0, "clip": 0.05, "clip_high": high}
@@ -109,7 +109,7 @@ def test_the_second_step_is_compared_with_the_policy_before_the_first(
 
 
 @pytest.mark.parametrize("kind", ["k2", "k3"])
-def test_a_divergence_in_the_loss(llama: Path, rollout: Rollout, kind: str) -> None:
+def test_k2_and_k3_are_added_to_the_loss(llama: Path, rollout: Rollout, kind: str) -> None:
     policy, expected = stirred(llama), []
     for row, value in zip(loops.rows_of(policy, rollout), plain_advantages(rollout), strict=True):
         losses = loops.surrogate(row, row.old, [value] * len(row.logp), "grpo")
@@ -118,7 +118,7 @@ def test_a_divergence_in_the_loss(llama: Path, rollout: Rollout, kind: str) -> N
     close(got, loops.gradient(policy, loops.averaged(expected, "grpo")))
 
 
-def test_k1_is_taken_off_the_reward_of_the_whole_sample(llama: Path, rollout: Rollout) -> None:
+def test_k1_is_subtracted_from_the_reward_of_the_sample(llama: Path, rollout: Rollout) -> None:
     policy = stirred(llama)
     rows = loops.rows_of(policy, rollout)
     paid = [sum(row.old) - sum(row.ref) for row in rows]
@@ -136,7 +136,7 @@ def test_k1_is_taken_off_the_reward_of_the_whole_sample(llama: Path, rollout: Ro
 
 
 @pytest.mark.parametrize(("baseline", "scale"), PAIRS)
-def test_baselines_and_scales_are_the_papers(
+def test_baselines_and_scales_match_the_papers(
     llama: Path, rollout: Rollout, baseline: str, scale: str
 ) -> None:
     policy, advantages = stirred(llama), plain_advantages(rollout, scale, baseline)
@@ -153,7 +153,7 @@ def test_baselines_and_scales_are_the_papers(
 
 
 @pytest.mark.parametrize("kind", LOSSES)
-def test_cut_off_completions_leave_the_loss_and_stay_in_the_baseline(
+def test_masked_completions_are_out_of_the_loss_and_in_the_baseline(
     llama: Path, rollout: Rollout, kind: str
 ) -> None:
     policy, expected = stirred(llama), []
@@ -167,7 +167,7 @@ def test_cut_off_completions_leave_the_loss_and_stay_in_the_baseline(
 
 
 @pytest.mark.parametrize("kl", ["k1", "k3"])
-def test_a_step_of_cut_off_completions_moves_nothing(llama: Path, kl: str) -> None:
+def test_a_step_of_only_masked_completions_changes_no_parameter(llama: Path, kl: str) -> None:
     rollout = rollout_of(llama, REWARDS)
     assert not any(sample.completion.finished for sample in rollout.samples)
     options: dict[str, Any] = {"truncated": "mask", "entropy_coefficient": 0.1, "top_entropy": 0.5, "kl": kl}
@@ -180,7 +180,7 @@ def test_a_step_of_cut_off_completions_moves_nothing(llama: Path, kl: str) -> No
 
 @pytest.mark.parametrize("kind", LOSSES)
 @pytest.mark.parametrize(("fraction", "coefficient"), [(0.1, 0.1), (0.5, 0.0)])
-def test_only_the_least_certain_tokens_have_a_policy_gradient(
+def test_only_the_tokens_of_highest_entropy_have_a_policy_gradient(
     llama: Path, rollout: Rollout, kind: str, fraction: float, coefficient: float
 ) -> None:
     policy = stirred(llama)
@@ -206,7 +206,7 @@ def test_only_the_least_certain_tokens_have_a_policy_gradient(
     ("kind", "most"),  # all logits at once; two tokens at a time
     [(kind, 2**25) for kind in LOSSES] + [("grpo", 2500), ("cispo", 2500)],
 )
-def test_the_bonus_is_the_gradient_of_the_entropy(
+def test_the_entropy_bonus_adds_the_gradient_of_the_entropy(
     llama: Path, rollout: Rollout, kind: str, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("coderl.model.logprobs.MOST_LOGITS", most)
@@ -232,7 +232,9 @@ def importance(old: list[float], sampled: tuple[float, ...], mode: str, cap: flo
 
 @pytest.mark.parametrize("mode", ["token", "sequence", "mask"])
 @pytest.mark.parametrize("cap", [1.2, 3.0])
-def test_samples_of_another_sampler_are_weighed(llama: Path, rollout: Rollout, mode: str, cap: float) -> None:
+def test_sampler_correction_applies_the_importance_weights(
+    llama: Path, rollout: Rollout, mode: str, cap: float
+) -> None:
     policy, expected, weights = stirred(llama), [], []
     rows = loops.rows_of(policy, rollout)
     for row, value, sample in zip(rows, plain_advantages(rollout), rollout.samples, strict=True):
@@ -248,7 +250,7 @@ def test_samples_of_another_sampler_are_weighed(llama: Path, rollout: Rollout, m
 
 
 class Everything(FixedGRPO):
-    """Spares no row its forward."""
+    """Leaves no row out of the forward."""
 
     def has_gradient(self, rewards: torch.Tensor) -> torch.Tensor:
         return torch.ones_like(rewards, dtype=torch.bool)
@@ -260,24 +262,26 @@ class Everything(FixedGRPO):
     + [{"loss_type": "gspo", "top_entropy": 0.3}, {"sampler_correction": "mask"}, {"truncated": "mask"}],
     ids=str,
 )
-def test_rows_without_signal_may_be_skipped(llama: Path, rollout: Rollout, options: dict[str, Any]) -> None:
+def test_skipping_rows_without_signal_changes_no_gradient(
+    llama: Path, rollout: Rollout, options: dict[str, Any]
+) -> None:
     settings: dict[str, Any] = {"kl_coefficient": 0.0, "inner_epochs": 2} | options
     every = run(llama, rollout, kind=Everything, **settings).gradients
     for one, other in zip(run(llama, rollout, **settings).gradients, every, strict=True):
         close(one, other, 1e-5)
 
 
-def test_rows_are_skipped_only_where_nothing_is_lost(llama: Path, rollout: Rollout) -> None:
+def test_rows_are_skipped_only_where_they_have_no_gradient(llama: Path, rollout: Rollout) -> None:
     rewards = torch.tensor([[1.0, 0.0], [0.5, 0.5], [math.nan, 0.0]])
     known = ~rewards.isnan()
 
-    def live(**options: Any) -> Any:
+    def has_gradient(**options: Any) -> Any:
         made = run(llama, rollout, **({"kl_coefficient": 0.0} | options))
         return made.has_gradient(rewards)
 
-    assert live().tolist() == [[True, True], [False, False], [False, False]]
+    assert has_gradient().tolist() == [[True, True], [False, False], [False, False]]
     for options in ({"kl_coefficient": 0.1}, {"entropy_coefficient": 0.1}):
-        assert live(**options).equal(known)
+        assert has_gradient(**options).equal(known)
 
 
 # -- failures of the infrastructure --------------------------------------------------------------------------
@@ -295,8 +299,10 @@ def test_rows_are_skipped_only_where_nothing_is_lost(llama: Path, rollout: Rollo
     ],
     ids=lambda options: ",".join(map(str, options.values())),
 )
-class TestLostRewards:
-    def test_leave_what_the_others_say(self, llama: Path, rollout: Rollout, options: dict[str, Any]) -> None:
+class TestUnknownRewards:
+    def test_do_not_change_the_gradient_of_the_others(
+        self, llama: Path, rollout: Rollout, options: dict[str, Any]
+    ) -> None:
         rewards, lost = rollout.rewards.clone(), [1, 4, 11]  # one of each group
         rewards.view(-1)[lost] = math.nan
         kept = [sample for i, sample in enumerate(rollout.samples) if i not in lost]
@@ -304,7 +310,7 @@ class TestLostRewards:
         module = run(llama, Rollout(rollout.samples, rewards), **options)
         close(module.gradients[0], run(llama, left, **options).gradients[0])
 
-    def test_move_nothing_where_all_are_lost(
+    def test_change_no_parameter_where_all_are_unknown(
         self, llama: Path, rollout: Rollout, options: dict[str, Any]
     ) -> None:
         lost = Rollout(rollout.samples, torch.full((3, 4), math.nan))

@@ -1,4 +1,4 @@
-"""A reference that is renewed every few steps, inside a real Trainer."""
+"""A reference policy that is refreshed every few steps, in a real Trainer."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_reference_is_the_policy_of_the_refresh(
     assert not any(torch.equal(reference[name], value) for name, value in moved.items())
 
 
-def test_the_gradient_pulls_towards_the_renewed_reference(llama: Path, rollout: Rollout) -> None:
+def test_the_kl_term_is_to_the_refreshed_reference(llama: Path, rollout: Rollout) -> None:
     module = run(llama, rollout, steps=4, reference_refresh=2, kl="k2", kl_coefficient=0.5)
     policy = run(llama, rollout, steps=3, reference_refresh=2, kl="k2", kl_coefficient=0.5).policy
     expected = []
@@ -76,7 +76,7 @@ def test_the_gradient_pulls_towards_the_renewed_reference(llama: Path, rollout: 
     assert any(not torch.allclose(still.gradients[3][n], g) for n, g in module.gradients[3].items())
 
 
-def renewing(llama: Path, options: dict[str, Any], every: int = 2) -> GRPO:
+def refreshing(llama: Path, options: dict[str, Any], every: int = 2) -> GRPO:
     made = module(llama, reference_refresh=every)
     settings: dict[str, Any] = {"quantization": "none", "lora": adapters.LoRA(r=4, alpha=8)} | options
     made.policy = Policy(str(llama), **settings)
@@ -84,24 +84,24 @@ def renewing(llama: Path, options: dict[str, Any], every: int = 2) -> GRPO:
 
 
 @pytest.mark.parametrize(("start", "stop"), [("fresh", 1), ("fresh", 2), ("nf4", 3), ("warm", 3)])
-def test_a_resumed_fit_is_the_unbroken_one_bit_for_bit(
+def test_a_resumed_fit_equals_an_uninterrupted_one_bit_for_bit(
     llama: Path, tmp_path: Path, adapter: str, start: str, stop: int
 ) -> None:
     options = options_of(start, adapter)
-    whole = fit(renewing(llama, options), tmp_path / "whole", seed=1)
+    whole = fit(refreshing(llama, options), tmp_path / "whole", seed=1)
     folder = tmp_path / "stopped"
-    first = fit(renewing(llama, options), folder, seed=1, kill_after=stop)
-    rest = fit(renewing(llama, options), folder, seed=999, resume=folder / f"{stop}.ckpt")
+    first = fit(refreshing(llama, options), folder, seed=1, kill_after=stop)
+    rest = fit(refreshing(llama, options), folder, seed=999, resume=folder / f"{stop}.ckpt")
     assert len(first) == stop and len(first) + len(rest) == STEPS
     for i, (got, expected) in enumerate(zip([*first, *rest], whole, strict=True)):
         assert not differences(got, expected), f"step {i + 1}"
 
 
-def test_a_fit_that_stops_renewing_keeps_its_last_reference(llama: Path, tmp_path: Path) -> None:
-    fit(renewing(llama, {}), tmp_path, seed=1, max_steps=2)
-    made = renewing(llama, {}, every=0)
+def test_a_fit_resumed_without_refresh_keeps_its_last_reference(llama: Path, tmp_path: Path) -> None:
+    fit(refreshing(llama, {}), tmp_path, seed=1, max_steps=2)
+    made = refreshing(llama, {}, every=0)
     fit(made, tmp_path, seed=1, max_steps=4, resume=tmp_path / "2.ckpt")
-    again = renewing(llama, {}, every=0)
+    again = refreshing(llama, {}, every=0)
     fit(again, tmp_path, seed=1, max_steps=5, resume=tmp_path / "4.ckpt")
     before, after = made.policy.reference_weights(), again.policy.reference_weights()
     assert before and before.keys() == after.keys()
@@ -109,7 +109,7 @@ def test_a_fit_that_stops_renewing_keeps_its_last_reference(llama: Path, tmp_pat
 
 
 def test_a_checkpoint_holds_the_reference_beside_what_trains(llama: Path, tmp_path: Path) -> None:
-    made = renewing(llama, {})
+    made = refreshing(llama, {})
     fit(made, tmp_path, seed=1, max_steps=2)
     kept = [torch.load(tmp_path / f"{step}.ckpt", weights_only=True) for step in (1, 2)]
     assert "reference" not in kept[0] and set(kept[0]["state_dict"]) == set(kept[1]["state_dict"])

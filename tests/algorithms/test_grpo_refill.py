@@ -1,4 +1,4 @@
-"""Dynamic sampling inside a real Trainer: groups without signal give way to groups of other problems."""
+"""Dynamic sampling in a real Trainer: groups without signal are replaced by groups of other problems."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Pool(ProblemSource):
 
 
 class Drawing(FixedGRPO):
-    """Answers each problem with its group of one big rollout, and notes what it was asked."""
+    """Answers each problem with its group from one large rollout, and records the problems."""
 
     asked: list[list[str]]
     seen: list[str]
@@ -57,7 +57,7 @@ def picked(rollout: Rollout, names: list[str]) -> Rollout:
 def fit(
     llama: Path, rollout: Rollout, budget: int, curriculum: Curriculum | None = None, **options: Any
 ) -> Any:
-    """A module after one step, and the data it drew from."""
+    """A module after one step."""
     settings: dict[str, Any] = {"max_new_tokens": 9, "temperature": 1.5, "kl_coefficient": 0.1} | options
     module = Drawing(stirred(llama), group_size=3, refill_budget=budget, **settings)
     module.given, module.gradients, module.logged, module.asked = [rollout], [], [], []
@@ -82,7 +82,7 @@ def refilled(batch: list[str], draws: list[list[str]], with_signal: set[str]) ->
 
 @pytest.mark.parametrize("budget", [0, 1, 3, 100])
 @pytest.mark.parametrize("coefficient", [0.0, 0.1])
-def test_groups_without_signal_give_way_to_others(llama: Path, budget: int, coefficient: float) -> None:
+def test_groups_without_signal_are_replaced_by_others(llama: Path, budget: int, coefficient: float) -> None:
     rollout = rollout_of(llama, SOME)
     module = fit(llama, rollout, budget, kl_coefficient=coefficient)
     batch, *draws = module.asked
@@ -101,7 +101,7 @@ def test_groups_without_signal_give_way_to_others(llama: Path, budget: int, coef
         assert module.logged[0]["groups/refilled"] == pytest.approx((len(no_signal) - left) / BATCH)
 
 
-def test_a_larger_budget_gives_another_gradient_and_the_same_report(llama: Path) -> None:
+def test_refilling_changes_the_gradient_but_not_the_logged_rollout(llama: Path) -> None:
     rollout = rollout_of(llama, SOME)
     one, other = fit(llama, rollout, 0), fit(llama, rollout, 100)
     assert len(other.asked) > 1
@@ -115,7 +115,7 @@ def test_a_larger_budget_gives_another_gradient_and_the_same_report(llama: Path)
 
 
 @pytest.mark.parametrize("curriculum", [None, Curriculum()])
-def test_a_step_ends_when_no_problem_is_left(llama: Path, curriculum: Curriculum | None) -> None:
+def test_refilling_ends_when_no_problem_is_left(llama: Path, curriculum: Curriculum | None) -> None:
     rollout = rollout_of(llama, [NO_SIGNAL] * COUNT)
     module = fit(llama, rollout, 100, curriculum, kl_coefficient=0.0)
     assert sorted(name for draw in module.asked for name in draw) == sorted(f"tiny/{i}" for i in range(COUNT))
@@ -123,12 +123,12 @@ def test_a_step_ends_when_no_problem_is_left(llama: Path, curriculum: Curriculum
     assert module.logged[0]["groups/refilled"] == 0.0
 
 
-def test_nothing_is_drawn_where_every_group_has_signal(llama: Path) -> None:
+def test_nothing_is_refilled_where_every_group_has_signal(llama: Path) -> None:
     module = fit(llama, rollout_of(llama, [WITH_SIGNAL] * COUNT), 100)
     assert len(module.asked) == 1
 
 
-def test_without_a_data_module_to_draw_from_the_way_out_is_told(
+def test_the_error_without_a_data_module_says_how_to_fix_it(
     llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Sandbox, "start", lambda self: None)

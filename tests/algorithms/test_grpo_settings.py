@@ -1,4 +1,4 @@
-"""What GRPO refuses, in one line that names the way out; and rewards that its settings change."""
+"""Settings that GRPO refuses, with a one-line error that says how to fix them; and the overlong penalty."""
 
 from __future__ import annotations
 
@@ -50,9 +50,7 @@ from tests.support.loops import LIMIT, flat, ragged
     ],
     ids=str,
 )
-def test_settings_out_of_range_are_refused_in_one_line(
-    llama: Path, options: dict[str, Any], words: str
-) -> None:
+def test_settings_out_of_range_are_a_one_line_error(llama: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError) as caught:
         GRPO(Policy(str(llama)), **({"max_new_tokens": 16} | options))
     message = str(caught.value)
@@ -61,7 +59,7 @@ def test_settings_out_of_range_are_refused_in_one_line(
 
 @pytest.mark.parametrize("baseline", get_args(Baseline))
 @pytest.mark.parametrize("scale", get_args(AdvantageScale))
-def test_only_scales_that_suit_the_baseline_are_taken(
+def test_only_scales_that_go_with_the_baseline_are_accepted(
     llama: Path, baseline: Baseline, scale: AdvantageScale
 ) -> None:
     legal = {
@@ -129,7 +127,7 @@ class Canned(RolloutEngine):
 
 
 class Listed(Reward):
-    """Pays what `REWARDS` says, and for one sample nothing is known."""
+    """Gives the rewards in `REWARDS`; one of them is unknown."""
 
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
         return [math.nan, *flat(REWARDS)[1:]]
@@ -145,7 +143,7 @@ class Collecting(GRPO):
 
 
 @pytest.mark.parametrize("buffer", [0, 1, 4, LIMIT - 1])
-def test_long_completions_lose_reward_over_the_buffer(
+def test_the_overlong_penalty_lowers_the_reward_within_the_buffer(
     llama: Path, buffer: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rollout = ragged(rollout_of(llama, REWARDS))

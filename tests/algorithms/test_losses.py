@@ -41,7 +41,7 @@ def test_advantages_sum_to_zero_in_each_group(scale: AdvantageScale) -> None:
     torch.testing.assert_close(advantages.sum(dim=1), torch.zeros(6), atol=1e-5, rtol=0)
 
 
-def test_scales_differ_as_their_papers_say() -> None:
+def test_scales_divide_as_their_papers_say() -> None:
     values = torch.tensor([[0.0, 1.0], [0.0, 10.0]])
     first, second = group_advantages(values, "group")[:, 1].tolist()
     assert first == pytest.approx(second, rel=1e-3)
@@ -56,26 +56,26 @@ def test_group_order_does_not_matter() -> None:
     torch.testing.assert_close(group_advantages(values)[order], group_advantages(values[order]))
 
 
-def test_equal_rewards_that_are_no_binary_fractions_carry_no_signal() -> None:
+def test_equal_rewards_have_no_signal_even_if_they_are_no_binary_fractions() -> None:
     values = torch.full((1, 7), 0.1)  # their mean, summed up, is not 0.1
     assert bool(no_signal(values)[0])
     assert group_advantages(values).eq(0).all()
 
 
-def test_nearly_equal_rewards_do_carry_a_signal() -> None:
+def test_nearly_equal_rewards_have_a_signal() -> None:
     values = torch.tensor([[1.0, 1.0 + 1e-6]])
     assert not bool(no_signal(values)[0])
     assert group_advantages(values)[0, 1] > 0
 
 
-def test_a_failure_of_the_infrastructure_leaves_the_others_where_they_were() -> None:
+def test_an_infrastructure_error_does_not_change_the_other_advantages() -> None:
     with_nan = group_advantages(torch.tensor([[0.0, 1.0, 1.0, math.nan]]))
     without = group_advantages(torch.tensor([[0.0, 1.0, 1.0]]))
     torch.testing.assert_close(with_nan[:, :3], without)
     assert with_nan[0, 3] == 0
 
 
-def test_groups_of_nothing_but_failures_are_no_signal() -> None:
+def test_groups_without_known_reward_have_no_signal() -> None:
     values = torch.full((2, 3), math.nan)
     assert no_signal(values).all()
     assert group_advantages(values).eq(0).all()
@@ -119,7 +119,7 @@ def test_two_ranks_that_average_gradients_equal_one_process(loss_type: LossType)
     torch.testing.assert_close(sum(parts) / 2, whole)
 
 
-def test_empty_masks_weigh_nothing() -> None:
+def test_empty_masks_have_weight_0() -> None:
     for name in ("grpo", "dapo", "dr_grpo"):
         weights = token_weights(mask_of(0, 0), name, 10)
         assert weights.eq(0).all()
@@ -177,7 +177,7 @@ def test_clipped_loss_matches_its_equation(
     assert float(result.loss) == pytest.approx(expected, abs=1e-5)
 
 
-def test_clipping_takes_the_gradient_away_only_where_it_says() -> None:
+def test_only_tokens_reported_as_clipped_have_no_gradient() -> None:
     logprobs = torch.tensor([0.5, -0.5, 0.5, -0.5, 0.0], requires_grad=True)
     advantages = torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0])
     result = clipped_policy_loss(logprobs, torch.zeros(5), advantages, 0.2, 0.2)

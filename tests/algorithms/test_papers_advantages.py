@@ -41,7 +41,7 @@ reward = st.one_of(st.sampled_from([-0.2, 0.0, 0.1, 1.0, 1.1, math.nan]), number
 
 @st.composite
 def reward_tables(draw: st.DrawFn) -> papers.Rows:
-    """Rewards of some groups of one size, some of them flat, some wholly lost."""
+    """Rewards of groups of one size, in some of them all equal or all unknown."""
     size = draw(st.integers(1, 6))
     flat_row = reward.map(lambda r: [r] * size)
     return draw(
@@ -50,16 +50,14 @@ def reward_tables(draw: st.DrawFn) -> papers.Rows:
 
 
 def distinct(table: papers.Rows) -> bool:
-    """Whether the whole batch has two different known rewards, so that its std says something."""
+    """Whether the batch has two different known rewards, and so a standard deviation above 0."""
     return len(set(papers.known([r for row in table for r in row]))) > 1
 
 
 @pytest.mark.parametrize(("baseline", "scale"), LEGAL)
 @settings(deadline=None, max_examples=60)
 @given(table=reward_tables())
-def test_advantages_are_those_of_the_papers(
-    table: papers.Rows, baseline: Baseline, scale: AdvantageScale
-) -> None:
+def test_advantages_match_the_papers(table: papers.Rows, baseline: Baseline, scale: AdvantageScale) -> None:
     got = group_advantages(torch.tensor(table), scale=scale, baseline=baseline)
     assert got.isfinite().all() and got.dtype == torch.float32
     assume(scale != "batch" or distinct(table))
@@ -69,7 +67,7 @@ def test_advantages_are_those_of_the_papers(
 
 @settings(deadline=None)
 @given(table=reward_tables())
-def test_flat_groups_give_exactly_nothing_to_their_own_baselines(table: papers.Rows) -> None:
+def test_groups_of_equal_rewards_have_advantage_exactly_0(table: papers.Rows) -> None:
     for baseline, scale in LEGAL[:6]:
         got = group_advantages(torch.tensor(table), scale=scale, baseline=baseline)
         for row, result in zip(table, got.tolist(), strict=True):
@@ -79,7 +77,7 @@ def test_flat_groups_give_exactly_nothing_to_their_own_baselines(table: papers.R
 
 @settings(deadline=None)
 @given(table=reward_tables())
-def test_leave_one_out_is_the_group_mean_stretched(table: papers.Rows) -> None:
+def test_leave_one_out_is_the_group_baseline_times_k_over_k_minus_1(table: papers.Rows) -> None:
     """R - mean of the k - 1 others = k/(k-1) * (R - mean of all): arXiv:2402.14740's identity."""
     assume(not any(math.isnan(r) for row in table for r in row) and len(table[0]) > 1)
     rewards, size = torch.tensor(table), len(table[0])
@@ -91,7 +89,7 @@ def test_leave_one_out_is_the_group_mean_stretched(table: papers.Rows) -> None:
 @pytest.mark.parametrize(("baseline", "scale"), LEGAL)
 @settings(deadline=None, max_examples=20)
 @given(table=reward_tables(), cut=st.integers(1, 4))
-def test_advantages_of_two_ranks_are_those_of_one(
+def test_advantages_on_two_ranks_equal_those_on_one(
     table: papers.Rows, cut: int, baseline: Baseline, scale: AdvantageScale
 ) -> None:
     assume(cut < len(table))
@@ -104,7 +102,7 @@ def test_advantages_of_two_ranks_are_those_of_one(
 
 @st.composite
 def episodes(draw: st.DrawFn) -> tuple[list[list[tuple[float, float]]], Side, int]:
-    """Ragged episodes of (reward, value), some of no token, and how they lie in a tensor."""
+    """Ragged episodes of (reward, value), some without a token, and their layout in a tensor."""
     step = st.tuples(number, number)
     rows = draw(st.lists(st.lists(step, max_size=7), min_size=1, max_size=4))
     return rows, draw(st.sampled_from(["left", "right", "holes"])), draw(st.integers(0, 99))
@@ -159,7 +157,7 @@ def test_full_lambda_gives_discounted_returns_less_the_value(
             assert value == pytest.approx(discounted, rel=1e-4, abs=2e-3)
 
 
-def test_gae_of_half_precision_is_worked_out_in_single() -> None:
+def test_gae_of_half_precision_is_computed_in_float32() -> None:
     rewards = torch.full((1, 400), 0.125, dtype=torch.bfloat16)
     values = torch.zeros(1, 400, dtype=torch.bfloat16)
     got = gae(rewards, values, torch.ones(1, 400, dtype=torch.bool), 1.0, 1.0)
@@ -194,7 +192,7 @@ def test_whitening_is_over_the_whole_batch_and_all_ranks(
 
 @settings(deadline=None)
 @given(tables(), st.sampled_from([0.0, 0.02, 0.5]), st.sampled_from([0.0, 9.0, -1e4]))
-def test_the_reward_lands_on_the_last_action(
+def test_the_reward_is_given_to_the_last_token(
     drawn: tuple[papers.Rows, Side, int], beta: float, fill: float
 ) -> None:
     rows, side, seed = drawn
@@ -206,7 +204,7 @@ def test_the_reward_lands_on_the_last_action(
     assert got[~mask_at(columns)].eq(0).all()  # never one past the end of sequence
 
 
-def test_a_lost_reward_of_a_masked_row_stays_out() -> None:
+def test_the_unknown_reward_of_a_masked_row_has_no_effect() -> None:
     mask = torch.tensor([[False, False], [True, True]])
     got = token_rewards(torch.tensor([math.nan, 1.0]), torch.zeros(2, 2), mask, 0.1)
     assert got.tolist() == [[0.0, 0.0], [0.0, 1.0]]

@@ -1,4 +1,4 @@
-"""What may not change a step: the order of rows, padding, micro-batches, and how many ranks share it."""
+"""A step does not depend on the order of rows, padding, micro-batches, or the number of ranks."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def step_of(
 
 
 def token_losses(rows: Rows, now: Tensor, loss_type: LossType) -> Tensor:
-    """Everything a step may hold: surrogate, sampler's correction and divergence."""
+    """The per-token loss with all its terms: surrogate, sampler correction and KL divergence."""
     surrogate = policy_loss(now, rows.old, rows.gains, rows.mask, loss_type, *CLIP).loss
     correction = sampler_correction(rows.old, rows.sampler, rows.mask, "sequence", 2.0)
     return correction * surrogate + BETA * kl_divergence(now, rows.ref, "k3")
@@ -87,7 +87,7 @@ def cost(
 @given(
     sizes=lengths, side=st.sampled_from(["left", "right", "holes"]), micro=st.integers(1, 7), data=st.data()
 )
-def test_neither_order_padding_nor_micro_batches_move_a_step(
+def test_a_step_does_not_depend_on_order_padding_or_micro_batches(
     sizes: list[int], side: Side, micro: int, data: st.DataObject, loss_type: LossType
 ) -> None:
     plain = step_of(sizes)
@@ -106,7 +106,7 @@ def test_neither_order_padding_nor_micro_batches_move_a_step(
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 @settings(deadline=None, max_examples=15)
 @given(sizes=lengths, data=st.data())
-def test_ranks_that_average_gradients_take_the_step_of_one(
+def test_ranks_that_average_gradients_take_the_step_of_one_process(
     sizes: list[int], data: st.DataObject, loss_type: LossType
 ) -> None:
     """Also where a rank holds nothing but masked rows."""

@@ -50,7 +50,7 @@ def steps(draw: st.DrawFn) -> list[list[Token]]:
 
 
 def clear_of(step: list[list[Token]], low: float, high: float) -> bool:
-    """Whether no ratio, of a token or a sequence, is so near a bound that rounding would choose the side."""
+    """Whether no ratio, of a token or a sequence, is so near a clip bound that rounding would decide."""
     for sequence in step:
         shifts = [token.logp - token.old for token in sequence]
         for x in [*shifts, papers.mean(shifts) if shifts else 0.0]:
@@ -64,7 +64,7 @@ def columns_of(step: list[list[Token]], layout: Layout) -> Places:
 
 
 def tensors(step: list[list[Token]], columns: Places) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log-probabilities, old ones, advantages and mask; what padding holds is absurd on purpose."""
+    """Log-probabilities, old ones, advantages and mask; padding holds absurd values on purpose."""
     now = laid([[t.logp for t in s] for s in step], columns, fill=-1e4).requires_grad_()
     old = laid([[t.old for t in s] for s in step], columns, fill=-3.0)
     # A sequence's advantage stands in every column of it, as the algorithms lay it out.
@@ -84,7 +84,7 @@ def agree(got: Tensor, gradient: Tensor | None, columns: Places, expected: paper
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 @settings(deadline=None)
 @given(step=steps(), layout=layouts, clip=bounds)
-def test_a_step_costs_what_the_paper_says(
+def test_the_loss_of_a_step_matches_the_paper(
     step: list[list[Token]], layout: Layout, clip: tuple[float, float], loss_type: LossType
 ) -> None:
     assume(clear_of(step, *clip))
@@ -114,7 +114,7 @@ def test_at_the_first_step_every_loss_is_the_policy_gradient(
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_absurd_ratios_stay_finite(loss_type: LossType) -> None:
-    """A policy that has run away costs much, but its gradient is still a number."""
+    """The loss of a policy far from the old one may be large, but it and its gradient are finite."""
     far = [
         [Token(-1e3, -1.0, 1.0), Token(-1.0, -1e3, -1.0)],
         [Token(-1.0, -1e3, -50.0)],
@@ -154,7 +154,7 @@ critic = st.tuples(st.floats(-20, 20), st.floats(-20, 20), st.floats(-20, 20))
 
 @settings(deadline=None)
 @given(st.lists(critic, min_size=1, max_size=8), st.one_of(st.none(), st.floats(0.05, 3.0)))
-def test_the_critic_pays_for_the_worse_of_two_errors(
+def test_the_value_loss_is_the_larger_of_the_plain_and_the_clipped_error(
     triples: list[tuple[float, float, float]], bound: float | None
 ) -> None:
     for value, old, target in triples:  # at a tie either branch's slope is right
@@ -176,7 +176,7 @@ def test_the_critic_pays_for_the_worse_of_two_errors(
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 @settings(deadline=None)
 @given(pairs=st.lists(st.tuples(logp, st.floats(-8, 8)), min_size=1, max_size=6))
-def test_divergences_are_schulmans(pairs: list[tuple[float, float]], estimator: KLEstimator) -> None:
+def test_kl_estimators_match_schulmans(pairs: list[tuple[float, float]], estimator: KLEstimator) -> None:
     now = torch.tensor([[p for p, _ in pairs]], dtype=torch.float64, requires_grad=True)
     ref = torch.tensor([[p - moved for p, moved in pairs]], dtype=torch.float64)
     got = kl_divergence(now, ref, estimator)
@@ -187,7 +187,7 @@ def test_divergences_are_schulmans(pairs: list[tuple[float, float]], estimator: 
     assert now.grad[0].tolist() == pytest.approx([slope for _, slope in expected], rel=1e-6, abs=1e-9)
 
 
-def test_what_each_divergence_is_worth_in_expectation() -> None:
+def test_which_kl_estimators_are_unbiased_in_value_and_in_gradient() -> None:
     """Over every outcome of a small policy: k1 and k3 are KL; as a loss k2 has its gradient, k1 has none."""
     generator = torch.Generator().manual_seed(4)
     logits, ref = torch.randn(2, 7, generator=generator, dtype=torch.float64)
@@ -210,7 +210,7 @@ def test_what_each_divergence_is_worth_in_expectation() -> None:
 @pytest.mark.parametrize("mode", get_args(SamplerCorrection))
 @settings(deadline=None)
 @given(step=steps(), layout=layouts, cap=st.floats(1.0, 10.0))
-def test_corrections_truncate_importance(
+def test_sampler_corrections_are_truncated_importance_weights(
     step: list[list[Token]], layout: Layout, cap: float, mode: SamplerCorrection
 ) -> None:
     ratios = [math.exp(t.logp - t.old) for s in step for t in s]
@@ -232,7 +232,9 @@ entropies = st.lists(
 
 @settings(deadline=None)
 @given(entropies, layouts, st.sampled_from([0.01, 0.125, 0.2, 0.5, 0.8, 1.0]))
-def test_the_forks_are_the_most_uncertain_tokens(rows: papers.Rows, layout: Layout, fraction: float) -> None:
+def test_the_top_entropy_mask_keeps_the_tokens_of_highest_entropy(
+    rows: papers.Rows, layout: Layout, fraction: float
+) -> None:
     columns = places([len(row) for row in rows], layout[0], seed=layout[1])
     got = top_entropy_mask(laid(rows, columns, fill=99.0), mask_at(columns), fraction)
     expected = [[float(kept) for kept in row] for row in papers.top_entropy(rows, fraction)]

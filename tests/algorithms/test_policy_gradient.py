@@ -1,4 +1,4 @@
-"""What all policy gradients share: what is logged, how gradients are clipped, in which precision."""
+"""What GRPO and PPO share: metrics, gradient clipping, precision."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def half_cut(rollout: Rollout) -> Rollout:
     return Rollout(ended, rollout.rewards)
 
 
-def test_what_is_logged_of_a_pass_is_what_loops_find(llama: Path, rollout: Rollout) -> None:
-    """Means over tokens: not over sequences, and none of them of padding."""
+def test_metrics_of_an_update_match_plain_loops(llama: Path, rollout: Rollout) -> None:
+    """They are means over tokens, not over sequences, and without padding."""
     logged = run(llama, rollout, micro_batch_size=5, loss_type="dapo", baseline="none", scale="none").logged[
         0
     ]
@@ -59,7 +59,7 @@ def test_what_is_logged_of_a_pass_is_what_loops_find(llama: Path, rollout: Rollo
     assert abs(logged["mismatch_kl"]) > 1e-3  # the samples came from another policy
 
 
-def test_what_is_logged_of_a_rollout_is_what_loops_find(rollout: Rollout) -> None:
+def test_metrics_of_a_rollout_match_plain_loops(rollout: Rollout) -> None:
     verdicts = [Execution("passed", 3, 3), Execution("failed", 1, 3), Execution("infra_error", 0, 3)] * 4
     samples = [
         replace(sample, execution=verdict) for sample, verdict in zip(rollout.samples, verdicts, strict=True)
@@ -79,7 +79,7 @@ def test_what_is_logged_of_a_rollout_is_what_loops_find(rollout: Rollout) -> Non
     assert Rollout(samples, rewards).verdicts == [(2, 3), (1, 3), (1, 2)]
 
 
-def test_equal_prompts_are_groups_of_their_own(llama: Path) -> None:
+def test_problems_with_equal_prompts_are_separate_groups(llama: Path) -> None:
     """Two problems with the same text, one always solved and one never: nothing to learn from either."""
     rollout = rollout_of(llama, [[1.0] * 4, [0.0] * 4])
     first = rollout.samples[0]
@@ -93,9 +93,7 @@ def test_equal_prompts_are_groups_of_their_own(llama: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [FixedGRPO, FixedPPO])
-def test_gradients_are_scaled_down_to_the_norm_asked_for(
-    llama: Path, rollout: Rollout, kind: type[FixedGRPO]
-) -> None:
+def test_gradients_are_clipped_to_max_grad_norm(llama: Path, rollout: Rollout, kind: type[FixedGRPO]) -> None:
     taken: list[Gradients] = []
 
     class Looking(kind):  # type: ignore[misc, valid-type]
@@ -118,7 +116,7 @@ def test_gradients_are_scaled_down_to_the_norm_asked_for(
         assert module.logged[0]["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
 
 
-def test_tiny_weights_survive_float16(llama: Path, rollout: Rollout) -> None:
+def test_loss_scaling_keeps_small_gradients_in_float16(llama: Path, rollout: Rollout) -> None:
     """A loss of which each token counts a millionth: without scaling half of its gradient is 0 in float16."""
 
     def direction(**options: Any) -> torch.Tensor:
@@ -138,14 +136,14 @@ def test_tiny_weights_survive_float16(llama: Path, rollout: Rollout) -> None:
 
 
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-true", "64-true"])
-def test_other_precisions_are_refused_with_the_way_out(llama: Path, precision: str) -> None:
+def test_the_error_for_another_precision_says_how_to_fix_it(llama: Path, precision: str) -> None:
     module = SFT(Policy(str(llama)))
     module._trainer = SimpleNamespace(precision=precision)  # type: ignore[assignment]
     with pytest.raises(UsageError, match="32-true or bf16-mixed"):
         module.setup("fit")
 
 
-def test_weights_that_all_train_do_so_in_float32(llama: Path) -> None:
+def test_full_training_keeps_all_weights_in_float32(llama: Path) -> None:
     with pytest.raises(UsageError, match="compute_dtype: float32"):
         Policy(str(llama), quantization="none", lora=None, compute_dtype="bfloat16")
     assert tiny.policy(llama, lora=None).base.dtype == torch.float32
@@ -162,7 +160,7 @@ def test_models_that_change_their_logits_are_refused(family: str, options: dict[
     architectures.check_head(AutoConfig.for_model("llama"))
 
 
-def test_masked_samples_are_no_baseline_where_the_divergence_is_part_of_the_reward(
+def test_masked_samples_are_not_in_the_baseline_where_the_kl_is_part_of_the_reward(
     llama: Path, rollout: Rollout
 ) -> None:
     """They were not scored: without their divergence their reward would look better than the others'."""
@@ -173,7 +171,7 @@ def test_masked_samples_are_no_baseline_where_the_divergence_is_part_of_the_rewa
     close(masked.gradients[0], run(llama, Rollout(rollout.samples, lost), **settings).gradients[0])
 
 
-def test_masked_samples_are_spared_their_forwards(
+def test_masked_samples_are_left_out_of_every_forward(
     llama: Path, rollout: Rollout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
@@ -195,6 +193,8 @@ def test_masked_samples_are_spared_their_forwards(
         ({"group_size": 1, "baseline": "none", "scale": "none", "refill_budget": 3}, "model.group_size"),
     ],
 )
-def test_options_that_spoil_each_other_are_refused(llama: Path, options: dict[str, Any], words: str) -> None:
+def test_options_that_contradict_each_other_are_refused(
+    llama: Path, options: dict[str, Any], words: str
+) -> None:
     with pytest.raises(UsageError, match=words):
         GRPO(Policy(str(llama)), **options)

@@ -1,4 +1,4 @@
-"""PPO inside a real Trainer: its gradient, its critic, its divergences, and that it learns."""
+"""PPO in a real Trainer: its gradient, critic, KL terms, and that the reward rises."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_the_gradient_does_not_depend_on_the_order_of_problems(llama: Path, roll
     close(ppo(llama, shuffled).gradients[0], ppo(llama, rollout).gradients[0])
 
 
-def test_failures_of_the_infrastructure_never_move_a_parameter(llama: Path) -> None:
+def test_infrastructure_errors_never_change_a_parameter(llama: Path) -> None:
     rollout = rollout_of(llama, [[1.0, 0.0, math.nan, 0.5]])
     kept = [s for i, s in enumerate(rollout.samples) if i != 2]
     without = Rollout(kept, torch.tensor([[1.0, 0.0, 0.5]]))
@@ -167,7 +167,7 @@ def test_at_step_0_the_ratio_is_1_the_divergence_0_and_the_critic_expects_the_me
     assert first["value/mean"] == pytest.approx(float(rollout.rewards.mean()))
 
 
-def test_one_optimizer_moves_policy_and_critic_and_nothing_else(llama: Path, rollout: Rollout) -> None:
+def test_one_optimizer_trains_policy_and_critic_and_nothing_else(llama: Path, rollout: Rollout) -> None:
     module = ppo(llama, rollout, steps=4, inner_epochs=2, critic_adapter=True, critic_learning_rate=5e-2)
     assert module.trainer.global_step == 4
     optimizer = module.optimizers()
@@ -181,7 +181,7 @@ def test_one_optimizer_moves_policy_and_critic_and_nothing_else(llama: Path, rol
     assert all(bool(trainable[name].any()) for name in critics)  # they began at 0, or moved off it
 
 
-def test_there_is_one_base_in_memory(llama: Path) -> None:
+def test_there_is_one_base_model_in_memory(llama: Path) -> None:
     policy = tiny.policy(llama, quantization="nf4")
     before = {id(p) for name, p in policy.named_parameters() if "lora_" not in name}
     policy.add_critic(own_adapter=True)
@@ -190,7 +190,7 @@ def test_there_is_one_base_in_memory(llama: Path) -> None:
     assert after - before == {id(p) for p in policy.critic.parameters()}  # type: ignore[union-attr]
 
 
-def test_a_critic_with_its_own_adapter_leaves_the_policys_gradient_alone(
+def test_a_critic_with_its_own_adapter_does_not_change_the_policys_gradient(
     llama: Path, rollout: Rollout
 ) -> None:
     def policys(module: FixedPPO) -> Gradients:
@@ -204,7 +204,9 @@ def test_a_critic_with_its_own_adapter_leaves_the_policys_gradient_alone(
     assert not all(torch.allclose(quiet[name], shared[name], rtol=1e-2) for name in quiet)
 
 
-def test_a_loud_critic_does_not_shrink_the_policys_step(llama: Path, rollout: Rollout) -> None:
+def test_a_large_gradient_of_the_critic_does_not_shrink_the_policys_step(
+    llama: Path, rollout: Rollout
+) -> None:
     """Each is clipped by its own norm: Adam's first step of either would hide it, plain gradients do not."""
 
     class PolicyLoss(Opinionated):
@@ -238,7 +240,7 @@ def test_a_loud_critic_does_not_shrink_the_policys_step(llama: Path, rollout: Ro
 
 
 @pytest.mark.parametrize("bootstrap", [False, True])
-def test_a_future_that_is_estimated_does_not_feed_on_itself(llama: Path, bootstrap: bool) -> None:
+def test_bootstrapped_values_do_not_grow_by_themselves(llama: Path, bootstrap: bool) -> None:
     """All samples cut off, all worth 1: with V in the place of the reward there is nothing to chase."""
     cut = rollout_of(llama, [[1.0] * 4] * 2)
     samples = [replace(s, completion=replace(s.completion, finished=False)) for s in cut.samples]
@@ -261,7 +263,7 @@ def test_gradient_checkpointing_changes_no_gradient(llama: Path, rollout: Rollou
 
 
 @CRITICS
-def test_only_the_critic_learns_while_it_warms_up(llama: Path, rollout: Rollout, own: bool) -> None:
+def test_only_the_critic_is_trained_during_its_warm_up(llama: Path, rollout: Rollout, own: bool) -> None:
     module = ppo(llama, rollout, steps=4, inner_epochs=2, critic_adapter=own, critic_warmup=2)
     start, after = stirred(llama).trainable(), module.policy.trainable()
     assert all(torch.equal(parameter, after[name]) for name, parameter in start.items())
@@ -272,13 +274,13 @@ def test_only_the_critic_learns_while_it_warms_up(llama: Path, rollout: Rollout,
 
 
 @pytest.mark.slow
-def test_the_critic_learns_what_comes(llama: Path, rollout: Rollout) -> None:
+def test_the_critic_learns_the_returns(llama: Path, rollout: Rollout) -> None:
     module = ppo(llama, rollout, steps=60, critic_warmup=60, critic_adapter=True, kl_coefficient=0.0, lam=1.0)
     explained = [values["value/explained_variance"] for values in module.logged]
     assert explained[-1] > 0.6 > explained[0]
 
 
-def test_inner_epochs_end_where_the_policy_has_left_the_samples_behind(llama: Path, rollout: Rollout) -> None:
+def test_inner_epochs_stop_at_target_kl(llama: Path, rollout: Rollout) -> None:
     one = ppo(llama, rollout, steps=1, inner_epochs=1)
     stopped = ppo(llama, rollout, steps=3, inner_epochs=3, target_kl=1e-9)
     free = ppo(llama, rollout, steps=3, inner_epochs=3, target_kl=None)
@@ -291,7 +293,7 @@ def test_inner_epochs_end_where_the_policy_has_left_the_samples_behind(llama: Pa
     assert stopped.logged[0]["policy/kl_old"] > 1.5e-9
 
 
-def test_the_coefficient_follows_the_divergence(llama: Path, rollout: Rollout) -> None:
+def test_the_adaptive_kl_coefficient_follows_the_divergence(llama: Path, rollout: Rollout) -> None:
     adaptive = AdaptiveKL(target=1e-4, horizon=30)
     module = ppo(llama, rollout, steps=3, adaptive_kl=adaptive)
     seen = [values["kl_coefficient"] for values in module.logged]
@@ -305,7 +307,7 @@ def test_the_coefficient_follows_the_divergence(llama: Path, rollout: Rollout) -
     assert [values["kl_coefficient"] for values in fixed.logged] == [0.1] * 3
 
 
-def test_the_value_clip_holds_the_critic_back(llama: Path, rollout: Rollout) -> None:
+def test_the_value_clip_limits_the_critics_change(llama: Path, rollout: Rollout) -> None:
     free, held = (
         ppo(llama, rollout, steps=3, inner_epochs=3, value_clip=clip, critic_learning_rate=1e-1)
         for clip in (None, 1e-3)
@@ -314,7 +316,7 @@ def test_the_value_clip_holds_the_critic_back(llama: Path, rollout: Rollout) -> 
 
 
 class EvenFirstToken(Reward):
-    """A bandit with as many arms as tokens; half of them pay."""
+    """A bandit with as many arms as tokens; half of them have reward 1."""
 
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
         return [float(s.completion.ids[0] % 2 == 0) for s in samples]
@@ -373,13 +375,15 @@ def test_a_bandit_is_learned(llama: Path, options: dict[str, Any], monkeypatch: 
         ({"adaptive_kl": AdaptiveKL(target=0.0)}, "model.adaptive_kl"),
     ],
 )
-def test_bad_settings_are_refused_with_the_way_out(llama: Path, options: dict[str, Any], words: str) -> None:
+def test_the_error_for_a_bad_setting_says_how_to_fix_it(
+    llama: Path, options: dict[str, Any], words: str
+) -> None:
     with pytest.raises(UsageError, match=words) as caught:
         PPO(Policy(str(llama)), **options)
     assert "\n" not in str(caught.value)
 
 
-def test_a_critic_without_adapters_shares_the_trunk(llama: Path) -> None:
+def test_without_adapters_the_critic_shares_the_policys_weights(llama: Path) -> None:
     policy = tiny.policy(llama, lora=None)
     for options, words in [
         ({"critic_adapter": True, "kl_coefficient": 0.0}, "critic_adapter: false"),

@@ -1,4 +1,4 @@
-"""A fit that was stopped and resumed is the fit that was never stopped, bit for bit."""
+"""A fit that was stopped and resumed equals an uninterrupted one, bit for bit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ STEPS = 6  # three batches an epoch, the last one short
 
 
 class EvenTokens(Reward):
-    """Pays for even token ids, with noise from all three generators: what was drawn before matters."""
+    """Rewards even token ids, plus noise from all three random generators, so that their states matter."""
 
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
         noise = random.random() + np.random.rand() + float(torch.rand(()))
@@ -57,7 +57,7 @@ class Killed(Exception):
 
 @dataclass
 class Trace(Callback):
-    """What each rollout step drew, earned and left behind.
+    """The problems, rewards and resulting state of each rollout step.
 
     Dies when the step after ``kill_after`` begins; presses Ctrl-C in step ``press_after``.
     """
@@ -104,7 +104,7 @@ def moments(made: PolicyGradient) -> dict[str, torch.Tensor]:
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Where two steps are not the same bit for bit."""
+    """The names of what is not bit-identical in two steps."""
     before, after = one["weights"], other["weights"]
     moved = [n for n in before.keys() | after.keys() if not torch.equal(before[n], after[n])]
     return [k for k in one if k != "weights" and one[k] != other[k]] + moved
@@ -169,7 +169,7 @@ def fit(
 
 
 @pytest.mark.parametrize("inner_epochs", [1, 2])
-def test_a_resumed_fit_is_the_unbroken_one_bit_for_bit(
+def test_a_resumed_fit_equals_an_uninterrupted_one_bit_for_bit(
     llama: Path, tmp_path: Path, inner_epochs: int
 ) -> None:
     whole = fit(module(llama, inner_epochs), tmp_path / "whole", seed=1)
@@ -185,7 +185,7 @@ def test_a_resumed_fit_is_the_unbroken_one_bit_for_bit(
 
 
 @pytest.mark.parametrize("stop", [2, 3, 6])  # in mid-epoch, at an epoch's end, at the fit's end
-def test_a_fit_interrupted_and_resumed_is_the_unbroken_one_bit_for_bit(
+def test_a_fit_stopped_by_ctrl_c_and_resumed_equals_an_uninterrupted_one(
     llama: Path, tmp_path: Path, stop: int
 ) -> None:
     whole = fit(module(llama), tmp_path / "whole", seed=1)
@@ -197,7 +197,7 @@ def test_a_fit_interrupted_and_resumed_is_the_unbroken_one_bit_for_bit(
         assert not differences(got, expected), f"step {i + 1}"
 
 
-def test_a_fit_stopped_by_its_limit_goes_on_under_a_higher_one(llama: Path, tmp_path: Path) -> None:
+def test_a_fit_stopped_by_its_limit_can_be_resumed_with_a_higher_one(llama: Path, tmp_path: Path) -> None:
     constant: dict[str, Any] = {
         "schedule": "constant_with_warmup"
     }  # the other schedules depend on where the fit will end
@@ -227,7 +227,7 @@ def test_a_checkpoint_holds_what_trains_and_nothing_else(llama: Path, tmp_path: 
     assert all(torch.equal(state[f"policy.{name}"], p) for name, p in trainable.items())
 
 
-def test_a_checkpoint_of_another_policy_is_refused_in_one_line(llama: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_policy_is_a_one_line_error(llama: Path, tmp_path: Path) -> None:
     fit(module(llama), tmp_path, seed=1, max_steps=1)
     with pytest.raises(UserError, match=r"checkpoint is of another policy.*config\.yaml") as caught:
         fit(module(llama, rank=2), tmp_path, seed=1, resume=tmp_path / "1.ckpt")
@@ -244,7 +244,7 @@ def test_a_checkpoint_of_another_policy_is_refused_in_one_line(llama: Path, tmp_
         (2, 3, {6, 12}),
     ],
 )
-def test_checkpoints_come_as_often_as_asked(
+def test_checkpoints_are_written_every_n_train_steps(
     llama: Path, tmp_path: Path, inner_epochs: int, cadence: int, steps: set[int]
 ) -> None:
     fit(module(llama, inner_epochs, kl_coefficient=0.0), tmp_path, seed=1, cadence=cadence)

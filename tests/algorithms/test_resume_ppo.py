@@ -1,4 +1,4 @@
-"""What a fit must carry over a stop beside the policy: critic, coefficient, warm-up, curriculum, draws."""
+"""What a resumed fit restores beside the policy: critic, KL coefficient, warm-up, curriculum, refills."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def ppo(llama: Path, **options: Any) -> PPO:
 
 
 class Passing(Reward):
-    """Pays for a pass alone, so that groups without signal come up; how much all three generators say."""
+    """Rewards a pass by a random amount from all three generators; groups without signal occur."""
 
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
         return [
@@ -74,7 +74,7 @@ class ByText(Sandbox):
 
 
 class Refilled(GRPO):
-    """Notes what it drew beside its batch."""
+    """Records the problems that it drew beyond its batch."""
 
     drawn: list[str]
 
@@ -111,7 +111,7 @@ def pieces(make: Make, folder: Path, stop: int, epochs: int, press: bool, **opti
     return [*first, *fit(make(), folder, seed=999, resume=checkpoint, **options)]
 
 
-def assert_unbroken(got: list[Any], whole: list[Any]) -> None:
+def assert_uninterrupted(got: list[Any], whole: list[Any]) -> None:
     assert len(got) == len(whole) == STEPS
     for i, (piece, expected) in enumerate(zip(got, whole, strict=True)):
         assert not differences(piece, expected), f"step {i + 1}"
@@ -128,7 +128,7 @@ def assert_unbroken(got: list[Any], whole: list[Any]) -> None:
         ),
     ],
 )
-def test_a_resumed_ppo_is_the_unbroken_one_bit_for_bit(
+def test_a_resumed_ppo_fit_equals_an_uninterrupted_one_bit_for_bit(
     llama: Path, tmp_path: Path, options: dict[str, Any], stops: list[tuple[int, bool]]
 ) -> None:
     make, epochs = partial(ppo, llama, **options), options["inner_epochs"]
@@ -138,10 +138,10 @@ def test_a_resumed_ppo_is_the_unbroken_one_bit_for_bit(
     assert len({s["kl_coefficient"] for s in whole}) > moving // 2
     for stop, press in stops:
         folder = tmp_path / f"{stop}-{press}"
-        assert_unbroken(pieces(make, folder, stop, epochs, press), whole)
+        assert_uninterrupted(pieces(make, folder, stop, epochs, press), whole)
 
 
-def test_the_warm_up_is_counted_across_a_stop(llama: Path, tmp_path: Path) -> None:
+def test_the_critics_warm_up_is_counted_across_a_resume(llama: Path, tmp_path: Path) -> None:
     make = partial(ppo, llama, inner_epochs=1, critic_warmup=3, kl_coefficient=0.0, adaptive_kl=None)
     steps = pieces(make, tmp_path, stop=2, epochs=1, press=False)
     policys = [n for n in steps[0]["weights"] if ".default." in n]
@@ -152,7 +152,7 @@ def test_the_warm_up_is_counted_across_a_stop(llama: Path, tmp_path: Path) -> No
     assert policys and still[:2] == [True, True] and not any(still[2:])
 
 
-def test_a_checkpoint_holds_the_critic_and_its_moments(llama: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_holds_the_critic_and_its_optimizer_state(llama: Path, tmp_path: Path) -> None:
     made = ppo(llama, critic_adapter=True)
     fit(made, tmp_path, seed=1, max_steps=2)
     checkpoint = torch.load(tmp_path / "2.ckpt", weights_only=True)
@@ -167,7 +167,7 @@ def test_a_checkpoint_holds_the_critic_and_its_moments(llama: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("curriculum", [None, Curriculum(decay=0.8)])
-def test_resumed_draws_are_those_of_the_unbroken_fit(
+def test_refills_of_a_resumed_fit_equal_those_of_an_uninterrupted_one(
     llama: Path, tmp_path: Path, curriculum: Curriculum | None
 ) -> None:
     drawn: list[str] = []
@@ -177,4 +177,4 @@ def test_resumed_draws_are_those_of_the_unbroken_fit(
     assert drawn  # further problems, by some steps
     for stop, press in ((2, False), (3, False), (4, True)):
         folder = tmp_path / f"{stop}-{press}"
-        assert_unbroken(pieces(make, folder, stop, 1, press, curriculum=curriculum), whole)
+        assert_uninterrupted(pieces(make, folder, stop, 1, press, curriculum=curriculum), whole)

@@ -41,7 +41,7 @@ def sample(
 
 
 @pytest.mark.parametrize("outcome", get_args(Outcome))
-def test_values_of_the_mission(outcome: Outcome) -> None:
+def test_default_reward_of_each_outcome(outcome: Outcome) -> None:
     expected = {"passed": 1.1, "syntax_error": -0.2, "no_code": -0.2, "infra_error": math.nan}.get(
         outcome, 0.0
     )
@@ -55,7 +55,7 @@ def test_quality_needs_a_pass(text: str, outcome: Outcome) -> None:
 
 
 @given(texts, st.booleans())
-def test_bounds(text: str, finished: bool) -> None:
+def test_the_reward_of_a_pass_is_between_1_and_1_1(text: str, finished: bool) -> None:
     (value,) = ExecutionReward()([sample(text, finished=finished)])
     assert 1.0 <= value <= 1.1
 
@@ -79,7 +79,7 @@ def test_padding_never_raises_quality(pads: list[tuple[str, int]]) -> None:
         last = now
 
 
-def test_length_is_measured_against_the_reference() -> None:
+def test_length_is_compared_with_the_reference_solution() -> None:
     assert quality(sample(SOLUTION)) == 1.0
     assert quality(sample("def f(a, b): return [x for x in a if x in b]")) == 1.0, (
         "shorter earns nothing more"
@@ -91,7 +91,7 @@ def test_length_is_measured_against_the_reference() -> None:
     assert quality(sample("x" * 30_000)) == 0.0
 
 
-def test_unfinished_has_no_quality() -> None:
+def test_completions_that_were_cut_off_have_no_quality() -> None:
     assert quality(sample(finished=False)) == 0.0
 
 
@@ -107,12 +107,12 @@ def test_unfinished_has_no_quality() -> None:
         "assert True",
     ],
 )
-def test_machinery_has_no_quality(trick: str) -> None:
+def test_constructs_that_honest_solutions_do_not_need_have_no_quality(trick: str) -> None:
     assert quality(sample(trick)) == 0.0
     assert quality(sample("x = 1")) == 1.0
 
 
-def test_honest_words_are_clean() -> None:
+def test_honest_programs_with_similar_words_keep_their_quality() -> None:
     for text in (
         "try: pass\nexcept ValueError: pass",
         "executor(1)",
@@ -151,12 +151,12 @@ def test_total_carries_nan_and_checks_lengths() -> None:
     "settings",
     [{"max_reward": 0.0}, {"syntax_penalty": 0.5}, {"quality_bonus": -0.1}, {"min_reward": math.nan}],
 )
-def test_settings_that_do_not_favour_passing(settings: dict[str, float]) -> None:
+def test_settings_that_do_not_favour_passing_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(UsageError):
         ExecutionReward(**settings)
 
 
-def test_bonus_can_be_turned_off() -> None:
+def test_the_quality_bonus_can_be_turned_off() -> None:
     assert ExecutionReward(quality_bonus=0.0)(
         [sample(), replace(sample(), execution=Execution("failed"))]
     ) == [1.0, 0.0]

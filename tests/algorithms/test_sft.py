@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: its loss by a plain loop, and that it learns what it is shown."""
+"""Supervised fine-tuning: its loss matches a plain loop, and it learns its training data."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def plain_loss(policy: Policy, problems: list[Problem]) -> torch.Tensor:
     return torch.stack(losses).mean()
 
 
-def test_the_loss_is_the_mean_over_solution_tokens_end_included(llama: Path) -> None:
+def test_the_loss_is_the_mean_over_solution_tokens_with_the_end_token(llama: Path) -> None:
     problems = tiny.problems(3)
     policy = stirred(llama)
     expected = plain_loss(policy, problems)
@@ -108,7 +108,7 @@ def test_the_gradient_does_not_depend_on_the_micro_batch(llama: Path, size: int)
         torch.testing.assert_close(pieces.gradients[0][name], gradient, atol=2e-6, rtol=2e-4)
 
 
-def test_what_it_is_shown_often_enough_it_writes_itself(llama: Path) -> None:
+def test_a_memorized_solution_is_generated(llama: Path) -> None:
     problems = tiny.problems(3)
     policy = full(llama)
     module = train(Given(problems), policy, steps=40, learning_rate=5e-3)
@@ -120,7 +120,7 @@ def test_what_it_is_shown_often_enough_it_writes_itself(llama: Path) -> None:
     assert all(a.finished for a in answers)
 
 
-def test_a_training_problem_without_solution_is_told(llama: Path) -> None:
+def test_a_training_problem_without_solution_is_an_error(llama: Path) -> None:
     first, second = tiny.problems(2)
     policy = full(llama)
     with pytest.raises(UserError, match=r"tiny/1 has no solution"):
