@@ -18,7 +18,7 @@ from coderl.errors import UsageError, UserError
 from coderl.evaluation import Evaluator, Store
 from coderl.model.provenance import prior_training
 from coderl.rollout import GenerateEngine
-from coderl.rollout.memory import fitting
+from coderl.rollout.memory import largest_batch
 from coderl.scores import Evaluation, results_name
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class ModelRun:
         Raises:
             UserError: Memory does not suffice, or a file cannot be written.
         """
-        size = self.batch_size or fitting(self.policy, self.sampling.max_new_tokens, MOST_SEQUENCES)
+        size = self.batch_size or largest_batch(self.policy, self.sampling.max_new_tokens, MOST_SEQUENCES)
         found: dict[str, Evaluation] = {}
         with ExitStack() as stack:
             stores = [stack.enter_context(self._store(task, output, size)) for task in tasks]
