@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
-from coderl import __version__
 from coderl.commands.doctor.check import Check
 from coderl.runs.folder import ROOT
 from coderl.sandbox import cores as sandbox_cores
+from coderl.versions import installed_versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "lightning")
 GIB = 1 << 30
 CGROUPS = Path("/sys/fs/cgroup")
 UNLIMITED = 1 << 60
@@ -41,12 +38,7 @@ def checks() -> Iterator[Check]:
 
 def versions() -> Check:
     """Python and the packages that a training run stands on."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "coderl": __version__}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
+    found = installed_versions()
     detail = ", ".join(f"{name} {version or 'missing'}" for name, version in found.items())
     missing = [name for name, version in found.items() if version is None]
     if missing:
