@@ -150,7 +150,7 @@ def _row(line: bytes, where: str, forms: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: malformed JSON ({error}); each line is to hold one JSON object") from None
     if not isinstance(row, dict):
-        raise UserError(f"{where}: holds a JSON {type(row).__name__}, not an object{end}")
+        raise UserError(f"{where}: is no JSON object (it holds a JSON {type(row).__name__}){end}")
     return row
 
 
