@@ -30,7 +30,7 @@ __all__ = [
     "run",
 ]
 
-_HOMES = {
+_MODULES = {
     "GRPO": "coderl.algorithms",
     "PPO": "coderl.algorithms",
     "SFT": "coderl.algorithms",
@@ -43,14 +43,15 @@ _HOMES = {
     "run": "coderl.cli",
 }
 
-# `coderl.policy`, `coderl.adapters` and `coderl.rewards`: configs that runs of 0.1 saved name classes there.
+# The modules in earlier/ are imported as if they lay here, such as `coderl.rewards`: configs that runs of
+# coderl 0.1 saved name classes by these paths.
 __path__.append(os.path.join(__path__[0], "earlier"))
 
 
 def __getattr__(name: str) -> object:
-    """Load what the package shows on demand: most commands need neither torch nor Lightning."""
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    """Import a public name on first use: most commands need neither torch nor Lightning."""
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,4 +1,4 @@
-"""Errors that a user can fix, and the one line that each is told in."""
+"""Errors that a user can fix, and the one line that the command line prints for each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Numbers of the system's errors for a full disk and a used up quota."""
+"""``errno`` of a full disk and of an exceeded quota."""
 
 
 class UserError(Exception):
@@ -25,7 +25,7 @@ class UsageError(UserError):
 
 
 def first_line(error: object, limit: int = 200) -> str:
-    """The first line of an error's text that says anything; the name of its class where none does.
+    """The first line of an error's text that is not blank; the name of its class where there is none.
 
     Args:
         error: An exception, or a text.
@@ -36,15 +36,15 @@ def first_line(error: object, limit: int = 200) -> str:
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """``; did you mean NAME?`` for the option that is nearest to a word; empty where none is near."""
+    """``; did you mean NAME?`` with the option nearest to a misspelt word; empty where none is near."""
     near = difflib.get_close_matches(word, list(options), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def exit_line(error: BaseException) -> str | None:
-    """What the command line prints of an error that ends it; None where only a traceback will do.
+    """The line that the command line prints for an error that ends it; None for bugs, which need a traceback.
 
-    An interrupt carries the ways to go on as its arguments.
+    The arguments of a KeyboardInterrupt say how to resume.
     """
     if isinstance(error, UserError):
         return f"coderl: error: {error}"

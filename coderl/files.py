@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there, JSON with errors that name the fix, JSON lines."""
+"""Atomic writes of files and folders; JSON and JSON lines, with errors that name the place and the fix."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STDIO = "-"
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write a file so that nobody ever sees half of it; what stood there stays where that fails.
+    """Write a file atomically: it holds the old content or all of the new, never a part.
 
     Args:
         path: The file; folders above it are made.
@@ -38,6 +38,8 @@ def write_atomic(path: Path, data: str | bytes) -> None:
         OSError: It cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, since a rename is atomic only within a file system. With the process id, since two
+    # processes may write the same file.
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
@@ -85,19 +87,22 @@ def read_json(path: Path, fix: str = "", kind: type | tuple[type, ...] | None = 
 
 
 def read_json_or_none(path: Path) -> Any:
-    """The content of a JSON file; None where it is missing or damaged, for what is good to know at most."""
+    """The content of a JSON file that coderl can do without; None where it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
 
 
-def read_json_lines(path: str | Path, forms: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a JSON-lines file, each with its place ``file:line``, read no further than asked for.
+def read_json_lines(
+    path: str | Path, forms: str = "", fix: str = "give a JSON-lines file"
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON-lines file, each with its ``file:line``; lines are read as they are asked for.
 
     Args:
         path: A file, gzipped where its name ends in ``.gz``, or ``-`` for standard input.
         forms: The fields that a row has, for messages.
+        fix: What to do about a file that does not exist, for the error's end.
 
     Raises:
         UserError: The file cannot be read, or a line is not a JSON object.
@@ -110,7 +115,7 @@ def read_json_lines(path: str | Path, forms: str = "") -> Iterator[tuple[str, di
                 if line.strip():
                     yield f"{name}:{number}", _row(line, f"{name}:{number}", forms)
     except FileNotFoundError:
-        raise UserError(f"{name} does not exist: give a JSON-lines file") from None
+        raise UserError(f"{name} does not exist: {fix}") from None
     except (OSError, EOFError, zlib.error) as error:
         place = f" after line {number}" if number else ""
         raise UserError(f"{name} cannot be read{place}: {getattr(error, 'strerror', 0) or error}") from None
@@ -128,7 +133,7 @@ def append_json_lines(path: Path, rows: Iterable[Any]) -> None:
 
 
 def name_of(path: str | Path) -> str:
-    """A path as messages call it."""
+    """The name of a path in messages."""
     return "standard input" if path == STDIO else str(path)
 
 
@@ -145,12 +150,12 @@ def _row(line: bytes, where: str, forms: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: malformed JSON ({error}); each line is to hold one JSON object") from None
     if not isinstance(row, dict):
-        raise UserError(f"{where}: holds a JSON {type(row).__name__}, not an object{end}")
+        raise UserError(f"{where}: is no JSON object (it holds a JSON {type(row).__name__}){end}")
     return row
 
 
 def free_path(path: Path) -> Path:
-    """``path`` itself, or ``stem-2.suffix``, ``stem-3.suffix`` ... : the first one that nothing lies at."""
+    """``path`` itself, or ``stem-2.suffix``, ``stem-3.suffix`` ... : the first that does not exist."""
     numbered = (path.with_name(f"{path.stem}-{i}{path.suffix}") for i in itertools.count(2))
     return next(p for p in itertools.chain([path], numbered) if not p.exists())
 
@@ -159,13 +164,13 @@ def free_path(path: Path) -> Path:
 def replacing_folder(
     target: Path, owned: Sequence[str], errors: tuple[type[Exception], ...] = ()
 ) -> Iterator[Path]:
-    """An empty folder to write into, which takes the place of ``target`` if the block ends well.
+    """Replace a folder as a whole: yields an empty one, which becomes ``target`` unless the block raises.
 
-    If it does not, ``target`` is as it was. Files in ``target`` that are not ``owned`` stay in any case. The
+    If it raises, ``target`` is as it was. Files in ``target`` that are not ``owned`` stay in any case. The
     next replacement of the same target clears up what a killed process has left.
 
-    The work is done in ``.NAME.*.partial`` beside the target, locked as long as its process lives: ``new`` is
-    what is written, ``old`` what the target held.
+    The work folder is ``.NAME.*.partial`` beside the target, locked while its process lives. In it, ``new``
+    is what is written and ``old`` is what the target held.
 
     Args:
         target: The folder to replace; folders above it are made.
@@ -185,11 +190,12 @@ def replacing_folder(
             for left in parent.glob(f".{glob.escape(target.name)}.*.partial"):
                 _clear_up(left, target, owned)
         work = type(target)(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=parent))
+        # The system lets go of this lock when the process ends, however it ends: so others see that it died.
         lock = os.open(work, os.O_RDONLY)
-        with suppress(OSError):  # some network disks lock nothing, and then for nobody
+        with suppress(OSError):  # some network disks cannot lock
             fcntl.flock(lock, fcntl.LOCK_EX)
         new = work / "new"
-        new.mkdir()  # mkdtemp's own folder is closed to others; this one has the rights that the umask gives
+        new.mkdir()  # not `work` itself: mkdtemp closes it to other users, this one follows the umask
         complete = False
         try:
             yield new
@@ -198,6 +204,8 @@ def replacing_folder(
             with _locked(parent):
                 try:
                     if complete:
+                        # No rename replaces a folder that has files, so there are two. After a crash between
+                        # them there is no target, and _restore gives it back from `old`.
                         if target.exists():
                             target.rename(work / "old")
                         new.rename(target)
@@ -222,10 +230,10 @@ def is_partial(path: Path) -> bool:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Inside, no other process that asks for this lock renames what is in the folder."""
+    """Lock a folder against other replacements in it, of other processes, inside the block."""
     lock = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some network disks lock nothing
+        with suppress(OSError):  # some network disks cannot lock
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:
@@ -233,7 +241,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _restore(work: Path, target: Path, owned: Sequence[str]) -> None:
-    """Give back what the target held: all of it if nothing took its place, else what is not owned."""
+    """Move back what the target held: all of it if nothing took its place, else the files not ``owned``."""
     old = work / "old"
     if old.exists() and not target.exists():
         old.rename(target)
@@ -245,7 +253,7 @@ def _restore(work: Path, target: Path, owned: Sequence[str]) -> None:
 
 
 def _clear_up(left: Path, target: Path, owned: Sequence[str]) -> None:
-    """Restore from a work folder, if its process is dead."""
+    """Restore the target from a work folder whose process has died, and remove it."""
     with suppress(OSError):  # it is another user's, or its process lives and holds the lock
         if not any(left.iterdir()):
             return  # its process is between mkdtemp and the lock

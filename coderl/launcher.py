@@ -1,4 +1,4 @@
-"""What the launcher of several processes has put into the environment: torchrun, or SLURM's srun."""
+"""Environment variables of torchrun and SLURM's srun, which start one process for each rank."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import os
 
 
 def launched() -> tuple[str, int] | None:
-    """The launcher that started this process as one of several, and how many; None where there was none."""
+    """The launcher that started this process, and its number of processes; None without a launcher."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return "torchrun", int(os.environ["WORLD_SIZE"])
-    # Unlike SLURM_NTASKS this is of the srun, not of the job.
+    # SLURM_NTASKS would not do: it is the job's, and set in a batch script that starts coderl without srun.
     if tasks := os.environ.get("SLURM_STEP_NUM_TASKS"):
         return "srun", int(tasks)
     return None
 
 
 def local_ranks() -> int:
-    """Processes of one training run on this machine; 1 where no launcher says otherwise."""
+    """Processes of this training run on this machine; 1 without a launcher."""
     for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE"):
         value = os.environ.get(name, "")
         if value.isdigit() and int(value) > 0:

@@ -26,7 +26,9 @@ ComputeDtype = Literal["auto", "float32", "float16", "bfloat16"]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A programming task, as text. What a data source yields and a policy never changes.
+    """A programming task, as text. No later step changes it.
+
+    Example: ``Problem("mine/1", "def twice(x):", tests=("assert twice(2) == 4",))``.
 
     Attributes:
         id: Unique within its source, such as ``"mbpp/601"``.
@@ -55,7 +57,9 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sampled answer.
+    """One sampled answer to a problem.
+
+    Example: ``Completion(0, (1, 17, 9), (42, 2), (-0.7, -0.1), "f = abs", finished=True)``.
 
     Attributes:
         problem: Index of the problem in its batch. Groups are keyed by it, never by prompt text.
@@ -76,7 +80,9 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """What the sandbox saw of one program.
+    """The result of running one program in the sandbox.
+
+    Example: ``Execution("failed", passed=2, total=3, message="AssertionError", grading="sealed", tier="A")``.
 
     Attributes:
         outcome: The verdict; ``infra_error`` says nothing about the program.
@@ -99,11 +105,11 @@ class Execution:
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """What an algorithm makes of rewards: how much each token is to be reinforced.
+    """Advantages and returns, computed from rewards.
 
     Attributes:
-        advantages: ``[B, T]`` float, finite.
-        returns: ``[B, T]`` float, what the critic is to learn; None without a critic.
+        advantages: ``[B, T]`` float, finite: how much each token is to be reinforced.
+        returns: ``[B, T]`` float, the critic's targets; None without a critic.
         metrics: Values to be logged with the step, by name.
     """
 
@@ -168,7 +174,7 @@ class Experience:
         return self._map(lambda column: column[rows][:, keep] if column.ndim == 2 else column[rows])
 
     def put(self, rows: Tensor, **columns: Tensor) -> None:
-        """Set columns of the given rows, laid out as :meth:`take` laid them out; what is new starts at 0."""
+        """Set columns of the given rows, laid out as in :meth:`take`; None is replaced by zeros first."""
         keep = self.attention[rows].any(dim=0).nonzero().flatten()
         for name, values in columns.items():
             shape = self.ids.shape[: values.ndim]

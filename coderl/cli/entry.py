@@ -38,12 +38,12 @@ class Tool(NamedTuple):
 
 TOOLS = {
     "evaluate": Tool(
-        "coderl.commands.evaluate.command:evaluate",
+        "coderl.commands.evaluate:evaluate",
         "pass@k of a model: `coderl evaluate --model embedded --tasks mbpp,humaneval`",
     ),
     "report": Tool(
         "coderl.commands.report:report",
-        "a page on what a run won: `coderl report RUN`, or several side by side",
+        "an HTML page on a run's results: `coderl report RUN`, or several side by side",
     ),
     "merge": Tool(
         "coderl.commands.merge:merge",
@@ -58,7 +58,7 @@ TOOLS = {
         "run programs in the sandbox: `coderl execute IN.jsonl --output OUT.jsonl`",
     ),
     "doctor": Tool(
-        "coderl.commands.doctor.command:doctor",
+        "coderl.commands.doctor:doctor",
         "check this machine: isolation, GPU, bitsandbytes, hub, disk",
     ),
 }

@@ -1,5 +1,5 @@
-"""Commands that train nothing, a function each: its signature is the command line, its docstring the help.
+"""Commands that train nothing: evaluate, merge, push, report, execute, doctor.
 
-Arguments come from :mod:`coderl.cli`, which names each command in its table; the work is done by the rooms
-below.
+Each is one function: :mod:`coderl.cli` makes the command line from its signature, and the help from its
+docstring. Results go to files and to the console. What is of use in Python too belongs in the packages below.
 """

@@ -1,4 +1,4 @@
-"""``coderl merge``: base and adapter as one ordinary model."""
+"""``coderl merge``: merges an adapter into its base, so that transformers loads it as an ordinary model."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def merge(
         raise UsageError("--hub_model_id and --private are about pushing: add --push_to_hub")
     output = Path(output_dir).expanduser().resolve()
     torch_device = loading.find_device(device)
-    if push_to_hub:  # an id that the hub would refuse is found before the work
+    if push_to_hub:  # so that an invalid id is refused before the work
         hub.require_id(card.model_name(output) if hub_model_id is None else hub_model_id)
     ref = _find_adapter(adapter_model_id, base_model, gguf_file)
     adapter = Path(ref.adapter or "")
@@ -77,7 +77,7 @@ def merge(
     merged_dtype = None if dtype == "auto" else loading.compute_dtype(dtype, torch_device)
     run = card.run_of(adapter)
     save_merged(policy, output, dtype=merged_dtype, run=run, progress=progress)
-    # The run measured the policy that this model was verified to be: now its scores belong in the card.
+    # Verified, the model is the policy that the run evaluated: so the run's scores go into its card.
     card.write(output, card.model_name(output), run)
     print(output)
     if push_to_hub:
@@ -85,7 +85,7 @@ def merge(
 
 
 def progress(line: str) -> None:
-    """Print what is being done, on stderr: stdout has the model's folder and address alone."""
+    """Print what is being done on stderr; stdout gets only the model's folder and address, for scripts."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -149,6 +149,7 @@ def _check_output(output: Path, others: dict[str, Path]) -> None:
 
 
 def _policy(ref: ModelRef, gguf_file: str | None, weights: Weights | None) -> Policy:
+    """The policy to merge, and to compare the result with: by default on the base as it was trained on."""
     trained = quantization_of(ref.adapter)
     if weights == "dequantized" and trained == "none":
         raise UsageError("the adapter was trained on its base's own weights: give --weights original")

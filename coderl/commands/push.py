@@ -1,4 +1,4 @@
-"""``coderl push``: an adapter or a merged model to the hub."""
+"""``coderl push``: uploads an adapter or a merged model to the hub."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def push(folder: str, hub_model_id: str | None = None, private: bool = False) ->
         UsageError: The id is not valid.
         UserError: The folder is neither adapter nor model, there is no token, or the hub did not take it.
     """
-    from coderl.publish import hub  # with torch: --help should not wait for it
+    from coderl.publish import hub  # loads torch, which --help does not need
 
     # Stdout gets the address alone, for scripts.
     progress = partial(print, file=sys.stderr)

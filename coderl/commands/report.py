@@ -1,4 +1,4 @@
-"""``coderl report``: writes the page and the PNG, and overwrites nothing but an earlier report."""
+"""``coderl report``: writes an HTML page and a PNG on a run, and overwrites nothing but an earlier report."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from coderl.runs.folder import RunFolder
 from coderl.runs.reading import load_runs
 
 SIGNS = (f'<meta name="generator" content="{MARK},'.encode(), f"tEXtSoftware\0{MARK}".encode())
-"""What a page and a PNG of an earlier report hold near their beginning."""
+"""Bytes near the beginning of a page and a PNG that an earlier report wrote."""
 
 
 def report(runs: list[str], output: str | None = None) -> None:
-    """Show what a run won: one HTML page to send to a colleague, and one wide picture for a README.
+    """Report what training changed: one HTML page to send to a colleague, and one wide figure for a README.
 
-    The page holds everything, runs no script and loads nothing: held-out pass@1 before and after training
-    with the paired difference, curves, outcomes, where the time goes, each benchmark, problems won and lost
-    with the programs before and after, samples over time, settings. Of a run that has not ended it has what
-    is there.
+    The page is one file, without scripts: held-out pass@1 before and after training with the paired
+    difference, curves, outcomes, where the time goes, each benchmark, problems won and lost with the programs
+    before and after, samples over time, settings. Of a run that has not ended it has what is there so far.
 
     Args:
         runs: Folders of runs, such as checkpoints/embedded-embedded-grpo-qlora. Several are set side by side.
-        output: The page, a name in .html; the picture has the same name in .png. By default report.html in
+        output: The page, a name in .html; the figure has the same name in .png. By default report.html in
             the folder of the run, or here for several. An earlier report is written over.
 
     Raises:
@@ -41,7 +40,7 @@ def report(runs: list[str], output: str | None = None) -> None:
         raise UsageError(f"--output {target}: is no name for a page; give one in .html")
     png_path = target.with_suffix(".png")
     for path in (target, png_path):
-        _require_ours(path)
+        _require_replaceable(path)
     text = page(loaded).encode()
     write_output(target, text)
     figure = cover(loaded)
@@ -53,7 +52,7 @@ def report(runs: list[str], output: str | None = None) -> None:
         print(f"📁 {path}")
 
 
-def _require_ours(path: Path) -> None:
+def _require_replaceable(path: Path) -> None:
     """Refuse to write over anything but an earlier report.
 
     Raises:

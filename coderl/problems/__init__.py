@@ -1,7 +1,7 @@
-"""Programming tasks as text: where they come from, how a model is asked, and which of them are the same.
+"""Programming tasks as text: data sets, prompts, and copies in training and evaluation (contamination).
 
-Files and hub data sets come in as rows and leave as :class:`~coderl.types.Problem`. Nothing here knows torch,
-a model, or how a program is run.
+Rows of files and hub data sets come in; :class:`~coderl.types.Problem` goes out, to batches and benchmarks.
+Models, tokens and running programs do not belong here: nothing imports torch.
 """
 
 from coderl.problems.contamination import Overlap, TrainingRecord

@@ -1,7 +1,7 @@
-"""Contamination: problems in both training and evaluation, found by id and by the words of the task.
+"""Contamination: problems that are in both training and evaluation, found by id and by text.
 
-A score on problems that were trained on says little about others. Copies often have other ids, so the words
-of a task are compared as well, without punctuation and the tests that it shows. Rewordings are not found.
+A score on problems that were trained on says little about others. Copies often have other ids, so the text
+of a task is compared as well, without punctuation and the tests that it shows. Rewordings are not found.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from coderl.types import Problem
 
 FILE = "training_problems.json"
-"""Lies beside weights: the problems that they were trained on."""
+"""Name of the file beside weights that lists the problems they were trained on."""
 
 MIN_CHARACTERS = 8
-"""Letters and digits. A shorter task ("f", "Solve.") has too few words to be identified by."""
+"""Fewest letters and digits of a text that identifies a task. "Solve." would match too many."""
 
 _ALIASES = {
     "mbppplus": "mbpp",
@@ -38,7 +38,7 @@ _ALIASES = {
     "humanevalplus": "humaneval",
     "humaneval+": "humaneval",
 }
-"""Data sets that use the numbers of another."""
+"""Data sets that use the problem numbers of another one, with the name of that one."""
 
 # Between words these are punctuation ("two-dimensional", "and/or"); elsewhere they are operators.
 _HYPHENS = re.compile(r"(?<=[^\W\d_]{2})\s*[-/]\s*(?=[^\W\d_]{2})")
@@ -46,13 +46,14 @@ _WORDS = re.compile(r"\d+|[^\W\d_]+|[-+*/%=<>^&|~]|!(?==)")
 
 
 def text_key(problem: Problem) -> str | None:
-    """A hash of the words of a task, 16 hexadecimal digits, by which copies are found.
+    """A hash of a task's text, 16 hexadecimal digits. Copies of a problem have the same key.
 
-    Case, white space, punctuation and the tests that the prompt shows do not count. Operators do: ``n - 2``
-    is another task than ``n // 2``, and ``a == b`` than ``a != b``.
+    Case, white space, punctuation and the tests that the prompt shows do not change it. Operators do:
+    ``n - 2`` is another task than ``n // 2``, and ``a == b`` than ``a != b``.
 
     Returns:
-        None where the text is too short. Keys are saved in files, so they never change between versions.
+        The key, or None where the text is too short. Keys are saved beside weights, so they must be the same
+        in every version.
     """
     text = unicodedata.normalize("NFKC", _without_tests(problem)).casefold()
     parts = _WORDS.findall(_HYPHENS.sub(" ", text))
@@ -87,12 +88,12 @@ def _canonical(name: str) -> str:
 
 @dataclass(frozen=True)
 class Overlap:
-    """A training problem that is a held-out problem as well.
+    """A problem that is in both the training and the held-out set.
 
     Attributes:
-        train_id: Its id.
-        test_id: The id of the held-out problem.
-        by: ``"id"`` where the ids are the same, ``"text"`` where only the words are.
+        train_id: Its id in the training set.
+        test_id: Its id in the held-out set.
+        by: ``"id"`` where these are the same, ``"text"`` where only the texts are.
     """
 
     train_id: str
@@ -106,9 +107,9 @@ class Overlap:
 
 
 def overlaps(train: Iterable[Problem], held_out: Iterable[Problem]) -> list[Overlap]:
-    """The training problems that are held-out problems as well, in order.
+    """The training problems that are in the held-out set as well, in order.
 
-    Each occurs once, with the first held-out problem of its id, or else the first with its words.
+    Each occurs once, with the first held-out problem of its id, or else the first with its text.
     """
     by_id: dict[str, str] = {}
     by_text: dict[str, str] = {}
@@ -128,18 +129,19 @@ def overlaps(train: Iterable[Problem], held_out: Iterable[Problem]) -> list[Over
 
 
 def describe(found: Sequence[Overlap]) -> str:
-    """The first two, and how many more there are."""
+    """The first two overlaps in words, and how many more there are."""
     names = ", ".join(str(overlap) for overlap in found[:2])
     return f"{names} and {len(found) - 2} more" if len(found) > 2 else names
 
 
 def as_published(overlap: Overlap) -> bool:
-    """Whether it is one of MBPP's own: three of its training problems have the words of test problems."""
+    """Whether MBPP itself has this overlap: three of its training problems repeat test problems."""
     test_split = _mbpp_split(overlap.test_id)
     return _mbpp_split(overlap.train_id) == "train" and test_split in ("validation", "test")
 
 
 def _mbpp_split(name: str) -> str | None:
+    """The split of an MBPP problem, by its id; None for other problems."""
     source, _, number = _canonical(name).partition("/")
     found = [split for split, ids in MBPP.ids.items() if number.isdecimal() and int(number) in ids]
     return found[0] if source == MBPP.name and found else None
@@ -147,11 +149,11 @@ def _mbpp_split(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """The problems that a model was trained on.
+    """The problems that a model was trained on, by id and by text.
 
     Attributes:
         ids: Their canonical ids, see :func:`canonical_id`.
-        texts: Hashes of their words, see :func:`text_key`.
+        texts: Hashes of their texts, see :func:`text_key`.
     """
 
     ids: frozenset[str]
@@ -168,7 +170,7 @@ class TrainingRecord:
         return TrainingRecord(self.ids | other.ids, self.texts | other.texts)
 
     def knows(self, problem: Problem) -> bool:
-        """Whether the problem was trained on, by its id or its words."""
+        """Whether the problem was trained on, by its id or its text."""
         return canonical_id(problem) in self.ids or text_key(problem) in self.texts
 
     def among(self, problems: Iterable[Problem]) -> list[str]:
@@ -196,7 +198,7 @@ class TrainingRecord:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError:
-            pass  # such as no permission: read_json says so
+            pass  # such as no permission: there may be a record, so read_json reports the error
         body = read_json(path, fix)
         if not isinstance(body, dict) or not all(_are_strings(body.get(name)) for name in ("ids", "texts")):
             raise UserError(f'{path}: must hold {{"ids": [...], "texts": [...]}}, lists of strings; {fix}')
@@ -208,6 +210,6 @@ def _are_strings(value: Any) -> bool:
 
 
 def merge_records(*parts: TrainingRecord | None) -> TrainingRecord | None:
-    """One record of several trainings; None where no part is known."""
+    """One record of several trainings, such as SFT and then RL; None where all of them are None."""
     known = [part for part in parts if part is not None]
     return reduce(or_, known) if known else None

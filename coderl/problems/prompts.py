@@ -1,4 +1,4 @@
-"""Prompts, stop strings and post-processing: from a problem to a prompt, from an answer to a program.
+"""Prompts, stop strings and post-processing: makes a prompt of a problem, and a program of a completion.
 
 The completion forms are those of bigcode-evaluation-harness (the MBPP one is InCoder's: a docstring with the
 task and one test), unchanged to the letter so that scores are comparable. The chat form is this

@@ -1,4 +1,4 @@
-"""From rows (JSON lines, hub data sets) to :class:`~coderl.types.Problem`, with errors that name the line."""
+"""Turns rows of JSON lines and hub data sets into :class:`~coderl.types.Problem`; errors name the line."""
 
 from __future__ import annotations
 
@@ -29,14 +29,16 @@ def problem_from_row(row: Row, where: str, *, source: str, split: str, strip: bo
     Args:
         row: Its fields; unknown ones are ignored.
         where: ``file:line`` of the row, for messages.
-        source: Prefix of a numeric ``task_id``, as in ``mbpp/601``.
+        source: Prefix of ids that are numbers, as in ``mbpp/601``.
         split: The split that the problem belongs to.
         strip: Whether to strip white space around a HumanEval prompt.
 
     Raises:
         UserError: A field is missing or is of the wrong type.
     """
-    name = _name(row, where, source)
+    # A string is an id as it is. A number, or the line where there is none, gets the source as its prefix.
+    task = row.get("task_id", where.rpartition(":")[2])
+    name = task if isinstance(task, str) and "task_id" in row else f"{source}/{task}"
     if "test_list" not in row and ("entry_point" in row or "test" in row):
         return _humaneval_form(row, where, name, split, strip)
     return _mbpp_form(row, where, name, split)
@@ -89,12 +91,6 @@ def text_field(row: Row, field: str, where: str, default: str | None = None) -> 
     if not isinstance(value, str):
         raise UserError(f"{where}: field '{field}' is {type(value).__name__}, not a string; {FORMS}")
     return value
-
-
-def _name(row: Row, where: str, source: str) -> str:
-    """The row's ``task_id`` if it is a string, else ``source/number`` by its ``task_id`` or its line."""
-    task = row.get("task_id", where.rpartition(":")[2])
-    return task if isinstance(task, str) and "task_id" in row else f"{source}/{task}"
 
 
 def _unix_newlines(code: str) -> str:

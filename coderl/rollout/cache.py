@@ -116,7 +116,7 @@ class DecoderOnlyState:
 
 
 class EncoderDecoderState:
-    """State of an encoder-decoder model, whose decoder reads a start token and the completion only."""
+    """State of an encoder-decoder model. Its decoder reads a start token and the completion, no prompt."""
 
     def __init__(self, model: PreTrainedModel, ids: Tensor, attention: Tensor, start: int) -> None:
         self.model, self.attention = model, attention.long()
@@ -157,14 +157,15 @@ class PreallocatedLayer(DynamicLayer):
     values: Tensor
 
     def __init__(self, layer: DynamicLayer) -> None:
-        vars(self).update(vars(layer))
+        vars(self).update(vars(layer))  # takes over a filled layer: its class's __init__ makes an empty one
         self._buffers = [self.keys, self.values]
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Append one column or more; returns keys and values of all columns."""
         start, stop = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
         if stop > self._buffers[0].shape[-2]:
-            self._buffers = [_widened(states, stop + _GROWTH) for states in (self.keys, self.values)]
+            spare = (0, 0, 0, stop + _GROWTH - start)  # columns behind the filled ones
+            self._buffers = [nn.functional.pad(states, spare) for states in (self.keys, self.values)]
         for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[..., start:stop, :] = new
         return self._views(stop)
@@ -178,12 +179,6 @@ class PreallocatedLayer(DynamicLayer):
         """Make ``keys`` and ``values`` the filled columns of the buffers."""
         self.keys, self.values = (buffer[..., :width, :] for buffer in self._buffers)
         return self.keys, self.values
-
-
-def _widened(states: Tensor, width: int) -> Tensor:
-    wide = states.new_empty(*states.shape[:-2], width, states.shape[-1])
-    wide[..., : states.shape[-2], :] = states
-    return wide
 
 
 def _preallocated(model: PreTrainedModel, cache: Any) -> Any:

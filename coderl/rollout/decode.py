@@ -135,7 +135,7 @@ def decode(
     logits = state.logits[repeats]
     state.select(repeats)
     while True:
-        # Finished rows are drawn for as well, and the draw is thrown away.
+        # Finished rows that are still in the batch get a token too, which is not used.
         tokens, logprobs = draw(logits, sampling)
         for row, token, logprob in zip(batch, tokens.tolist(), logprobs.tolist(), strict=True):
             if not row.ended:
@@ -168,17 +168,18 @@ def draw(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     if greedy:
         tokens = logprobs.argmax(dim=1)
     elif sampling.top_p < 1:
-        tokens = _from_nucleus(logprobs, sampling.top_p)
+        tokens = _sample_top_p(logprobs, sampling.top_p)
     else:
-        tokens = _from_all(logprobs.exp())
+        tokens = _sample_all(logprobs.exp())
     return tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)
 
 
-def _from_all(probs: Tensor) -> Tensor:
-    """A draw from each row of ``[B, V]``; in a large vocabulary first a block of tokens, then one in it."""
+def _sample_all(probs: Tensor) -> Tensor:
+    """One id for each row of probabilities ``[B, V]``."""
     if probs.shape[1] <= _SMALL_VOCABULARY:
         return torch.multinomial(probs, 1).squeeze(1)
-    # multinomial makes a random number for each entry: blocks take about 2 sqrt(V) of them instead of V.
+    # multinomial makes a random number for each entry. A block of tokens is drawn first, then a token in it:
+    # about 2 sqrt(V) numbers instead of V.
     size = math.isqrt(probs.shape[1])
     blocks = nn.functional.pad(probs, (0, -probs.shape[1] % size)).unflatten(1, (-1, size))
     chosen = torch.multinomial(blocks.sum(dim=2), 1)
@@ -186,8 +187,8 @@ def _from_all(probs: Tensor) -> Tensor:
     return (chosen * size + torch.multinomial(within, 1)).squeeze(1)
 
 
-def _from_nucleus(logprobs: Tensor, top_p: float) -> Tensor:
-    """A draw from each row of ``[B, V]`` among the fewest tokens whose probabilities sum to ``top_p``."""
+def _sample_top_p(logprobs: Tensor, top_p: float) -> Tensor:
+    """One id for each row of ``[B, V]``, among the fewest tokens whose probabilities sum to ``top_p``."""
     # Sorting a whole vocabulary takes longer than a small model's forward: look at few tokens first.
     count, size = _NUCLEUS_GUESS, logprobs.shape[1]
     while True:

@@ -42,10 +42,10 @@ class Sampling:
         return min(self.max_new_tokens, self.max_length - prompt_length)
 
     def for_training(self) -> Sampling:
-        """Itself, if importance ratios can be computed for what it draws.
+        """These settings, if training may sample with them: importance ratios need their log-probabilities.
 
         Raises:
-            UsageError: If the distribution that is sampled from is not the one that is scored.
+            UsageError: If log-probabilities would be those of another distribution than samples are from.
         """
         if self.temperature <= 0:
             raise UsageError(
@@ -61,7 +61,7 @@ class Sampling:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside, torch's global generators draw from ``seed``; outside they are as they were."""
+    """Seed torch's global generators inside the block, and restore their state after it."""
     # Only devices in use: forking the generator of an idle GPU would initialize CUDA there.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
@@ -77,7 +77,7 @@ class RolloutEngine(ABC):
 
     @property
     def samples_from_copy(self) -> bool:
-        """Whether it samples from a copy of the weights, whose rounding is its own; saved beside scores."""
+        """Whether it samples from a copy of the weights, which may round differently; saved beside scores."""
         return False
 
     @abstractmethod
@@ -104,8 +104,8 @@ class RolloutEngine(ABC):
             problems: What to answer; ``Completion.problem`` is the index here.
             n: Completions per problem.
             sampling: How to draw them.
-            seed: The same seed and weights give the same completions, and the caller's random stream is left
-                as it was. None: draws go on from the run's own stream.
+            seed: The same seed and weights give the same completions, and the state of torch's global
+                generators is restored afterwards. None: sample from these generators as they are.
             progress: Label of a progress bar, in completions; none where None.
 
         Returns:

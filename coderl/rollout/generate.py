@@ -35,8 +35,8 @@ class GenerateEngine(RolloutEngine):
 
     Args:
         batch_size: Sequences decoded together. Larger is faster and takes more key-value cache.
-        merged_copy: Decode from a plain copy of base + adapter, several times faster than through 4-bit
-            weights and an unmerged adapter. Null makes one where twice its size is free.
+        merged_copy: Decode from a copy of the model with the adapter merged in, several times faster than
+            through 4-bit weights and an unmerged adapter. Null makes one where twice its size is free.
     """
 
     def __init__(self, batch_size: int = 128, merged_copy: bool | None = None) -> None:
@@ -46,13 +46,14 @@ class GenerateEngine(RolloutEngine):
         self._token_texts: TokenTexts | None = None
 
     def bind(self, policy: Policy) -> None:
-        """Take the policy, and make the plain copy if there is room for it."""
+        """Take the policy to sample from, and make the merged copy if memory allows."""
         if self._policy is policy:
             return
         self._policy, self._token_texts = policy, TokenTexts(policy.tokenizer)
-        plain = not policy.has_adapter and policy.quantization == "none"
+        # A policy without adapter and quantization is as fast as its copy.
+        is_dense = not policy.has_adapter and policy.quantization == "none"
         wanted = _copy_fits(policy) if self.merged_copy is None else self.merged_copy
-        self._dense_copy = policy.dense_copy() if wanted and not plain else None
+        self._dense_copy = policy.dense_copy() if wanted and not is_dense else None
         log.info(
             "rollouts decode from %s", "a merged copy" if self.samples_from_copy else "the policy itself"
         )
@@ -60,11 +61,11 @@ class GenerateEngine(RolloutEngine):
 
     @property
     def samples_from_copy(self) -> bool:
-        """Whether it decodes from a plain copy of the merged weights, whose rounding is its own."""
+        """Whether it decodes from a merged copy of the weights, which rounds differently."""
         return self._dense_copy is not None
 
     def sync(self) -> None:
-        """Refresh the plain copy from the pristine base and the adapter."""
+        """Merge the base's weights and the adapter into the copy again; without a copy, do nothing."""
         if self._dense_copy is not None and self._policy is not None:
             self._policy.merge_into(self._dense_copy)
 
@@ -131,7 +132,7 @@ class GenerateEngine(RolloutEngine):
         def without_bos(row: list[int]) -> list[int]:
             return row[1:] if row[:1] == [tokenizer.bos_token_id] else row
 
-        # The last token alone: a special token within the answer stays in the text, which then does not run.
+        # Only the last token is dropped: with a special token inside it, a program does not run.
         answer = ids[:-1] if ids and ids[-1] in policy.eos_ids() else ids
         stop = (*prompts.stop_strings(problem, policy.prompt_form), str(tokenizer.eos_token or ""))
         if policy.base.config.is_encoder_decoder:
@@ -160,7 +161,7 @@ def _batches(order: Iterable[int], n: int, size: int, stops: Sequence[tuple[str,
 
 
 def _copy_fits(policy: Policy) -> bool:
-    """Whether twice the size of a plain copy of the merged weights is free."""
+    """Whether twice the memory of a merged copy is free."""
     # bitsandbytes stores 4-bit weights two to a byte.
     weights = sum(
         p.numel() * (2 if type(p).__name__ == "Params4bit" else 1) for p in policy.base.parameters()

@@ -1,4 +1,4 @@
-"""Memory for decoding: what is free, and how many sequences fit."""
+"""Memory for decoding: how much is free, and how many sequences fit."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def cache_bytes(policy: Policy, length: int) -> int:
     return int(2 * config.num_hidden_layers * heads * width * policy.base.dtype.itemsize * length)
 
 
-def fitting(policy: Policy, length: int, most: int) -> int:
-    """The largest batch whose key-value cache fits in memory: a power of two from 1 to ``most``.
+def largest_batch(policy: Policy, length: int, limit: int) -> int:
+    """The largest batch whose key-value cache fits in memory: a power of two from 1 to ``limit``.
 
     Args:
         policy: Its weights are loaded, and so is the copy that is decoded from.
         length: Longest sequence, in tokens.
-        most: Upper limit.
+        limit: Most sequences.
     """
     count = int(CACHE_SHARE * free_bytes(policy.device)) // cache_bytes(policy, length)
-    return min(most, 1 << max(0, count.bit_length() - 1))
+    return min(limit, 1 << max(0, count.bit_length() - 1))

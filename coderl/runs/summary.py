@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import platform
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from coderl import __version__
 from coderl.files import read_json_or_none
+from coderl.versions import installed_versions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,13 +13,10 @@ if TYPE_CHECKING:
     from coderl.scores import Evaluation
 
 
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "lightning")
-
-
 def versions() -> dict[str, str]:
-    """Versions of Python, coderl and :data:`PACKAGES`, by name."""
-    packages = {name: metadata.version(name) for name in PACKAGES}
-    return {"coderl": __version__, "python": platform.python_version()} | packages
+    """Versions of coderl, Python and the libraries that the fit ran with, by name."""
+    found = {name: version for name, version in installed_versions().items() if version is not None}
+    return {"coderl": found["coderl"]} | found
 
 
 def summarized_steps(path: Path) -> int:

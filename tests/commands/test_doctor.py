@@ -1,4 +1,4 @@
-"""``coderl doctor``: each check finds what is wrong where something is, and the command says so."""
+"""``coderl doctor``: each check finds what is wrong, and the command reports it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import pytest
 from huggingface_hub import constants
 
 from coderl.cli import main
-from coderl.commands.doctor import isolation, learning, machine, services
+from coderl.commands.doctor import accelerator, isolation, machine, services
 from coderl.commands.doctor.check import Check
 from coderl.commands.doctor.command import checks, line
 from coderl.sandbox import Sandbox
@@ -37,7 +37,7 @@ def doctor(monkeypatch: pytest.MonkeyPatch, found: list[Check], *args: str) -> i
     return main(["doctor", *args])
 
 
-def test_the_table_has_a_line_for_each_check_and_a_way_out_where_it_is_not_ok(
+def test_the_table_has_a_line_for_each_check_and_a_fix_for_each_that_is_not_ok(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert doctor(monkeypatch, [GOOD, MISSING]) == 0
@@ -70,7 +70,7 @@ def test_json_is_one_document_and_nothing_else(
     assert sum(shown["counts"].values()) == 2
 
 
-def test_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_misspelt_flag_is_exit_code_2_and_help_works(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--jsno"]) == 2
     assert "did you mean --json?" in capsys.readouterr().err
     assert main(["doctor", "--help"]) == 0
@@ -78,7 +78,7 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-def test_all_of_it_here(
+def test_all_checks_run_on_this_machine(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """Real checks. Tokens that are set are found and never shown."""
@@ -101,9 +101,9 @@ def test_all_of_it_here(
     assert not any(tmp_path.iterdir())
 
 
-def test_the_parent_needs_no_torch() -> None:
+def test_the_parent_process_loads_no_torch() -> None:
     code = (
-        "import sys; from coderl.commands.doctor import command, isolation, learning, machine, services; "
+        "import sys; from coderl.commands.doctor import accelerator, command, isolation, machine, services; "
         "sys.exit(bool({'torch', 'lightning', 'transformers', 'bitsandbytes'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -112,7 +112,7 @@ def test_the_parent_needs_no_torch() -> None:
 # The machine
 
 
-def test_a_package_that_is_missing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     real = metadata.version
 
     def version(name: str) -> str:
@@ -127,7 +127,7 @@ def test_a_package_that_is_missing_is_found(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(("usable", "status"), [(1, "warn"), (2, "ok")])
-def test_one_core_is_little(monkeypatch: pytest.MonkeyPatch, usable: int, status: str) -> None:
+def test_a_single_core_is_a_warning(monkeypatch: pytest.MonkeyPatch, usable: int, status: str) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     monkeypatch.setattr("coderl.sandbox.cores.usable", lambda: usable)
     found = machine.cores()
@@ -141,7 +141,9 @@ def test_one_core_is_little(monkeypatch: pytest.MonkeyPatch, usable: int, status
         ("4:cpu:/x\n3:memory,other:/job/step\n0::/\n", "memory", "memory.limit_in_bytes"),
     ],
 )
-def test_the_memory_limit_is_the_lowest_above(tmp_path: Path, entries: str, folder: str, name: str) -> None:
+def test_the_memory_limit_is_the_lowest_of_the_control_groups(
+    tmp_path: Path, entries: str, folder: str, name: str
+) -> None:
     assert machine.memory_limit(tmp_path, entries) is None
     step = tmp_path / folder / "job" / "step"
     step.mkdir(parents=True)
@@ -159,7 +161,9 @@ def test_little_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("gib", "status"), [(0.5, "fail"), (10, "warn"), (100, "ok")])
-def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gib: float, status: str) -> None:
+def test_little_free_disk_space_warns_and_very_little_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gib: float, status: str
+) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=int(gib * machine.GIB)))
     found = machine.disk(tmp_path / "checkpoints" / "run")
     assert found.status == status and f"{gib:.1f} GiB free" in found.detail
@@ -178,7 +182,7 @@ def test_a_folder_that_cannot_be_written_is_a_failure() -> None:
 @pytest.mark.parametrize(
     ("tier", "allowed", "status"), [("A", "", "ok"), ("B", "", "ok"), ("C", "", "fail"), ("C", "1", "warn")]
 )
-def test_only_a_weak_tier_that_nobody_allowed_fails(
+def test_the_weakest_tier_fails_unless_it_is_allowed(
     monkeypatch: pytest.MonkeyPatch, tier: Any, allowed: str, status: str
 ) -> None:
     monkeypatch.setenv("HF_ALLOW_CODE_EVAL", allowed)
@@ -186,7 +190,7 @@ def test_only_a_weak_tier_that_nobody_allowed_fails(
     assert (found.status, found.detail) == (status, f"tier {tier}: a reason")
 
 
-def test_primitives_say_what_they_are() -> None:
+def test_each_means_of_isolation_is_a_check() -> None:
     jail = Jail("B", "", (Primitive("bubblewrap", False, "not found"), Primitive("seccomp", True, "8 lines")))
     assert [(check.status, check.detail) for check in isolation.primitives(jail)] == [
         ("warn", "not found"),
@@ -194,8 +198,8 @@ def test_primitives_say_what_they_are() -> None:
     ]
 
 
-def test_the_attacks_succeed_where_nothing_stops_them() -> None:
-    """Else their failure in the sandbox would say nothing."""
+def test_the_attacks_succeed_outside_the_sandbox() -> None:
+    """Otherwise their failure in the sandbox would prove nothing."""
     with isolation.attacks() as programs:
         assert len(programs) == 3
         for program in programs.values():
@@ -210,7 +214,7 @@ def test_the_attacks_succeed_where_nothing_stops_them() -> None:
     assert not Path(paths[0]).parent.exists()
 
 
-def test_containment_in_the_weakest_tier_is_seen_to_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_attacks_succeed_in_the_weakest_tier(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sandbox, "jail", Jail("C", "made weak for this test"))
     monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
     found = {check.name: check for check in isolation.checks()}
@@ -232,7 +236,7 @@ STOPPED, DONE, LOST = Execution("error"), Execution("passed", 1, 1), Execution("
         ([STOPPED, LOST], "B", "", "fail"),
     ],
 )
-def test_containment(
+def test_containment_fails_or_warns_if_an_attack_succeeded(
     monkeypatch: pytest.MonkeyPatch, results: list[Execution], tier: str, allowed: str, status: str
 ) -> None:
     monkeypatch.setenv("HF_ALLOW_CODE_EVAL", allowed)
@@ -240,13 +244,13 @@ def test_containment(
 
 
 @pytest.mark.parametrize("wrong", [DONE, LOST, Execution("failed", 0, 2)])
-def test_a_sandbox_that_judges_wrongly_fails(wrong: Execution) -> None:
+def test_a_sandbox_with_wrong_verdicts_fails(wrong: Execution) -> None:
     good = Execution("passed", 2, 2)
     assert isolation.verdicts(good, Execution("failed", 1, 2)).status == "ok"
     assert isolation.verdicts(good, wrong).status == isolation.verdicts(wrong, good).status == "fail"
 
 
-def test_a_sandbox_that_cannot_run_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sandbox_that_cannot_run_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> None:
         raise OSError("no more processes")
 
@@ -259,9 +263,9 @@ def test_a_sandbox_that_cannot_run_is_a_finding(monkeypatch: pytest.MonkeyPatch)
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, source: str, seconds: float = 60.0) -> list[Check]:
-    monkeypatch.setattr(learning, "SECONDS", seconds)
+    monkeypatch.setattr(accelerator, "SECONDS", seconds)
     first = '{"name": "torch", "status": "ok", "detail": ""}'
-    return list(learning.checks((sys.executable, "-c", f"print('{first}', flush=True)\n{source}")))
+    return list(accelerator.checks((sys.executable, "-c", f"print('{first}', flush=True)\n{source}")))
 
 
 @pytest.mark.parametrize(
@@ -272,14 +276,14 @@ def scripted(monkeypatch: pytest.MonkeyPatch, source: str, seconds: float = 60.0
         ("import time; time.sleep(60)", "hung for 2 s"),
     ],
 )
-def test_a_driver_that_crashes_or_hangs_is_a_finding(
+def test_a_driver_that_crashes_or_hangs_is_a_failed_check(
     monkeypatch: pytest.MonkeyPatch, source: str, said: str
 ) -> None:
     torch, gpu = scripted(monkeypatch, source, 2.0 if "sleep" in source else 60.0)
     assert torch.status == "ok"
     assert (gpu.name, gpu.status) == ("GPU", "fail") and said in gpu.detail
     assert scripted(monkeypatch, "") == [Check("torch", "ok", "")]
-    (absent,) = learning.checks(("/absent/python",))
+    (absent,) = accelerator.checks(("/absent/python",))
     assert absent.status == "fail" and "/absent/python" in absent.detail
 
 
@@ -292,8 +296,10 @@ def test_a_driver_that_crashes_or_hangs_is_a_finding(
         ("12.8", 2.0, "fail", "cuda:0 multiplies wrongly"),
     ],
 )
-def test_a_gpu_is_asked_to_multiply(build: str | None, factor: float | None, status: str, said: str) -> None:
-    """By a fake torch: ``factor`` is what its GPU gets wrong, None where there is no GPU."""
+def test_a_gpu_is_checked_by_a_multiplication(
+    build: str | None, factor: float | None, status: str, said: str
+) -> None:
+    """With a fake torch, whose GPU multiplies by ``factor`` too much; None: there is no GPU."""
     import torch
 
     cuda = SimpleNamespace(
@@ -307,17 +313,17 @@ def test_a_gpu_is_asked_to_multiply(build: str | None, factor: float | None, sta
         version=SimpleNamespace(cuda=build, hip=None),
         ones=lambda *shape, device: torch.ones(*shape) * (factor or 0.0),
     )
-    found = learning._gpu(fake)
+    found = accelerator._gpu(fake)
     assert found.status == status and said in found.detail
     assert found.data["count"] == (factor is not None)
 
 
-def test_packing_is_checked_by_its_numbers() -> None:
+def test_nf4_fails_if_values_or_layers_are_wrong() -> None:
     import bitsandbytes
     import torch
 
-    problem, worst = learning.round_trip(bitsandbytes, torch, "cpu")
-    assert not problem and 0.05 < worst < learning.WORST
+    problem, worst = accelerator.round_trip(bitsandbytes, torch, "cpu")
+    assert not problem and 0.05 < worst < accelerator.WORST
 
     real = bitsandbytes.functional
     for change in (lambda x: x * 1.2, lambda x: x * float("nan"), torch.zeros_like):
@@ -326,7 +332,7 @@ def test_packing_is_checked_by_its_numbers() -> None:
             return change(real.dequantize_4bit(*args))
 
         functional = SimpleNamespace(quantize_4bit=real.quantize_4bit, dequantize_4bit=broken)
-        problem, _ = learning.round_trip(SimpleNamespace(functional=functional), torch, "cpu")
+        problem, _ = accelerator.round_trip(SimpleNamespace(functional=functional), torch, "cpu")
         assert "more than" in problem
 
     nn: Any = bitsandbytes.nn
@@ -336,13 +342,13 @@ def test_packing_is_checked_by_its_numbers() -> None:
             return super().forward(x) * 1.1
 
     layers = SimpleNamespace(Linear4bit=Forgetful, Params4bit=nn.Params4bit)
-    problem, _ = learning.round_trip(SimpleNamespace(functional=real, nn=layers), torch, "cpu")
+    problem, _ = accelerator.round_trip(SimpleNamespace(functional=real, nn=layers), torch, "cpu")
     assert "something else than its weights say" in problem
 
 
 def test_a_broken_bitsandbytes_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # importing it raises
-    found = {check.name: check for check in learning.trials()}
+    found = {check.name: check for check in accelerator.trials()}
     assert found["torch"].status == "ok"
     assert found["NF4 on the CPU"].status == "fail" and "bitsandbytes fails" in found["NF4 on the CPU"].detail
 
@@ -352,7 +358,7 @@ def test_a_broken_bitsandbytes_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    """A server whose answer is the status code that its path names."""
+    """A server that answers with the status code in the path."""
 
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -370,7 +376,7 @@ def server() -> Iterator[str]:
         thread.join()
 
 
-def test_a_server_that_answers_is_reached(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_answers_is_reachable(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     assert services.reach(f"{server}/200") == ""
     assert services.reach(f"{server}/429") == "", "it is there, and busy"
@@ -389,7 +395,7 @@ def test_a_server_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(("status", "expected"), [(200, "ok"), (404, "warn")])
-def test_the_hub_is_asked_unless_it_is_to_be_left_alone(
+def test_the_hub_is_asked_unless_offline_mode_is_set(
     server: str, monkeypatch: pytest.MonkeyPatch, status: int, expected: str
 ) -> None:
     monkeypatch.setenv("no_proxy", "*")
@@ -403,7 +409,9 @@ def test_the_hub_is_asked_unless_it_is_to_be_left_alone(
     assert services.hub().data["reachable"] is None
 
 
-def test_wandb_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_wandb_warns_without_a_login_unless_it_is_offline(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -422,7 +430,7 @@ def test_wandb_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert services.wandb().status == "ok"
 
 
-def test_every_check_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learning, "checks", lambda: iter(()))
+def test_no_two_checks_have_the_same_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accelerator, "checks", lambda: iter(()))
     names = [check.name for check in checks()]
     assert len(names) == len(set(names)) > 8

@@ -1,4 +1,4 @@
-"""``coderl evaluate`` through the front door, as a user calls it."""
+"""``coderl evaluate``, called as on the command line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 Body = dict[str, Any]
 Programs = list[list[str]]
 LIKELY = (1, 201)
-"""The tokens <|eos|> and a line's end: what goes on from a comment and stays on its line runs."""
+"""The tokens <|eos|> and newline. A short answer stays in the comment that the prompt ends in, and passes."""
 RUN = Path("checkpoints/tiny-7b-mbpp-grpo-qlora")
 
 
@@ -101,7 +101,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *args: str, code: int = 1) -> s
     return line
 
 
-# --- what it leaves
+# --- results
 
 
 def test_a_model_is_scored_and_everything_is_saved(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,20 +160,20 @@ def test_saved_generations_score_as_the_model_did(model: Path) -> None:
     }
 
 
-def test_a_k_above_n_is_missing(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pass_at_k_above_n_is_reported_as_missing(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task, _ = evaluated(model, "--k", "2,4")
     assert task["pass@4"] is None and task["pass@1"] is not None and task["pass@2"] is not None
     assert "pass@4: missing (needs 4 judged samples per problem, n is 3)" in capsys.readouterr().out
 
 
-def test_limits_take_the_first_problems(model: Path) -> None:
+def test_limit_takes_the_first_problems(model: Path) -> None:
     ids = [problem.id for problem in load_task("five.jsonl").problems]
     for limit, expected in (("2", ids[:2]), ("99999999999", ids)):
         task, programs = evaluated(model, "--limit", limit, output=limit)
         assert (task["ids"], len(programs), task["problems"]) == (expected, len(expected), len(expected))
 
 
-def test_greedy_is_the_same_whatever_the_seed(model: Path) -> None:
+def test_greedy_answers_do_not_depend_on_the_seed(model: Path) -> None:
     _, first = evaluated(model, "--temperature", "0", "--seed", "1", output="1")
     _, second = evaluated(model, "--temperature", "0", "--seed", "2", output="2")
     assert first == second
@@ -182,7 +182,9 @@ def test_greedy_is_the_same_whatever_the_seed(model: Path) -> None:
     assert any(len(set(row)) > 1 for row in warm)
 
 
-def test_prompts_that_leave_no_room_are_counted(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prompts_that_leave_no_room_for_an_answer_are_counted(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, programs = evaluated(model, "--max_length_generation", "1")
     assert programs == [[p.prompt] * 3 for p in load_task("five.jsonl").problems]
     assert (
@@ -191,7 +193,7 @@ def test_prompts_that_leave_no_room_are_counted(model: Path, capsys: pytest.Capt
     )
 
 
-def test_several_tasks_are_each_what_they_are_alone(model: Path) -> None:
+def test_tasks_evaluated_together_score_as_each_by_itself(model: Path) -> None:
     write("two.jsonl", 2)
     _, alone = evaluated(model, output="alone")
     assert main(arguments(model, "--tasks", "two.jsonl, five.jsonl,five.jsonl")) == 0
@@ -200,7 +202,7 @@ def test_several_tasks_are_each_what_they_are_alone(model: Path) -> None:
     assert programs["five"] == alone
 
 
-def test_results_of_the_same_second_are_both_kept(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_results_of_the_same_second_are_both_kept(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "coderl.commands.evaluate.run.results_name", lambda *_: "evaluation_results_m_base_now.json"
     )
@@ -210,7 +212,7 @@ def test_results_of_the_same_second_are_both_kept(model: Path, monkeypatch: pyte
     assert len(list(Path("evaluations").glob("generations_*"))) == 2
 
 
-def test_two_evaluations_side_by_side(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_results_files_are_compared(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluated(model, "--seed", "0", output="a")
     evaluated(model, "--seed", "1", output="b")
     files = [str(next(Path(name).glob("evaluation_results_*"))) for name in "ab"]
@@ -222,12 +224,12 @@ def test_two_evaluations_side_by_side(model: Path, capsys: pytest.CaptureFixture
     assert "is no results file" in error_of(capsys, "--compare", files[0], generations)
 
 
-# --- what is evaluated
+# --- models and adapters
 
 
 @pytest.fixture
 def trained(model: Path) -> Path:
-    """A run's folder; beside it its merged model and an epoch's, which know what they met; and peft's own."""
+    """A run folder, its merged models with their training records, and the model as peft merges it."""
     policy = tiny.policy(model)
     tiny.stir(policy, 0.3)
     known = TrainingRecord.of(load_task("five.jsonl").problems[1:3])
@@ -240,7 +242,7 @@ def trained(model: Path) -> Path:
     return RUN
 
 
-def test_an_adapter_and_its_merged_model_answer_alike(model: Path, trained: Path) -> None:
+def test_an_adapter_and_its_merged_model_give_the_same_answers(model: Path, trained: Path) -> None:
     greedy = ("--temperature", "0", "--n_samples", "1", "--quantization", "none")
     merged = f"{trained}-merged"
     ways = {
@@ -266,7 +268,7 @@ def test_an_adapter_and_its_merged_model_answer_alike(model: Path, trained: Path
     assert base != answers["run"]
 
 
-def test_an_adapters_base_is_held_as_it_was_trained(
+def test_an_adapters_base_is_quantized_as_in_training(
     trained: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     task, _ = evaluated(trained)
@@ -298,7 +300,7 @@ def test_chat_needs_a_template(model: Path, folder: Path, capsys: pytest.Capture
     assert not any(program.startswith("def f") for row in programs for program in row)
 
 
-def test_grading_auto_names_what_inline_grading_believes() -> None:
+def test_auto_grading_names_the_samples_that_inline_grading_passes_wrongly() -> None:
     cheat = "class Any:\n    def __eq__(self, other): return other == 1\ndef f(): return Any()"
     honest = "def f(): return 1"
     Path("t.jsonl").write_text(json.dumps({"text": "One.", "test_list": ["assert f() == 1"]}) + "\n")
@@ -313,11 +315,11 @@ def test_grading_auto_names_what_inline_grading_believes() -> None:
     assert [(d["id"], d["sample"]) for d in auto["disagreements"]] == [("t/1", 1)]
 
 
-# --- stopped
+# --- interrupted and resumed
 
 
 def kept() -> list[Path]:
-    """The files that answers are kept in meanwhile."""
+    """The files that keep answers until results are saved."""
     return list(Path("evaluations").glob(".*.jsonl"))
 
 
@@ -344,7 +346,7 @@ def stop(number: signal.Signals, args: list[str]) -> tuple[int, str]:
     return process.returncode, err
 
 
-def test_stopped_and_called_again_it_ends_as_if_it_had_not_been(
+def test_a_stopped_evaluation_resumes_to_the_same_results(
     model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write("five.jsonl", 12)
@@ -364,7 +366,7 @@ def test_stopped_and_called_again_it_ends_as_if_it_had_not_been(
     assert f"; {count} problems are answered already" in capsys.readouterr().err
 
 
-def test_results_that_cannot_be_saved_lose_no_answers(
+def test_answers_are_kept_where_results_cannot_be_saved(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*_: Any) -> None:
@@ -380,7 +382,7 @@ def test_results_that_cannot_be_saved_lose_no_answers(
     assert (task, programs) == evaluated(model, output="unbroken")
 
 
-def test_another_seed_takes_nothing_of_what_was_kept(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_seed_does_not_resume_from_kept_answers(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "save_results", lambda *_: (_ for _ in ()).throw(UserError("full")))
     assert [main(arguments(model, "--seed", seed)) for seed in "0112"] == [1] * 4
     assert len(kept()) == 3

@@ -68,7 +68,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--load_generations_path", "good.json", "--tasks", "mbpp.jsonl,five.jsonl"], 2, "scores one task"),
     ],
 )
-def test_a_wrong_call_is_one_line(
+def test_a_wrong_call_is_refused_in_one_line(
     llama: Path, capsys: pytest.CaptureFixture[str], args: list[str], code: int, part: str
 ) -> None:
     given = [str(llama) if arg == "MODEL" else arg for arg in args]
@@ -77,7 +77,7 @@ def test_a_wrong_call_is_one_line(
     assert Path("five.jsonl").read_text().count("\n") == 5
 
 
-def test_learned_positions_end_somewhere(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sequences_longer_than_learned_positions_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     config = GPT2Config(vocab_size=1024, n_embd=8, n_layer=1, n_head=1, n_positions=40)
     GPT2LMHeadModel(config).save_pretrained("old")
     AutoTokenizer.from_pretrained(tiny.TOKENIZER).save_pretrained("old")
@@ -102,7 +102,7 @@ def test_learned_positions_end_somewhere(capsys: pytest.CaptureFixture[str]) -> 
         (json.dumps([["a"]] * 6), "answers 6 problems, five has 5: .* made for$"),
     ],
 )
-def test_generations_that_do_not_fit_are_one_line(
+def test_generations_that_do_not_fit_the_task_are_refused_in_one_line(
     text: str, part: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("g.json").write_text(text, errors="surrogateescape")
@@ -110,7 +110,7 @@ def test_generations_that_do_not_fit_are_one_line(
     assert re.search(part, said)
 
 
-def test_a_gpu_that_is_not_there_is_one_line(
+def test_a_missing_gpu_is_refused_in_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, llama: Path
 ) -> None:
     common = ("--model", str(llama), "--tasks", "five.jsonl")

@@ -1,4 +1,4 @@
-"""``coderl execute`` through the front door, as a user calls it."""
+"""``coderl execute``, called as on the command line."""
 
 from __future__ import annotations
 
@@ -120,12 +120,12 @@ def test_each_row_gets_its_verdict_in_order(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("grading", ["sealed", "inline"])
-def test_grading_can_be_insisted_on(grading: str) -> None:
+def test_the_grading_that_was_asked_for_is_used(grading: str) -> None:
     assert execute(write([RIGHT]), "--output", "out.jsonl", "--grading", grading) == 0
     assert verdicts()[0]["grading"] == grading
 
 
-def test_standard_input_to_standard_output(
+def test_it_reads_standard_input_and_writes_standard_output(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = "\ufeff" + json.dumps(RIGHT) + "\r\n\n" + json.dumps(MIXED[1])
@@ -136,7 +136,7 @@ def test_standard_input_to_standard_output(
     assert "2 programs in " in err
 
 
-def test_gzip_by_name() -> None:
+def test_files_named_gz_are_gzipped() -> None:
     write([RIGHT])
     Path("in.jsonl.gz").write_bytes(gzip.compress(Path("in.jsonl").read_bytes()))
     assert execute("in.jsonl.gz", "--output", "out.jsonl.gz") == 0
@@ -165,7 +165,7 @@ def test_gzip_by_name() -> None:
         ({"id": 1, "code": GOOD, "test": CHECK}, ["'entry_point' is missing"]),
     ],
 )
-def test_a_bad_row_is_named_and_nothing_before_it_is_lost(
+def test_an_invalid_row_is_named_and_the_verdicts_before_it_are_kept(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, line: str | Row, parts: list[str]
 ) -> None:
     judge_at_once(monkeypatch, "passed", "failed")
@@ -178,7 +178,7 @@ def test_a_bad_row_is_named_and_nothing_before_it_is_lost(
     assert [row["outcome"] for row in verdicts()] == ["passed", "failed"]
 
 
-def test_a_row_whose_tests_are_no_tests_is_named_after_the_verdicts_before_it(
+def test_a_row_with_invalid_tests_is_named_and_the_verdicts_before_it_are_kept(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     write([RIGHT, MIXED[1], RIGHT | {"tests": ["assert f( == 4"]}, RIGHT])
@@ -187,7 +187,7 @@ def test_a_row_whose_tests_are_no_tests_is_named_after_the_verdicts_before_it(
     assert [row["outcome"] for row in verdicts()] == ["passed", "failed"]
 
 
-def test_an_input_that_cannot_be_used_leaves_the_output_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unusable_input_leaves_the_output_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
     Path("out.jsonl").write_text("precious\n")
     Path("empty.jsonl").write_text("\n")
     Path("bytes.jsonl").write_bytes(b"\xff\xfe")
@@ -212,7 +212,7 @@ def test_an_input_that_cannot_be_used_leaves_the_output_alone(capsys: pytest.Cap
         ("/dev/full", "the disk is full; 0 verdicts"),
     ],
 )
-def test_an_output_that_cannot_be_written_is_one_line(
+def test_an_output_that_cannot_be_written_is_an_error_of_one_line(
     capsys: pytest.CaptureFixture[str], output: str, part: str
 ) -> None:
     assert part in error_of(capsys, write([RIGHT]), "--output", output)
@@ -220,7 +220,7 @@ def test_an_output_that_cannot_be_written_is_one_line(
         assert "to go on from it" in error_of(capsys, "in.jsonl", "--output", output, "--resume")
 
 
-def test_a_verdict_that_fits_only_in_part_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_that_was_written_in_part_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk is full in the middle of the second line."""
     with Verdicts("out.jsonl") as output:
         (row, *_) = read_rows(write([RIGHT]))
@@ -258,7 +258,7 @@ def test_a_wrong_call_is_one_line_and_exit_code_2(
     assert line.startswith("coderl: error: ") and part in line
 
 
-def test_help_says_what_goes_in_and_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_describes_input_and_output(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["execute", "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     for part in (
@@ -271,7 +271,7 @@ def test_help_says_what_goes_in_and_out(capsys: pytest.CaptureFixture[str]) -> N
         assert part in shown
 
 
-def test_it_starts_without_torch() -> None:
+def test_execute_starts_without_torch() -> None:
     code = (
         "import sys; from coderl.cli import main; main(['execute', '--help']); "
         "import coderl.commands.execute; "
@@ -281,7 +281,7 @@ def test_it_starts_without_torch() -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 1, 40])
-def test_resume_keeps_whole_lines_and_goes_on_behind_them(
+def test_resume_keeps_whole_lines_and_goes_on_after_them(
     cut: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """``cut`` bytes of the second line were written when the first run was killed."""
@@ -300,7 +300,7 @@ def test_resume_keeps_whole_lines_and_goes_on_behind_them(
     assert "0 programs in " in capsys.readouterr().out
 
 
-def test_resume_of_nothing_begins_and_without_it_an_output_is_written_over(
+def test_resume_without_an_output_starts_one_and_without_resume_it_is_overwritten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     judge_at_once(monkeypatch, "passed")
@@ -312,7 +312,7 @@ def test_resume_of_nothing_begins_and_without_it_an_output_is_written_over(
 
 
 @pytest.mark.parametrize("there", ['{"id": "other"}', "text", "[]", json.dumps({"id": "good"})])
-def test_resume_refuses_another_inputs_output(capsys: pytest.CaptureFixture[str], there: str) -> None:
+def test_resume_refuses_the_output_of_another_input(capsys: pytest.CaptureFixture[str], there: str) -> None:
     Path("out.jsonl").write_text(there + "\n")
     assert "out.jsonl:1: cannot go on" in error_of(
         capsys, write([RIGHT]), "--output", "out.jsonl", "--resume"
@@ -330,7 +330,7 @@ def test_resume_refuses_an_output_that_is_longer_than_the_input(
     assert "out.jsonl:2: " in said and "nothing more" in said
 
 
-def test_programs_without_a_verdict_are_a_failure(
+def test_programs_without_a_verdict_end_in_exit_code_1(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge_at_once(monkeypatch, "passed", "infra_error")
@@ -370,7 +370,7 @@ def test_a_large_file_never_sits_in_memory(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("ahead", [1, 5])
-def test_stream_reads_no_further_ahead_than_it_was_told(ahead: int) -> None:
+def test_stream_reads_at_most_as_many_programs_ahead_as_allowed(ahead: int) -> None:
     read = 0
 
     def programs() -> Iterator[Program]:
@@ -403,7 +403,7 @@ def test_stream_gives_the_verdicts_before_an_error_of_its_source() -> None:
         assert sandbox.run([Program(GOOD, tuple(TESTS))])[0].outcome == "passed"
 
 
-def test_lines_are_counted_where_that_is_cheap() -> None:
+def test_lines_are_counted_in_plain_files_only() -> None:
     write([RIGHT] * 3)
     assert count_lines("in.jsonl") == 3
     assert count_lines("-") is count_lines("/dev/zero") is None
@@ -413,7 +413,7 @@ SLOW = "def f(x):\n    while True: pass"
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_what_is_done_is_kept_when_it_is_stopped(signal_number: signal.Signals, folder: Path) -> None:
+def test_the_verdicts_so_far_are_kept_when_it_is_stopped(signal_number: signal.Signals, folder: Path) -> None:
     write([RIGHT] * 3 + [RIGHT | {"code": SLOW}] * 50)
     process = subprocess.Popen(
         [sys.executable, "-m", "coderl", "execute", "in.jsonl", "--output", "out.jsonl", "--timeout", "2"],
@@ -451,7 +451,7 @@ def alive(group: int) -> bool:
     return True
 
 
-def test_a_reader_that_leaves_ends_it_quietly(folder: Path) -> None:
+def test_it_ends_quietly_when_the_reader_of_its_output_closes(folder: Path) -> None:
     write([RIGHT] * 200)
     process = subprocess.Popen(
         [sys.executable, "-m", "coderl", "execute", "in.jsonl"],

@@ -37,7 +37,7 @@ from tests.data.test_data_module import Recorder, quiet
 from tests.support import tiny
 
 MBPP_OVERLAPS = {"mbpp/602": "mbpp/217", "mbpp/704": "mbpp/248", "mbpp/872": "mbpp/216"}
-"""MBPP's training problems that are worded as test problems."""
+"""MBPP's training problems that repeat test problems."""
 
 
 def mbpp_form(name: str, text: str, test: str = "assert f(1) == 1") -> Problem:
@@ -73,7 +73,7 @@ def reworded(text: str, seed: int) -> str:
 
 
 @given(seed=st.integers(0, 10**9))
-def test_case_white_space_punctuation_and_the_shown_test_do_not_count(seed: int) -> None:
+def test_case_white_space_punctuation_and_the_shown_test_do_not_change_the_key(seed: int) -> None:
     text = "Write a function to find the 2-digit sums of n - 2, n // 4 where a != b and so on."
     key = text_key(mbpp_form("a", text))
     assert key and len(key) == 16 and int(key, 16) >= 0
@@ -89,7 +89,7 @@ def test_hyphens_and_slashes_between_words_are_punctuation() -> None:
     assert joined == text_key(mbpp_form("a", "Sort two dimensional lists and or tuples in place"))
 
 
-def test_a_shown_test_of_several_lines_or_of_another_set_does_not_count() -> None:
+def test_a_shown_test_of_several_lines_or_of_another_data_set_does_not_change_the_key() -> None:
     key = text_key(mbpp_form("a", "Write a function."))
     assert text_key(mbpp_form("a", "Write a function.", "assert f(\n    1\n) == 1")) == key
     plus = replace(mbpp_form("a", "Write a function."), tests=(), test="assert f(2) == 2")  # as MBPP+ has it
@@ -107,7 +107,7 @@ def test_a_shown_test_of_several_lines_or_of_another_set_does_not_count() -> Non
         ("the smallest number", "the largest number"),
     ],
 )
-def test_operators_and_numbers_make_another_task(one: str, other: str) -> None:
+def test_other_operators_or_numbers_make_another_key(one: str, other: str) -> None:
     assert text_key(mbpp_form("a", one)) != text_key(mbpp_form("a", other))
 
 
@@ -216,7 +216,7 @@ def test_one_file_for_training_and_evaluation_is_refused(tmp_path: Path, split: 
 
 
 @quiet
-def test_copies_under_other_numbers_are_refused_by_their_words(tmp_path: Path) -> None:
+def test_copies_with_other_ids_are_found_by_their_text_and_refused(tmp_path: Path) -> None:
     train = write(tmp_path / "a.jsonl", "Sort a list.", "Return the product of n.", name="a/{}")
     test = write(tmp_path / "b.jsonl", "Reverse a string.", "SORT a list", name="b/{}")
     with pytest.raises(UserError, match=r"1 of 2 .*: a/0 \(there b/1, in the same words\); remove"):
@@ -225,7 +225,7 @@ def test_copies_under_other_numbers_are_refused_by_their_words(tmp_path: Path) -
 
 
 @quiet
-def test_problems_left_out_of_training_do_not_count(tmp_path: Path) -> None:
+def test_problems_left_out_of_training_are_no_contamination(tmp_path: Path) -> None:
     train = write(tmp_path / "a.jsonl", "Sort a list.", "Return the product of n.", name="a/{}")
     test = write(tmp_path / "b.jsonl", "Return the product of n.", name="b/{}")
     fit(CodeDataModule(JSONLProblems(train, test=test), limit_train=1))
@@ -346,7 +346,7 @@ def test_a_training_record_is_loaded_as_it_was_saved(
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"{}", b'{"ids": [1], "texts": []}', b'{"ids": []}', b"\xff", b"[" * 99999]
 )
-def test_a_damaged_record_is_one_line(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_record_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / FILE).write_bytes(content)
     with pytest.raises(UserError, match="remove it") as caught:
         TrainingRecord.load(tmp_path)

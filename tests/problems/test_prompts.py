@@ -1,3 +1,5 @@
+"""Prompts and stop strings, to the letter, and programs made of completions."""
+
 from __future__ import annotations
 
 import ast
@@ -45,7 +47,7 @@ def test_golden_prompts() -> None:
     assert humaneval_prompt("\n\ndef f():\n    '''x'''\n    ") == "def f():\n    '''x'''"
 
 
-def test_golden_stop_words() -> None:
+def test_golden_stop_strings() -> None:
     assert MBPP_STOP == ("\nclass", "\nassert", '\n"""', "\nprint", "\nif", "\n<|/", "\n```")
     assert HUMANEVAL_STOP == (
         "\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```", "<file_sep>",
@@ -61,7 +63,7 @@ def test_cut_is_the_longest_prefix_before_any_stop(text: str, stop: list[str]) -
     assert cut(text, stop) == text[: starts[0] if starts else len(text)]
 
 
-def test_empty_stop_words_cut_nothing() -> None:
+def test_empty_stop_strings_cut_nothing() -> None:
     assert cut("abc", ("",)) == "abc"
 
 

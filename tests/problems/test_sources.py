@@ -100,7 +100,7 @@ def test_mbpp_is_found_in_the_data_folder(tmp_path: Path, monkeypatch: pytest.Mo
 # --- HumanEval
 
 
-def test_humaneval_serves_its_only_split_everywhere(tmp_path: Path) -> None:
+def test_humaneval_has_the_same_problems_in_every_split(tmp_path: Path) -> None:
     source = HumanEval(write(tmp_path / "h.jsonl", HUMANEVAL_ROW))
     for split in ("train", "validation", "test"):
         (problem,) = source.load(split)
@@ -129,7 +129,7 @@ def test_humaneval_comes_from_its_package_and_every_solution_survives_the_stop_s
 # --- JSON-lines files
 
 
-def test_own_rows_in_both_forms(tmp_path: Path) -> None:
+def test_rows_of_your_own_may_be_in_mbpp_or_humaneval_form(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.jsonl", ROW, {"prompt": "Sub.", "test_list": ["assert 1"]}, HUMANEVAL_ROW)
     first, second, third = JSONLProblems(path).load("train")
     assert (first.id, first.solution) == ("mine/1", "def add(a, b):\n  return a + b")

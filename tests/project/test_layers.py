@@ -15,7 +15,7 @@ from tests.project.house import circles, imported, module_graph, package_files, 
 
 ROOT = Path(__file__).parents[2]
 LAYERS = {
-    0: ["__init__", "errors", "files", "launcher", "types"],
+    0: ["__init__", "errors", "files", "launcher", "types", "versions"],
     1: ["problems", "sandbox", "scores"],
     2: ["embedded", "model"],
     3: ["data", "rollout", "runs"],

@@ -44,7 +44,7 @@ def ask(policy: Policy, n: int, sampling: Sampling, seed: int = 0, **options: An
 
 
 def greedily(policy: Policy, length: int, ends: Sequence[int] = ()) -> list[list[int]]:
-    """What transformers' ``generate`` says to each of the prompts alone, up to the first of ``ends``."""
+    """The answer of transformers' ``generate`` to each single prompt, up to the first of ``ends``."""
     answers = []
     for problem in PROBLEMS:
         prompt = policy.encode(problem)
@@ -100,7 +100,7 @@ def test_samples_do_not_depend_on_when_finished_rows_are_dropped(policy: Policy)
             assert row.logprobs == pytest.approx(same.logprobs, abs=1e-4)
 
 
-def test_a_prompt_is_read_once_and_a_finished_row_no_further(policy: Policy) -> None:
+def test_each_prompt_is_read_once_and_finished_rows_are_not_read_again(policy: Policy) -> None:
     shapes: list[tuple[int, ...]] = []
     stack = policy.base.get_encoder() if policy.base.config.is_encoder_decoder else policy.base.base_model
     answer = policy.base.get_decoder() if policy.base.config.is_encoder_decoder else stack
@@ -122,7 +122,7 @@ def test_a_prompt_is_read_once_and_a_finished_row_no_further(policy: Policy) -> 
     assert sum(steps) == least < 6 * 4 * 19
 
 
-def test_of_a_prompt_only_the_last_tokens_logits_are_computed(llama: Path) -> None:
+def test_only_the_last_prompt_tokens_logits_are_computed(llama: Path) -> None:
     policy, widths = tiny.policy(llama), []
     hook = policy.base.get_output_embeddings().register_forward_pre_hook(
         lambda _, args: widths.append(args[0].shape[1])
@@ -282,7 +282,7 @@ def test_logprobs_are_those_before_top_p() -> None:
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
-def test_the_global_random_stream_decides_every_sample(llama: Path, top_p: float) -> None:
+def test_the_global_seed_decides_every_sample(llama: Path, top_p: float) -> None:
     sampling = Sampling(1.3, top_p, max_new_tokens=16)
     first, again, other = (ask(tiny.policy(llama), 5, sampling, seed=seed) for seed in (3, 3, 4))
     assert first == again
@@ -291,7 +291,7 @@ def test_the_global_random_stream_decides_every_sample(llama: Path, top_p: float
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
-def test_the_same_seed_gives_the_same_samples_and_leaves_the_callers_stream(
+def test_the_same_seed_gives_the_same_samples_and_the_global_random_state_is_restored(
     llama: Path, top_p: float
 ) -> None:
     engine, sampling = engine_for(tiny.policy(llama)), Sampling(1.3, top_p, max_new_tokens=16)
@@ -309,7 +309,7 @@ def test_the_same_seed_gives_the_same_samples_and_leaves_the_callers_stream(
     assert engine.generate(PROBLEMS, 5, sampling) == first
 
 
-def test_the_callers_stream_is_left_as_it_was_even_where_sampling_fails(
+def test_the_global_random_state_is_restored_even_if_sampling_fails(
     llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engine_for(policy := tiny.policy(llama).train())

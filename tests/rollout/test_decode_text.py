@@ -89,7 +89,7 @@ def text_of(policy: Policy, problem: Problem, ids: list[int]) -> str:
     return engine_for(policy)._text(problem, policy.encode(problem), ids)
 
 
-def test_special_tokens_stay_in_a_text_except_a_last_end_of_sequence(llama: Path) -> None:
+def test_special_tokens_stay_in_the_text_except_a_final_end_of_sequence_token(llama: Path) -> None:
     policy = tiny.policy(llama)
     tokenizer: Any = policy.tokenizer
     problem, eos = Problem(id="p", prompt="x = 1\n", stop=("\nif",)), int(tokenizer.eos_token_id)

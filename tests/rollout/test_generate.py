@@ -51,7 +51,7 @@ def test_sampled_logprobs_are_scored_logprobs(
     torch.testing.assert_close(scored, sampled, atol=2e-4, rtol=1e-4)
 
 
-def test_sync_brings_the_copy_up_to_the_policy(llama: Path) -> None:
+def test_sync_updates_the_merged_copy_to_the_policys_weights(llama: Path) -> None:
     policy = tiny.policy(llama)
     engine = GenerateEngine(merged_copy=True)
     engine.bind(policy)
@@ -154,7 +154,7 @@ def test_sampling_follows_the_distribution(llama: Path) -> None:
     assert float((counts - expected).abs().max()) < 0.08
 
 
-def test_sampling_restores_the_policys_mode(llama: Path) -> None:
+def test_sampling_restores_the_policys_train_mode(llama: Path) -> None:
     policy = tiny.policy(llama).train()
     sample(policy, n=1, merged_copy=False)
     assert policy.training
@@ -163,6 +163,6 @@ def test_sampling_restores_the_policys_mode(llama: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"), [({"temperature": 0.0}, "temperature"), ({"top_p": 0.9}, "top_p")]
 )
-def test_training_refuses_what_it_could_not_score(options: dict[str, float], words: str) -> None:
+def test_training_refuses_temperature_0_and_top_p(options: dict[str, float], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         Sampling(**options).for_training()  # type: ignore[arg-type]

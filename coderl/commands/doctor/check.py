@@ -1,4 +1,4 @@
-"""One finding of the doctor."""
+"""The result of one check of ``coderl doctor``."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ Status = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was tried.
+    """The result of one check.
 
     Attributes:
-        name: What it is.
+        name: What was checked.
         status: ``ok``; ``warn`` where something is missing that training can do without; ``fail`` where
             training cannot run, or not safely.
         detail: What was found, in one line.
         fix: What to do about it; empty where it is ok.
-        data: The same as plain values, for ``--json``.
+        data: The same as values, for ``--json``.
     """
 
     name: str

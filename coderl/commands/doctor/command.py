@@ -1,4 +1,4 @@
-"""The command itself: runs the checks one after the other and shows them as they come."""
+"""Runs the checks one after the other, and prints each as soon as it is done."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MARKS = {"ok": "ok", "warn": "warn", "fail": "FAIL"}
 COLOURS = {"ok": "32", "warn": "33", "fail": "31"}
 WIDTH = 24
-"""Characters of the column of names."""
+"""Width of the column of names, in characters."""
 
 
 def doctor(json: bool = False) -> None:
@@ -48,13 +48,15 @@ def doctor(json: bool = False) -> None:
 
 def checks() -> Iterator[Check]:
     """Every check, the quick ones first."""
-    from coderl.commands.doctor import isolation, learning, machine, services
+    # Not at the top: `python -m coderl.commands.doctor.accelerator` imports this package first, and would
+    # load the module twice.
+    from coderl.commands.doctor import accelerator, isolation, machine, services
 
-    return chain(machine.checks(), isolation.checks(), learning.checks(), services.checks())
+    return chain(machine.checks(), isolation.checks(), accelerator.checks(), services.checks())
 
 
 def line(check: Check, colour: bool = False) -> str:
-    """A check as the table shows it: one line, and a second one below it where there is something to fix."""
+    """A check as a line of the table, with a second line below it where there is something to fix."""
     mark = f"{MARKS[check.status]:<5}"
     if colour:
         mark = f"\033[{COLOURS[check.status]}m{mark}\033[0m"

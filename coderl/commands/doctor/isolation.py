@@ -1,4 +1,4 @@
-"""The sandbox: its tier, what that is made of, and whether it judges and holds, by running programs."""
+"""Checks of the sandbox: its tier, the means of isolation, verdicts, and containment of hostile programs."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ def attack():
 
 
 def checks() -> Iterator[Check]:
-    """All of this module's checks."""
+    """Checks of the sandbox, each by using it."""
     with Sandbox(workers=1, timeout=10.0, allow_weak_isolation=True) as sandbox:
         try:
             jail = sandbox.jail
-        except Exception as error:  # whatever the trials of the primitives met
+        except Exception as error:  # trying the means of isolation may fail in any way
             yield Check("isolation", "fail", f"cannot be found out: {error}", FIX_SANDBOX)
             return
         yield tier(jail)
         yield from primitives(jail)
-        with _quiet():
+        with _without_warnings():
             yield from trials(sandbox)
 
 
@@ -81,11 +81,12 @@ def primitives(jail: Jail) -> Iterator[Check]:
 
 
 def _weak() -> Status:
+    """The status of isolation that protects nothing: a failure, unless the user has allowed it."""
     return "warn" if weak_isolation_allowed() else "fail"
 
 
 def trials(sandbox: Sandbox) -> Iterator[Check]:
-    """Run a good program, a wrong one, and hostile ones that give away their success by their answer."""
+    """Run a right program, a wrong one, and hostile ones that pass if their attack succeeds."""
     try:
         yield verdicts(*sandbox.run([Program(f"def f(x): return x {sign} x", TESTS) for sign in "*+"]))
         with attacks() as programs:
@@ -97,7 +98,7 @@ def trials(sandbox: Sandbox) -> Iterator[Check]:
 
 
 def verdicts(good: Execution, wrong: Execution) -> Check:
-    """Whether the good program passed and the wrong one, right in its first test only, did not."""
+    """Whether the right program passed, and the wrong one only its first test."""
     found = [(run.outcome, run.passed) for run in (good, wrong)]
     milliseconds = 1000 * good.seconds
     if found == [("passed", 2), ("failed", 1)]:
@@ -122,14 +123,14 @@ def containment(results: dict[str, Execution], tier: str) -> Check:
 
 @contextmanager
 def attacks() -> Iterator[dict[str, Program]]:
-    """Programs that pass exactly if what they try succeeds, by what it would give away when stopped.
+    """Programs that pass only if their attack succeeds, by what the attack does.
 
-    Each brings back a secret that it can only have from where it should not get: a listening socket, a
-    process of its own, a file that every user may read.
+    Each has to return a secret that only a successful attack can get: from a listening socket, from a child
+    process, or from a file that every user may read.
     """
     secret = secrets.token_hex(16)
     folder = tempfile.mkdtemp(prefix="coderl-doctor-")
-    os.chmod(folder, 0o755)
+    os.chmod(folder, 0o755)  # open to all users: it is isolation, not ownership, that has to stop the program
     path = Path(folder, "secret")
     path.write_text(secret)
     path.chmod(0o644)
@@ -147,7 +148,7 @@ def attacks() -> Iterator[dict[str, Program]]:
 
 @contextmanager
 def _listener(secret: str) -> Iterator[int]:
-    """A local port that greets the first caller with the secret."""
+    """A local port that sends the secret to whoever connects first."""
     import threading
 
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -156,7 +157,7 @@ def _listener(secret: str) -> Iterator[int]:
             try:
                 with server.accept()[0] as caller:
                     caller.sendall(secret.encode())
-            except OSError:  # closed: nobody called
+            except OSError:  # the server was shut down before anything connected
                 return
 
         thread = threading.Thread(target=serve, daemon=True)
@@ -169,8 +170,8 @@ def _listener(secret: str) -> Iterator[int]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warning of each start in tier C: the table says it."""
+def _without_warnings() -> Iterator[None]:
+    """Silence the sandbox's warning about tier C inside the block: the table says the same."""
     logger = logging.getLogger("coderl.sandbox")
     before = logger.level
     logger.setLevel(logging.ERROR)

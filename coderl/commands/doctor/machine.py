@@ -1,38 +1,35 @@
-"""Versions, cores, memory and disk."""
+"""Checks of versions, cores, memory and disk."""
 
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
-from coderl import __version__
 from coderl.commands.doctor.check import Check
 from coderl.runs.folder import ROOT
 from coderl.sandbox import cores as sandbox_cores
+from coderl.versions import installed_versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "lightning")
 GIB = 1 << 30
 CGROUPS = Path("/sys/fs/cgroup")
 UNLIMITED = 1 << 60
-"""What control groups of version 1 say for no limit is a little below the largest number of bytes."""
+"""Control groups of version 1 write "no limit" as a number of bytes near 2**63: from here on it is that."""
 FEW_BYTES, MANY_BYTES = 1 * GIB, 20 * GIB
-"""Free disk below which no run can save, and below which a 7B model cannot be merged."""
+"""Free disk space below which the check fails (a run cannot save) or warns (a 7B model cannot be merged)."""
 LITTLE_MEMORY = 4 * GIB
-"""Usable memory below which even small models are a squeeze."""
+"""Usable memory below which the check warns: even small models may not fit."""
 
 
 def checks() -> Iterator[Check]:
-    """All of this module's checks."""
+    """Checks of versions, cores, memory and disk."""
     yield versions()
     yield cores()
     yield memory()
@@ -40,13 +37,8 @@ def checks() -> Iterator[Check]:
 
 
 def versions() -> Check:
-    """Python and the packages that a training run stands on."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "coderl": __version__}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
+    """Whether the packages that training needs are installed, and their versions."""
+    found = installed_versions()
     detail = ", ".join(f"{name} {version or 'missing'}" for name, version in found.items())
     missing = [name for name, version in found.items() if version is None]
     if missing:
@@ -55,7 +47,7 @@ def versions() -> Check:
 
 
 def cores() -> Check:
-    """Cores that this process may really use: by its affinity, and by its control group's quota."""
+    """Cores that this process may use, by its affinity and its control group's quota."""
     present, affinity, usable = os.cpu_count() or 1, len(os.sched_getaffinity(0)), sandbox_cores.usable()
     data = {"usable": usable, "present": present, "affinity": affinity}
     why = "CPU quota" if usable < affinity else "CPU affinity"
@@ -67,7 +59,7 @@ def cores() -> Check:
 
 
 def memory() -> Check:
-    """Memory of the machine, or of the control group where that is less."""
+    """Memory of the machine, or the control group's limit where that is less."""
     system = psutil.virtual_memory()
     limit = memory_limit()
     usable = min(system.total, limit or system.total)
@@ -80,7 +72,7 @@ def memory() -> Check:
 
 
 def disk(folder: Path) -> Check:
-    """Free space where runs write, found out by writing there.
+    """Free disk space where runs write, and whether it can be written to.
 
     Args:
         folder: The folder of runs, which need not exist yet.
@@ -123,7 +115,7 @@ def memory_limit(root: Path = CGROUPS, entries: str | None = None) -> int | None
 
 
 def _groups(root: Path, entries: str) -> Iterator[Path]:
-    """The folders of this process's control groups, and of those they lie in."""
+    """The folders of this process's memory control groups and of their parents, whose limits hold too."""
     for entry in entries.splitlines():
         _, controllers, path = entry.split(":", 2)
         if not controllers or "memory" in controllers.split(","):

@@ -1,4 +1,4 @@
-"""The hub and Weights & Biases. Tokens are looked for and never shown."""
+"""Checks of the Hugging Face hub and Weights & Biases. Tokens are looked for, and never printed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SECONDS = 4.0
 
 
 def checks() -> Iterator[Check]:
-    """All of this module's checks."""
+    """Checks of the hub and W&B."""
     yield hub()
     yield wandb()
 
@@ -45,25 +45,24 @@ def hub() -> Check:
 
 
 def reach(url: str, seconds: float = SECONDS) -> str:
-    """Ask a server for anything at all.
+    """Send a HEAD request, and wait no longer than the time limit.
 
     Args:
-        url: Its address.
-        seconds: How long to wait; after that the question is left to itself.
+        url: Where to.
+        seconds: The time limit; a request that takes longer goes on in its thread, and is ignored.
 
     Returns:
-        Nothing where it answers, else what went wrong.
+        What went wrong; empty where the server answers.
     """
     problem = [f"no answer within {seconds:g} s"]
 
     def ask() -> None:
-        """Put the question, and say how it went."""
         try:
             request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "coderl-doctor"})
             with urllib.request.urlopen(request, timeout=seconds):
                 problem[0] = ""
         except urllib.error.HTTPError as error:
-            # Whatever says this may be a proxy and not the hub.
+            # Another status may be a proxy's and not the hub's. 429 is the hub's: it is there, and busy.
             problem[0] = "" if error.code == 429 else f"answers with HTTP status {error.code}"
             error.close()
         except urllib.error.URLError as error:
@@ -71,7 +70,7 @@ def reach(url: str, seconds: float = SECONDS) -> str:
         except (OSError, ValueError, HTTPException) as error:
             problem[0] = f"cannot be reached ({error})"
 
-    # Looking up a name has no time limit of its own, so it happens in a thread that nobody waits for.
+    # Looking up a name has no time limit, so it happens in a thread, which is not waited for after the limit.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -79,7 +78,7 @@ def reach(url: str, seconds: float = SECONDS) -> str:
 
 
 def wandb() -> Check:
-    """Whether runs could log to W&B. Only configs with a WandbLogger do."""
+    """Whether runs can log to W&B, which only configs with a WandbLogger do."""
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     mode = os.environ.get("WANDB_MODE", "online")
     logged_in = bool(os.environ.get("WANDB_API_KEY")) or _in_netrc(host)

@@ -1,6 +1,6 @@
-"""The command itself: what was asked for, the model or the file, the scores on the console and on disk.
+"""The command's arguments; comparing two results files; printing and saving results.
 
-Comparing two results files needs no torch, so what measures is imported where it is called.
+Comparing needs no torch, so what loads torch is imported in the function, after the comparison.
 """
 
 from __future__ import annotations
@@ -98,8 +98,7 @@ def evaluate(
     _require_counts(
         n_samples=n_samples, max_length_generation=max_length_generation, limit=limit, batch_size=batch_size
     )
-    from coderl.commands.evaluate.inputs import load_tasks, score_file
-    from coderl.commands.evaluate.run import ModelRun
+    from coderl.commands.evaluate.run import ModelRun, load_tasks, score_generations
     from coderl.evaluation import EvaluationSettings
     from coderl.evaluation.tasks import TIMEOUT
     from coderl.model.loading import find_device
@@ -112,33 +111,32 @@ def evaluate(
         n_samples, _numbers(k), temperature, top_p, max_length_generation, seed, grading
     )
     _require_writable(Path(output))
-    patience = TIMEOUT if timeout is None else timeout
-    sandbox = Sandbox(workers, patience, "auto", allow_weak_isolation=allow_weak_isolation)
-    with sandbox:
+    seconds = TIMEOUT if timeout is None else timeout
+    with Sandbox(workers, seconds, "auto", allow_weak_isolation=allow_weak_isolation) as sandbox:
         sandbox.start()  # where isolation is refused, that is reported before anything loads
         loaded = load_tasks(tasks, limit, timeout)
         if temperature == 0 and n_samples > 1:
             print("temperature 0: all samples are alike, --n_samples 1 --k 1 says as much", file=sys.stderr)
         if load_generations_path is not None:
-            evaluations = score_file(Path(load_generations_path), loaded, sandbox, settings)
-            stem = stem_of(Path(load_generations_path))
-            path = Path(output, results_name(stem, "generations"))
-            _conclude(evaluations, path)
+            generations = Path(load_generations_path)
+            evaluations = score_generations(generations, loaded, sandbox, settings)
+            _save_and_print(evaluations, Path(output, results_name(stem_of(generations), "generations")))
             return
-        named = find_model(str(model), adapter, gguf_file)
+        ref = find_model(str(model), adapter, gguf_file)
         policy = Policy(
-            named.base,
+            ref.base,
             gguf_file=gguf_file,
-            quantization=quantization or quantization_of(named.adapter),
+            quantization=quantization or quantization_of(ref.adapter),
             compute_dtype=compute_dtype,
-            adapter=named.adapter,
+            adapter=ref.adapter,
             prompt_form="chat" if chat else "completion",
         )
-        run = ModelRun(named, policy, settings, find_device(device), batch_size)
-        run.evaluate(loaded, sandbox, Path(output), _conclude)
+        run = ModelRun(ref, policy, settings, find_device(device), batch_size)
+        run.evaluate(loaded, sandbox, Path(output), _save_and_print)
 
 
 def _one_of(**ways: object) -> None:
+    """Refuse a call that names none of these, or more than one."""
     given = [name for name, value in ways.items() if value is not None]
     if len(given) != 1:
         what = " and ".join(f"--{name}" for name in given)
@@ -163,7 +161,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _require_writable(folder: Path) -> None:
-    """Make the folder. That it cannot be written to is said before hours of work, not after them."""
+    """Make the folder, and refuse one that cannot be written to before hours of work, not after them."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
@@ -174,8 +172,8 @@ def _require_writable(folder: Path) -> None:
         ) from error
 
 
-def _conclude(evaluations: dict[str, Evaluation], path: Path) -> None:
-    """Save the results and say what they are."""
+def _save_and_print(evaluations: dict[str, Evaluation], path: Path) -> None:
+    """Save the results, and print them."""
     path = free_path(path)  # two evaluations may end in the same second
     save_results(evaluations, path)
     print(summary_text(evaluations, path))
@@ -185,7 +183,7 @@ def _conclude(evaluations: dict[str, Evaluation], path: Path) -> None:
 
 
 def compare_files(first: Path, second: Path, output: Path) -> None:
-    """Set two results files side by side: a table on the console, JSON and a figure in ``output``."""
+    """Compare two results files: a table on the console, JSON and a figure in the folder ``output``."""
     found = compare_results(first, second)
     written = save(found, output)
     print(text(found))

@@ -1,4 +1,4 @@
-"""The command itself: rows stream through the sandbox, verdicts stream out, a summary ends it."""
+"""Streams rows through the sandbox into verdicts, and prints a summary."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from collections import Counter, deque
 from itertools import chain
 from typing import TYPE_CHECKING, Literal, get_args
 
-from coderl.commands.execute.rows import FORMS, STDIO, Row, count_lines, name_of, read_rows
-from coderl.commands.execute.verdicts import Verdicts, check_output, kept_verdicts
+from coderl.commands.execute.rows import FORMS, Row, count_lines, read_rows
+from coderl.commands.execute.verdicts import Verdicts, check_output, earlier_verdicts
 from coderl.errors import UserError
+from coderl.files import STDIO, name_of
 from coderl.sandbox import Program, Sandbox
 from coderl.types import Execution, Outcome
 
@@ -48,32 +49,33 @@ def execute(
 
     Raises:
         UsageError: An argument is out of range, or output and input are one file.
-        UserError: A file cannot be read or written, a row is not valid, the isolation is weak and nobody has
-            allowed it, or a program got no verdict.
+        UserError: A file cannot be read or written, a row is not valid, the isolation is weak and that is not
+            allowed, or a program got no verdict.
     """
     check_output(input, output, resume)
     with Sandbox(workers, timeout, grading, allow_weak_isolation=allow_weak_isolation) as sandbox:
-        rows = _rows(input)
+        rows = read_rows(input)
+        # The first row is read and the sandbox is started before the output is opened: where one of them
+        # fails, an earlier output stays as it was.
+        first = next(rows, None)
+        if first is None:
+            raise UserError(f"{name_of(input)} holds no programs; {FORMS}")
+        rows = chain([first], rows)
         tally = Tally()
-        kept = tally.keep(output, rows) if resume and os.path.exists(output) else 0
-        sandbox.start()  # where it cannot, the output stays as it was
+        kept = tally.add_earlier(output, rows) if resume and os.path.exists(output) else 0
+        sandbox.start()
         with Verdicts(output, kept) as verdicts:
-            _run(rows, sandbox, verdicts, tally, count_lines(input) if sys.stderr.isatty() else None)
+            total = count_lines(input) if sys.stderr.isatty() else None
+            _write_verdicts(rows, sandbox, verdicts, tally, total)
     tally.inline_reasons = sandbox.inline_reasons
     print(tally.summary(), file=sys.stderr if output == STDIO else sys.stdout)
-    tally.demand_verdicts()
+    tally.require_verdicts()
 
 
-def _rows(path: str) -> Iterator[Row]:
-    rows = read_rows(path)
-    first = next(rows, None)
-    if first is None:
-        raise UserError(f"{name_of(path)} holds no programs; {FORMS}")
-    return chain([first], rows)
-
-
-def _run(rows: Iterator[Row], sandbox: Sandbox, verdicts: Verdicts, tally: Tally, total: int | None) -> None:
-    """Stream rows into verdicts; whatever ends it early says how many there are."""
+def _write_verdicts(
+    rows: Iterator[Row], sandbox: Sandbox, verdicts: Verdicts, tally: Tally, total: int | None
+) -> None:
+    """Run the rows' programs and write their verdicts. Errors and Ctrl-C say how many were written."""
     from tqdm.auto import tqdm
 
     tally.started = time.monotonic()
@@ -82,34 +84,36 @@ def _run(rows: Iterator[Row], sandbox: Sandbox, verdicts: Verdicts, tally: Tally
     )
     try:
         with bar:
-            for row, verdict in _judged(rows, sandbox):
+            for row, verdict in _executed(rows, sandbox):
                 verdicts.write(row, verdict)
                 tally.add(row, verdict)
                 bar.update()
     except UserError as error:
-        raise UserError(f"{error}; {_standing(tally, verdicts.path)}") from error
+        raise UserError(f"{error}; {_written(tally, verdicts.path)}") from error
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(_standing(tally, verdicts.path)) from None
+        raise KeyboardInterrupt(_written(tally, verdicts.path)) from None
 
 
-def _judged(rows: Iterator[Row], sandbox: Sandbox) -> Iterator[tuple[Row, Execution]]:
-    """Each row with its verdict."""
-    flying: deque[Row] = deque()
+def _executed(rows: Iterator[Row], sandbox: Sandbox) -> Iterator[tuple[Row, Execution]]:
+    """Each row with its verdict, in the order of the rows."""
+    in_flight: deque[Row] = deque()
 
     def programs() -> Iterator[Program]:
         for row in rows:
-            flying.append(row)
+            in_flight.append(row)
             yield row.program
 
     try:
         for verdict in sandbox.stream(programs()):
-            yield flying.popleft(), verdict
+            yield in_flight.popleft(), verdict
     except UserError as error:
-        # One in flight is a row whose tests the sandbox refused; a row that could not be read never took off.
-        raise UserError(f"{flying[0].where}: {error}" if flying else str(error)) from error
+        # Verdicts come in order and all before an error, so the oldest row without one is the row whose tests
+        # the sandbox refused. There is none if the error was raised in reading the next row.
+        raise UserError(f"{in_flight[0].where}: {error}" if in_flight else str(error)) from error
 
 
-def _standing(tally: Tally, output: str) -> str:
+def _written(tally: Tally, output: str) -> str:
+    """How many verdicts there are, and how to go on."""
     number = f"{tally.count} verdict{'' if tally.count == 1 else 's'}"
     if output == STDIO:
         return f"{number} written"
@@ -118,15 +122,15 @@ def _standing(tally: Tally, output: str) -> str:
 
 
 class Tally:
-    """What the verdicts so far add up to."""
+    """Counts of the verdicts so far, for the summary."""
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
         self.gradings: Counter[str] = Counter()
         self.inline_reasons: Counter[str] = Counter()
         self.tiers: set[str] = set()
-        self.kept = 0
-        self.lost = ""
+        self.earlier = 0
+        self.first_lost = ""
         self.started = time.monotonic()
 
     @property
@@ -134,20 +138,20 @@ class Tally:
         """Verdicts, those of earlier runs included."""
         return self.outcomes.total()
 
-    def keep(self, path: str, rows: Iterator[Row]) -> int:
-        """Take in an earlier run's verdicts, and give the bytes they fill; ``rows`` goes on behind them."""
+    def add_earlier(self, path: str, rows: Iterator[Row]) -> int:
+        """Count an earlier run's verdicts. Returns the bytes they fill; ``rows`` goes on behind them."""
         end = 0
-        for verdict in kept_verdicts(path, rows):
+        for verdict in earlier_verdicts(path, rows):
             self._count(verdict.outcome, verdict.grading, verdict.tier)
             end = verdict.end
-        self.kept = self.count
+        self.earlier = self.count
         return end
 
     def add(self, row: Row, verdict: Execution) -> None:
-        """Take in a verdict of this run."""
+        """Count a verdict of this run."""
         self._count(verdict.outcome, verdict.grading, verdict.tier)
-        if verdict.outcome == "infra_error" and not self.lost:
-            self.lost = f"{row.where}: {verdict.message}"
+        if verdict.outcome == "infra_error" and not self.first_lost:
+            self.first_lost = f"{row.where}: {verdict.message}"
 
     def _count(self, outcome: str, grading: str, tier: str) -> None:
         self.outcomes[outcome] += 1
@@ -155,28 +159,28 @@ class Tally:
         self.tiers.add(tier)
 
     def summary(self) -> str:
-        """Count and share of each outcome, and how it was done."""
+        """Count and share of each outcome, speed, gradings and tiers, as lines."""
         seconds = time.monotonic() - self.started
-        ran = self.count - self.kept
+        ran = self.count - self.earlier
         lines = [f"{'outcome':<13} {'programs':>10} {'share':>8}"]
         for outcome in get_args(Outcome):
             if number := self.outcomes[outcome]:
                 lines.append(f"{outcome:<13} {number:>10,} {number / self.count:>8.1%}")
-        before = f" and {self.kept:,} from before" if self.kept else ""
+        before = f" and {self.earlier:,} from before" if self.earlier else ""
         gradings = ", ".join(f"{name} {number:,}" for name, number in self.gradings.most_common())
         lines.append(f"{ran:,} programs in {seconds:.1f} s ({ran / seconds:.0f} a second){before}")
         lines.append(f"grading: {gradings}; tier: {', '.join(sorted(self.tiers))}")
         lines += [f"inline {number:,}: {reason}" for reason, number in self.inline_reasons.most_common(5)]
         return "\n".join(lines)
 
-    def demand_verdicts(self) -> None:
-        """Refuse to end well where the sandbox failed.
+    def require_verdicts(self) -> None:
+        """End with an error where the sandbox failed.
 
         Raises:
-            UserError: A program has no verdict.
+            UserError: A program got no verdict.
         """
         if lost := self.outcomes["infra_error"]:
-            first = f", the first at {self.lost}" if self.lost else ""
+            first = f", the first at {self.first_lost}" if self.first_lost else ""
             raise UserError(
                 f"{lost} of {self.count} programs got no verdict (infra_error){first}; "
                 "`coderl doctor` checks the sandbox"

@@ -1,9 +1,8 @@
-"""Writing verdicts as they come, whole lines only, and going on from where a stopped run left off."""
+"""Writes verdicts, each as one whole line, and reads those of a stopped run for ``--resume``."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import gzip
 import json
 import os
@@ -11,8 +10,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from coderl.commands.execute.rows import STDIO
-from coderl.errors import UsageError, UserError
+from coderl.errors import DISK_FULL, UsageError, UserError
+from coderl.files import STDIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,11 +24,11 @@ FIELDS = ("outcome", "passed", "total", "seconds", "grading", "tier", "message")
 
 
 class Verdicts:
-    """The output. Each verdict is one line, written and handed to the system before the next is awaited.
+    """The output. Each verdict is one line, flushed before the next is waited for.
 
     Args:
         path: A file, gzipped where its name ends in ``.gz``, or ``-`` for standard output.
-        kept: Bytes at the file's beginning that stay; what lies behind them is written over.
+        kept: Bytes at the file's beginning that stay; the rest is overwritten.
 
     Raises:
         UserError: The file cannot be written.
@@ -68,19 +67,17 @@ class Verdicts:
             self._file.write(line.encode())
             self._file.flush()
         except OSError as error:
-            self._drop_torn_line()
+            # Closing flushes what is left, so the part of a line that did get written is cut off after it.
+            with contextlib.suppress(OSError):
+                self._open.close()
+            if not self.path.endswith(".gz"):
+                with contextlib.suppress(OSError):  # a pipe or a device
+                    os.truncate(self.path, self.size)
             raise self._unwritable(error) from None
         self.size += len(line)
 
-    def _drop_torn_line(self) -> None:
-        with contextlib.suppress(OSError):
-            self._open.close()
-        if not self.path.endswith(".gz"):
-            with contextlib.suppress(OSError):  # a pipe or a device
-                os.truncate(self.path, self.size)
-
     def _unwritable(self, error: OSError) -> UserError:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in DISK_FULL:
             return UserError(f"{self.path} cannot be written: the disk is full")
         folder = os.path.dirname(self.path) or "."
         if not os.path.isdir(folder):
@@ -95,8 +92,13 @@ class Verdicts:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """A verdict of an earlier run: its place and what is tallied of it."""
+class EarlierVerdict:
+    """A verdict of an earlier run.
+
+    Attributes:
+        end: Bytes of the file up to the end of its line.
+        outcome: See :class:`~coderl.types.Execution`, as are the others.
+    """
 
     end: int
     outcome: str
@@ -105,7 +107,7 @@ class Kept:
 
 
 def check_output(source: str, output: str, resume: bool) -> None:
-    """Refuse an output that cannot be what was meant.
+    """Refuse an output that would destroy the input, or that cannot be resumed.
 
     Args:
         source: Path of the input.
@@ -113,7 +115,7 @@ def check_output(source: str, output: str, resume: bool) -> None:
         resume: Whether to go on where an earlier run left off.
 
     Raises:
-        UsageError: It is the input itself, or cannot be gone on with.
+        UsageError: It is one of these.
     """
     if resume and (output == STDIO or output.endswith(".gz")):
         raise UsageError("--resume needs an --output that is a plain file, neither - nor .gz")
@@ -121,16 +123,16 @@ def check_output(source: str, output: str, resume: bool) -> None:
         raise UsageError(f"--output {output} is the input itself: name another file")
 
 
-def kept_verdicts(path: str, rows: Iterator[Row]) -> Iterator[Kept]:
-    """The whole lines of an earlier run's output; each takes its row from ``rows``.
+def earlier_verdicts(path: str, rows: Iterator[Row]) -> Iterator[EarlierVerdict]:
+    """The verdicts in an earlier run's output. Each takes its row from ``rows``.
 
-    A line that the earlier run was killed in the middle of is left out.
+    A last line without its newline is left out: the run was killed while it wrote it.
 
     Raises:
         UserError: The file is not the output for these rows.
     """
     end = 0
-    try:  # around opening it alone: errors of the rows are theirs
+    try:  # not around the loop: an OSError of `rows` is about another file
         file = open(path, "rb")  # noqa: SIM115
     except OSError as error:
         raise UserError(f"{path} cannot be read to go on from it: {error.strerror or error}") from None
@@ -146,10 +148,11 @@ def kept_verdicts(path: str, rows: Iterator[Row]) -> Iterator[Kept]:
                     f"{path}:{number}: cannot go on from here: the input asks for {expected}; give the "
                     "input it was made from, or leave --resume out to write over it"
                 )
-            yield Kept(end, *(str(found.get(name)) for name in ("outcome", "grading", "tier")))
+            yield EarlierVerdict(end, *(str(found.get(name)) for name in ("outcome", "grading", "tier")))
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
+    """A line of verdicts; None where it is none."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):

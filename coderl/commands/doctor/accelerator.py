@@ -1,4 +1,4 @@
-"""GPU and bitsandbytes, each by use, in a process of their own: a driver that crashes is a finding, too."""
+"""Checks of torch, the GPU and bitsandbytes, in a child process: a crash there is a failed check."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from coderl.commands.doctor.check import Check
+from coderl.errors import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
 
 NAMES = ("torch", "GPU", "NF4 on the CPU", "NF4 on the GPU")
 SECONDS = 180.0
-"""How long the process may take; importing torch from a cold disk alone can take a minute."""
+"""Time limit of the child process. To import torch from a cold disk can take a minute of it."""
 WORST = 0.153
-"""NF4's largest error in units of its block's largest value: half its widest gap, (1 - 0.6962) / 2."""
+"""NF4's largest error, relative to the largest value of a block: half its widest gap, (1 - 0.6962) / 2."""
 FIX_BNB = "pip install -U bitsandbytes; on a GPU also check that torch's CUDA version is one it supports"
 
 
 def checks(command: tuple[str, ...] = (sys.executable, "-m", __name__)) -> Iterator[Check]:
-    """All of this module's checks, made by a process that runs :func:`main`."""
+    """Checks of torch, GPU and NF4, made by a child process that runs :func:`main`."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS)
         out, err, how = done.stdout, done.stderr, _ending(done.returncode)
@@ -44,6 +45,7 @@ def checks(command: tuple[str, ...] = (sys.executable, "-m", __name__)) -> Itera
 
 
 def _ending(code: int) -> str:
+    """How a process ended, by its exit status; empty if well. Negative is the number of a signal."""
     if code >= 0:
         return f"ended with status {code}" if code else ""
     try:
@@ -57,11 +59,11 @@ def _text(captured: str | bytes | None) -> str:
 
 
 def trials() -> Iterator[Check]:
-    """Try each, in this process."""
+    """The checks, made in this process."""
     try:
         import torch
     except Exception as error:
-        yield Check("torch", "fail", f"cannot be imported: {_first_line(error)}", "pip install -U torch")
+        yield Check("torch", "fail", f"cannot be imported: {_reason(error)}", "pip install -U torch")
         return
     yield Check("torch", "ok", f"{torch.__version__} loads")
     gpu = _gpu(torch)
@@ -96,7 +98,7 @@ def _gpu(torch: Any) -> Check:
                 raise RuntimeError(f"cuda:{index} multiplies wrongly")
     except Exception as error:
         fix = "check the driver with nvidia-smi, and that torch's CUDA build fits it"
-        return Check("GPU", "fail", f"{detail}: {_first_line(error)}", fix, data)
+        return Check("GPU", "fail", f"{detail}: {_reason(error)}", fix, data)
     return Check("GPU", "ok", detail, data=data)
 
 
@@ -107,7 +109,7 @@ def _nf4(torch: Any, device: str) -> Check:
 
         problem, worst = round_trip(bitsandbytes, torch, device)
     except Exception as error:
-        return Check(name, "fail", f"bitsandbytes fails: {_first_line(error)}", FIX_BNB)
+        return Check(name, "fail", f"bitsandbytes fails: {_reason(error)}", FIX_BNB)
     detail = f"bitsandbytes {bitsandbytes.__version__}, largest error {worst:.3f} of a block's largest value"
     if problem:
         return Check(name, "fail", f"{detail}: {problem}", FIX_BNB)
@@ -115,11 +117,11 @@ def _nf4(torch: Any, device: str) -> Check:
 
 
 def round_trip(bitsandbytes: Any, torch: Any, device: str) -> tuple[str, float]:
-    """Pack and unpack a matrix, then send something through a 4-bit layer, there and back.
+    """Quantize and dequantize a matrix, then run a 4-bit layer forward and backward.
 
     Returns:
-        What is wrong (empty where nothing is), and the largest error of the unpacked numbers in units of
-        their block's largest.
+        What is wrong (empty where nothing is), and the largest error of the dequantized values, relative to
+        the largest value of their block.
     """
     weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).to(device)
     packed, state = bitsandbytes.functional.quantize_4bit(weight, quant_type="nf4", blocksize=64)
@@ -139,17 +141,18 @@ def round_trip(bitsandbytes: Any, torch: Any, device: str) -> tuple[str, float]:
 
 
 def _near(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Within 2 %: some CPUs compute in bfloat16."""
+    """Equal within 2 %, since some CPUs compute in bfloat16."""
     return bool((found - expected).norm() <= 0.02 * expected.norm())
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:200]
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def main() -> None:
-    """Print a check a line, as JSON, each as soon as it is made; what libraries print goes to stderr."""
+    """Print each check as a line of JSON, as soon as it is made."""
+    # The parent parses stdout, so what libraries print there, native ones too, is sent to stderr. Each line
+    # is written at once: after a crash, the parent knows by the lines which check it was in.
     results = os.dup(1)
     os.dup2(2, 1)
     for check in trials():
