@@ -1,7 +1,7 @@
-"""The command line: which command was meant, what its configuration is, and one line for whatever is wrong.
+"""The command line: which command is meant, its configuration, and one line for each error.
 
-Words come in from a shell or a notebook; LightningCLI trains, :mod:`coderl.commands` does the rest. No module
-below knows that there is a command line.
+Arguments come in from a shell or from Python. LightningCLI trains; the other commands are
+:mod:`coderl.commands`'. What they do does not belong here, and no package below imports this one.
 """
 
 from coderl.cli.entry import main, run

@@ -1,7 +1,7 @@
-"""The command line's front door: :func:`main` for the shell, :func:`run` for notebooks and tests.
+"""Entry points of the command line: :func:`main` for the shell, :func:`run` for notebooks and tests.
 
-``coderl --help`` and the refusal of a mistyped command are here, so this module imports nothing heavy.
-Lightning and torch load in :mod:`coderl.cli.trainer`, once there is something to run.
+This module imports nothing heavy, so that ``coderl --help`` and errors in a command's name come at once.
+Lightning and torch load with :mod:`coderl.cli.trainer`, once there is something to run.
 
 Exit codes: 0 done, 1 failed or interrupted, 2 called wrongly.
 """
@@ -109,7 +109,7 @@ configs found by name from any folder:
 
 
 def run(args: ArgsType = None) -> CoderlCLI | None:
-    """Run one command, and let errors through.
+    """Run one command; errors are raised.
 
     Args:
         args: What would follow ``coderl`` on the shell, as a list; or a configuration as a dict with the key
@@ -144,7 +144,7 @@ def run(args: ArgsType = None) -> CoderlCLI | None:
 
 
 def _check_command(args: list[str]) -> None:
-    """Refuse an unknown command before seconds are spent on imports."""
+    """Refuse an unknown command before torch and Lightning are imported, which takes seconds."""
     if not args:
         raise UsageError(
             "no command; `coderl --help` lists them, `coderl fit --config quickstart.yaml` starts"
@@ -166,14 +166,14 @@ def main(args: ArgsType = None) -> int:
     """
     try:
         run(args)
-    except SystemExit as stop:  # the parser ends --help and --print_config with it
+    except SystemExit as stop:  # argparse ends --help and --print_config with it
         return stop.code if isinstance(stop.code, int) else EXIT_DONE if stop.code is None else EXIT_FAILED
-    except BrokenPipeError:  # `coderl --help | head`: Python would fail once more when it flushes stdout
+    except BrokenPipeError:  # `coderl --help | head`; Python flushes stdout at exit and would fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except (Exception, KeyboardInterrupt) as error:
         line = exit_line(error)
-        if line is None:  # a bug: its traceback is what is wanted
+        if line is None:  # a bug: its traceback is needed
             raise
         print(line, file=sys.stderr)
         return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED

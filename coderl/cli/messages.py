@@ -1,4 +1,4 @@
-"""jsonargparse's long error messages as one line: what is wrong with a call, where, and the nearest key."""
+"""Shortens jsonargparse's error messages to one line: what is wrong, where, and the nearest key."""
 
 from __future__ import annotations
 
@@ -25,12 +25,18 @@ _NOISE = re.compile(
 )
 
 _TRUNCATIONS = ("top_p", "top_k", "min_p", "typical_p", "repetition_penalty")
-"""Sampling options of other libraries that are refused here, see :func:`_unknown_key`."""
+"""Sampling options of other libraries. Training refuses them, see :func:`_unknown_key`."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Complaint:
-    """One leaf of jsonargparse's report: the text, and the keys and class above it."""
+class _Problem:
+    """One leaf of jsonargparse's report, which is a tree of what was tried for each type of a union.
+
+    Attributes:
+        text: What is wrong.
+        keys: The keys above it in the tree.
+        owner: Class path of the innermost class above it; empty where there is none.
+    """
 
     text: str
     keys: tuple[str, ...]
@@ -38,7 +44,7 @@ class _Complaint:
 
     @property
     def rank(self) -> int:
-        """Lower is more specific. Of a union's complaints the first of the lowest rank is reported."""
+        """Lower is more specific. Of the problems of a union, the first of the lowest rank is reported."""
         return next((i for i, pattern in enumerate(_SPECIFIC) if pattern.search(self.text)), len(_SPECIFIC))
 
     @property
@@ -58,7 +64,7 @@ def explain(message: str, known: Iterable[str]) -> str:
     if message.startswith("unrecognized arguments: "):
         flag = message.removeprefix("unrecognized arguments: ").split()[0]
         return f"unknown argument {flag}{did_you_mean(flag, [f'--{key}' for key in known])}"
-    found = min(_complaints(message), key=lambda complaint: complaint.rank, default=None)
+    found = min(_problems(message), key=lambda problem: problem.rank, default=None)
     if found is None or not (found.keys or found.is_specific):
         return " ".join(message.split())
     where = ".".join(found.keys)
@@ -73,8 +79,8 @@ def explain(message: str, known: Iterable[str]) -> str:
     return _wrong_value(found.text, where, message)
 
 
-def _complaints(message: str) -> Iterator[_Complaint]:
-    """The leaves of a report whose tree is drawn by indentation."""
+def _problems(message: str) -> Iterator[_Problem]:
+    """The leaves of a report, whose tree is written by indentation."""
     above: list[tuple[int, str, str]] = []  # (indent, key or "", class or "")
     for line in filter(str.strip, message.splitlines()):
         text = line.strip().removeprefix("- ").strip()
@@ -88,12 +94,11 @@ def _complaints(message: str) -> Iterator[_Complaint]:
             continue
         if text not in ("", "-") and not _NOISE.match(text):
             owners = [entry[2] for entry in above if entry[2]]
-            yield _Complaint(
-                text, tuple(entry[1] for entry in above if entry[1]), owners[-1] if owners else ""
-            )
+            yield _Problem(text, tuple(entry[1] for entry in above if entry[1]), owners[-1] if owners else "")
 
 
 def _unknown_key(option: str, where: str, owner: str, known: list[str]) -> str:
+    """The line for a key that does not exist, in a class or at the top."""
     if option in _TRUNCATIONS:
         return (
             f"{where}: {option} does not go with training: what it leaves out biases the importance ratio. "
@@ -102,7 +107,8 @@ def _unknown_key(option: str, where: str, owner: str, known: list[str]) -> str:
     if owner:
         hint = did_you_mean(option, _parameters(owner))
         if owner.rpartition(".")[2] in ("LightningModule", "CodeDataModule"):
-            hint = "; an overlay goes behind the config that it is laid over"
+            # Only the base class is known, so the config that names the class has not been read yet.
+            hint = "; name an overlay after the config that it changes"
         return f"{where}: {owner.rpartition('.')[2]} has no argument {option!r}{hint}"
     group = option.partition(".")[0]
     groups = sorted({key.partition(".")[0] for key in known})
@@ -111,6 +117,7 @@ def _unknown_key(option: str, where: str, owner: str, known: list[str]) -> str:
 
 
 def _missing_key(names: str, where: str, owner: str) -> str:
+    """The line for required keys that are not set."""
     if not owner:
         missing = " and ".join(sorted(re.sub(r"\b(fit|validate|test)\.", "", names).split(", ")))
         return f"no {missing} given; name a config (such as --config quickstart.yaml), or set each by a flag"
@@ -118,6 +125,7 @@ def _missing_key(names: str, where: str, owner: str) -> str:
 
 
 def _wrong_value(text: str, where: str, message: str) -> str:
+    """The line for a value of the wrong type; types and value may stand anywhere in the message."""
     types = [found["name"] for found in _EXPECTED.finditer(message) if found["name"] != "NoneType"]
     if _EXPECTED.match(text) and types:
         text = f"expected {' or '.join(dict.fromkeys(types))}"
@@ -139,7 +147,7 @@ def _parameters(class_path: str) -> list[str]:
 
 
 def _class_names() -> list[str]:
-    """Names that stand for classes on the command line: coderl's own, Lightning's callbacks and loggers."""
+    """Class names that need no module on the command line: coderl's, Lightning's callbacks and loggers."""
     prefixes = ("coderl.", "lightning.pytorch.callbacks", "lightning.pytorch.loggers")
     modules = [module for name, module in list(sys.modules.items()) if name.startswith(prefixes)]
     return sorted({name for module in modules for name, _ in inspect.getmembers(module, inspect.isclass)})

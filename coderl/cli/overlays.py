@@ -1,4 +1,4 @@
-"""Nested settings: laid over each other, and compared."""
+"""Merges configurations, as when one config file overrides another, and compares them."""
 
 from __future__ import annotations
 
@@ -8,46 +8,47 @@ from jsonargparse import Namespace, dict_to_namespace
 
 
 def merge(under: Any, over: Any) -> Any:
-    """Two configurations as one: where both say something, ``over`` does.
+    """Two configurations merged; where both set a key, ``over`` wins.
 
-    ``class_path`` and ``init_args`` may be written out on one side only.
+    A class is written as ``class_path`` with ``init_args``, or as its arguments alone, on either side.
     """
     if not (isinstance(under, dict) and isinstance(over, dict)):
         return over
-    if _written_out(under) != _written_out(over):
-        under, over = (part if _written_out(part) else {"init_args": part} for part in (under, over))
+    if _names_class(under) != _names_class(over):
+        under, over = (part if _names_class(part) else {"init_args": part} for part in (under, over))
     return under | {key: merge(under[key], value) if key in under else value for key, value in over.items()}
 
 
-def _written_out(settings: dict[str, Any]) -> bool:
+def _names_class(settings: dict[str, Any]) -> bool:
     return not {"class_path", "init_args"}.isdisjoint(settings)
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """From dotted keys, such as ``model.init_args.clip``, to values that are no mappings (or empty ones)."""
+    """Nested settings by dotted key, such as ``model.init_args.clip``; an empty mapping is a value."""
     if not isinstance(values, dict) or not values:
         return {prefix: values}
     return {k: v for key, item in values.items() for k, v in flat(item, f"{prefix}.{key}".strip(".")).items()}
 
 
 def changes(was: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """``(key, was, now)`` of the settings that differ, among those that both have."""
+    """``(key, was, now)`` of the settings that both have and that differ."""
     before, after = flat(was), flat(now)
     return [(key, before[key], after[key]) for key in before if key in after and before[key] != after[key]]
 
 
-ONCE = ("CompletionTable", "MergedCheckpoints", "PostFit", "SaveOnInterrupt")
-"""Callbacks of coderl's of which a run has one at most."""
+SINGLETONS = ("CompletionTable", "MergedCheckpoints", "PostFit", "SaveOnInterrupt")
+"""Callbacks that a run has at most one of."""
 
 
-def overlaid(before: list[Namespace], now: list[Namespace]) -> list[Namespace]:
-    """The callbacks of a configuration, after a file has added some.
+def merge_callbacks(before: list[Namespace], now: list[Namespace]) -> list[Namespace]:
+    """The callbacks of a configuration, after a config file was read.
 
-    What it adds of coderl's own is laid over what is there of the same class.
+    jsonargparse appends what the file adds (``callbacks+``). A callback of coderl's whose class is in the
+    list already is merged with that one instead: so an overlay can change some of its arguments.
 
     Args:
-        before: Without the file.
-        now: With it: the same and more, or others.
+        before: The callbacks before the file.
+        now: Those after it. Where they do not begin with ``before``, the file replaced the list.
     """
     if now[: len(before)] != before:
         return now
@@ -64,9 +65,9 @@ def overlaid(before: list[Namespace], now: list[Namespace]) -> list[Namespace]:
 
 
 def last_of_each(callbacks: list[Namespace]) -> list[Namespace]:
-    """Of each class in :data:`ONCE` the callback that was named last."""
+    """The callbacks; of each class in :data:`SINGLETONS` only the one that was named last."""
     names = [callback.class_path.rpartition(".")[2] for callback in callbacks]
-    return [c for i, c in enumerate(callbacks) if not (names[i] in ONCE and names[i] in names[i + 1 :])]
+    return [c for i, c in enumerate(callbacks) if not (names[i] in SINGLETONS and names[i] in names[i + 1 :])]
 
 
 def _arguments(entry: Namespace) -> dict[str, Any]:

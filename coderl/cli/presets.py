@@ -1,13 +1,12 @@
-"""What suits a family of models: ``configs/models/*.yaml``, laid by themselves over the shipped configs.
+"""Presets: settings for families of models, applied over the shipped configs by the model's name or type.
 
-A preset is a config with one more key, ``match``: a regular expression that is looked for in the model's name
-(the last part of its hub id or path) and the ``model_type`` of its ``config.json``.
+A preset is a file of ``configs/models``: a config with one more key, ``match``, which holds a regular
+expression for the model's name (the last part of its hub id or path) and the ``model_type`` of its
+``config.json``.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
 import os
 import re
 from copy import deepcopy
@@ -20,7 +19,8 @@ from jsonargparse import Namespace
 
 from coderl.cli.config_files import configs_folder, find_config
 from coderl.cli.overlays import flat, merge
-from coderl.errors import UsageError
+from coderl.errors import UsageError, did_you_mean
+from coderl.files import read_json_or_none
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from lightning.pytorch.cli import ArgsType
 
 AUTO, NONE = "auto", "none"
-"""Values of ``--preset`` beside names and paths."""
+"""Values of ``--preset`` that are neither names nor paths."""
 
 _PRINT = "--print_config"
 
 WARM_START = ("policy", "micro_batch_size")
-"""What training that samples nothing takes from a preset: the rest is about reinforcement learning."""
+"""Arguments that SFT takes from a preset; the others configure reinforcement learning."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Preset:
 
     Attributes:
         name: The file's name without its suffix, or the path it was given by.
-        why: What it was chosen by, in words.
+        why: Why it was chosen, in words.
         settings: The config, without ``match``.
-        shipped: Whether it is one of ``configs/models``, made for classes that may not be there.
+        shipped: Whether it is a file of ``configs/models``. These may set arguments that a class lacks.
     """
 
     name: str
@@ -52,17 +52,17 @@ class Preset:
     settings: dict[str, Any]
     shipped: bool = True
 
-    def under(self, config: Namespace) -> dict[str, Any]:
-        """The settings, for the classes that a configuration names.
+    def settings_for(self, config: Namespace) -> dict[str, Any]:
+        """The settings, with the class paths that a configuration names.
 
         Args:
-            config: The command's configuration without the preset. Of a shipped preset, what these classes
-                do not take is left out.
+            config: The command's configuration without the preset. Arguments of a shipped preset that its
+                classes do not take are left out.
         """
         arguments = {key: self.settings.get(key, {}).get("init_args", {}) for key in ("model", "data")}
         if self.shipped:
-            arguments = {key: _taken(value, config[key].init_args) for key, value in arguments.items()}
-            if "engine" not in config.model.init_args:
+            arguments = {key: _known(value, config[key].init_args) for key, value in arguments.items()}
+            if "engine" not in config.model.init_args:  # it samples nothing: SFT
                 arguments = {
                     "model": {k: v for k, v in arguments["model"].items() if k in WARM_START},
                     "data": {},
@@ -74,54 +74,56 @@ class Preset:
         return {**self.settings, **classes, "preset": self.name}
 
 
-def parse(parsed: Callable[[ArgsType], Namespace], args: ArgsType, say: Callable[[str], None]) -> Namespace:
-    """Parse a call over the preset that suits its model.
+def parse(parsed: Callable[[ArgsType], Namespace], args: ArgsType, log: Callable[[str], None]) -> Namespace:
+    """Parse a call, with the preset for its model.
 
-    A first look at the call finds model and classes; the preset then goes between.
+    The call is parsed twice: which preset it needs is known by the model and the classes of the first parse.
+    The second has the preset in the place where flags and configs of the user override it.
 
     Args:
-        parsed: What parses one call.
+        parsed: Parses a call.
         args: Arguments as on the shell, or a configuration.
-        say: Takes the line on what the preset did.
+        log: Called with a line on what the preset changed.
 
     Raises:
         UsageError: The call is wrong, or ``--preset``.
     """
+    # jsonargparse prints and exits when it meets --print_config, so the first parse goes without it.
     quiet = [arg for arg in args if not arg.startswith(_PRINT)] if isinstance(args, list) else args
     try:
-        plain = parsed(deepcopy(quiet))  # a dict would be changed
+        plain = parsed(deepcopy(quiet))  # parsing changes a dict in place
     except UsageError:
         if quiet == args:
             raise
-        return parsed(args)  # what is not complete can be printed all the same
+        return parsed(args)  # --print_config also prints a configuration that lacks required keys
     command = plain.subcommand
     config = plain[command]
     preset = choose(config.preset, *_base(config))
     if preset is None or (isinstance(args, list) and command not in args):
         return plain if quiet == args else parsed(args)
-    settings = preset.under(config)
+    settings = preset.settings_for(config)
     try:
-        found = parsed(_laid_under(quiet, command, settings))
+        found = parsed(_with_preset(quiet, command, settings))
     except UsageError as error:
         why = str(error).removeprefix("--config: ")
         raise UsageError(f"--preset: {preset.name} does not fit: {why}") from error
-    say(_words(preset, settings, config, found[command]))
-    return found if quiet == args else parsed(_laid_under(args, command, settings))
+    log(_summary_line(preset, settings, config, found[command]))
+    return found if quiet == args else parsed(_with_preset(args, command, settings))
 
 
 def choose(asked: str, model: str, gguf_file: str | None = None) -> Preset | None:
-    """The preset that was asked for, or the one that suits the model.
+    """The preset that was asked for, or the one for the model.
 
-    The name decides first, among those whose ``model_type`` is the model's or where that is not known; else
-    the type does, where a single preset has it.
+    Presets of another ``model_type`` than the model's are out, where that is known. Of the others, the first
+    that matches the model's name is chosen; where none does, the only one of the type, if there is just one.
 
     Args:
         asked: ``auto``, ``none``, a preset's name, or the path of one.
         model: Folder or hub id.
-        gguf_file: Name of a GGUF file in ``model``, which tells more than the folder's.
+        gguf_file: Name of a GGUF file in ``model``, used as the model's name.
 
     Returns:
-        None where none suits.
+        None where no preset matches.
 
     Raises:
         UsageError: There is no preset of that name, or it cannot be read.
@@ -129,21 +131,21 @@ def choose(asked: str, model: str, gguf_file: str | None = None) -> Preset | Non
     if asked == NONE:
         return None
     if asked != AUTO:
-        path = _path(asked)
+        path = _preset_path(asked)
         return Preset(asked, "asked for", _read(path)[1], shipped=path.parent == models_folder())
     known = [(path.stem, *_read(path)) for path in sorted(models_folder().glob("*.yaml"))]
-    name, kind = gguf_file or _name(model), model_type(model)
-    fitting = [entry for entry in known if kind in (None, entry[1].get("model_type"))]
-    for stem, match, settings in fitting:
+    name, kind = gguf_file or _model_name(model), model_type(model)
+    candidates = [entry for entry in known if kind in (None, entry[1].get("model_type"))]
+    for stem, match, settings in candidates:
         if re.search(match["name"], name, flags=re.IGNORECASE):
             return Preset(stem, "by the model's name", settings)
-    if kind is not None and len(fitting) == 1:
-        return Preset(fitting[0][0], f"by the model's type, {kind}", fitting[0][2])
+    if kind is not None and len(candidates) == 1:
+        return Preset(candidates[0][0], f"by the model's type, {kind}", candidates[0][2])
     return None
 
 
 def models_folder() -> Path:
-    """Where presets lie."""
+    """The folder of the shipped presets."""
     return configs_folder() / "models"
 
 
@@ -155,14 +157,15 @@ def model_type(model: str) -> str | None:
             from huggingface_hub import try_to_load_from_cache
 
             file = try_to_load_from_cache(model, "config.json")
-        found = json.loads(Path(file).read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, RuntimeError, AttributeError, TypeError):
-        return None  # not there, or to be told when weights load
+    except (OSError, ValueError, RuntimeError):
+        return None  # no such name or user: loading the weights reports it
+    body = read_json_or_none(Path(file)) if isinstance(file, str | Path) else None
+    found = body.get("model_type") if isinstance(body, dict) else None
     return found if isinstance(found, str) else None
 
 
 def without_match(config: str) -> str:
-    """What stood after ``--config``; a file that says which models it matches as text without that."""
+    """The value of ``--config``; for a preset's file its text without ``match``, which is no setting."""
     try:
         settings = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
@@ -172,15 +175,18 @@ def without_match(config: str) -> str:
     return config
 
 
-def _taken(settings: dict[str, Any], arguments: Namespace) -> dict[str, Any]:
-    """Those of the settings that are arguments of a class; of a part that is switched off none."""
+def _known(settings: dict[str, Any], arguments: Namespace) -> dict[str, Any]:
+    """The settings that a class has arguments for; none for a part that is null in the configuration."""
     taken = {}
     for key, value in settings.items():
         if key not in arguments:
             continue
         inner = arguments[key] and arguments[key].get("init_args") if isinstance(value, dict) else None
         if inner is not None and "init_args" in value:
-            value = {"class_path": arguments[key].class_path, "init_args": _taken(value["init_args"], inner)}
+            value = {
+                "class_path": arguments[key].class_path,
+                "init_args": _known(value["init_args"], inner),
+            }
         elif isinstance(value, dict) and arguments[key] is None and "class_path" not in value:
             continue
         taken[key] = value
@@ -188,32 +194,32 @@ def _taken(settings: dict[str, Any], arguments: Namespace) -> dict[str, Any]:
 
 
 def _base(config: Namespace) -> tuple[str, str | None]:
-    """The base model of a configuration, and the GGUF file in it."""
+    """The base model of a configuration, and its GGUF file; empty and None where it has no policy."""
     policy = config.model.get("init_args.policy")
     arguments = policy and policy.get("init_args", policy)
     return (arguments.get("model") or "", arguments.get("gguf_file")) if arguments else ("", None)
 
 
-def _laid_under(args: Any, command: str, settings: dict[str, Any]) -> Any:
-    """A call with the preset over the shipped config that names the model, and under all else."""
+def _with_preset(args: Any, command: str, settings: dict[str, Any]) -> Any:
+    """A call with the preset after the shipped config that names a model, and before everything else."""
     if not isinstance(args, list):
         whole = Namespace()
         for key, value in (args.as_dict() if isinstance(args, Namespace) else deepcopy(args)).items():
-            whole[key] = value  # where there may be dots in keys
+            whole[key] = value  # a Namespace nests keys with dots, which a dict from Python may have
         given = whole.as_dict()
         return given | {"subcommand": command, command: merge(settings, given[command])}
     place = args.index(command) + 1
-    for behind, value in _configs(args, place):
+    for after, value in _configs(args, place):
         path = Path(find_config(value)).absolute()
         if not path.is_relative_to(configs_folder()):
-            break
-        if _names_model(path):
-            place = behind
+            break  # the user's own config, and all after it, override the preset
+        if "model.init_args.policy.init_args.model" in flat(yaml.safe_load(path.read_text(encoding="utf-8"))):
+            place = after
     return [*args[:place], "--config", yaml.safe_dump(settings), *args[place:]]
 
 
 def _configs(args: list[str], start: int) -> Iterator[tuple[int, str]]:
-    """Each config that is named from there on, after the place behind it."""
+    """Each config that is named from ``start`` on, as (index of the argument after it, its value)."""
     for i in range(start, len(args)):
         flag, equals, value = args[i].partition("=")
         if flag in ("-c", "--config"):
@@ -222,34 +228,30 @@ def _configs(args: list[str], start: int) -> Iterator[tuple[int, str]]:
             yield i + 1, args[i][2:]
 
 
-def _names_model(config: Path) -> bool:
-    keys = flat(yaml.safe_load(config.read_text(encoding="utf-8")))
-    return "model.init_args.policy.init_args.model" in keys
-
-
-def _words(preset: Preset, settings: dict[str, Any], plain: Namespace, found: Namespace) -> str:
-    """What became of the preset's settings, in one line."""
+def _summary_line(preset: Preset, settings: dict[str, Any], plain: Namespace, found: Namespace) -> str:
+    """Which of the preset's settings took effect, and which the user has overridden."""
     was, now = _short(plain.as_dict()), _short(found.as_dict())
     moved = [f"{key} {_shown(now[key])}" for key in now if "." in key and was.get(key) != now[key]]
     wanted = {key: value for key, value in _short(settings).items() if not key.endswith("class_path")}
     lost = [key for key, value in wanted.items() if "." in key and now.get(key) != value]
-    told = f"sets {', '.join(moved)}" if moved else "changes nothing"
+    effect = f"sets {', '.join(moved)}" if moved else "changes nothing"
     yours = f"; set otherwise by you: {', '.join(lost)}" if lost else ""
-    return f"preset {preset.name} ({preset.why}) {told}{yours}; --preset none turns it off"
+    return f"preset {preset.name} ({preset.why}) {effect}{yours}; --preset none turns it off"
 
 
 def _short(settings: dict[str, Any]) -> dict[str, Any]:
-    """From keys as flags have them, without ``init_args``, to values."""
+    """Settings by key as flags write it, without ``init_args``."""
     values = flat(settings).items()
     return {k.replace("init_args.", ""): list(v) if isinstance(v, tuple) else v for k, v in values}
 
 
 def _shown(value: Any) -> str:
+    """A value as YAML writes it, such as ``[q_proj, k_proj]``."""
     return "[" + ", ".join(map(str, value)) + "]" if isinstance(value, list) else str(value)
 
 
-def _name(model: str) -> str:
-    """The last part of a hub id or path that says something: not the hub cache's hash, nor an epoch."""
+def _model_name(model: str) -> str:
+    """The part of a hub id or path that names the model: not the hub cache's hash, nor ``epoch-2``."""
     parts = model.split("/")
     if model.startswith((".", "~", "/")):
         parts = os.path.abspath(os.path.expanduser(model)).split("/")
@@ -259,20 +261,20 @@ def _name(model: str) -> str:
     return parts[-2] if len(parts) > 1 and re.fullmatch(r"epoch-\d+", parts[-1]) else parts[-1]
 
 
-def _path(asked: str) -> Path:
+def _preset_path(asked: str) -> Path:
+    """The file of a preset, by its path or name."""
     if os.path.isfile(asked):
         return Path(asked).absolute()
     names = [path.stem for path in models_folder().glob("*.yaml")]
     name = asked.removeprefix("models/").removesuffix(".yaml")
     if name in names:
         return models_folder() / f"{name}.yaml"
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are auto, none, {', '.join(sorted(names))}"
-    raise UsageError(f"--preset: no preset {asked[:200]!r}; {hint}")
+    hint = did_you_mean(name, names) or f"; there are auto, none, {', '.join(sorted(names))}"
+    raise UsageError(f"--preset: no preset {asked[:200]!r}{hint}")
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a preset matches, and its settings."""
+    """The ``match`` of a preset, and its other settings."""
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(settings, dict):

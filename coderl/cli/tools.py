@@ -1,4 +1,4 @@
-"""Runs the commands that train nothing: jsonargparse turns a function's signature into its command line."""
+"""Runs the commands that train nothing: jsonargparse makes a command line of a function's signature."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 
 class ToolParser(ArgumentParser):
-    """A parser with the usual forms of arguments: a bool is a flag, a pair is two words, a list many words.
+    """A parser with the usual forms: ``--private``, ``--compare A B``, ``RUN1 RUN2``.
 
-    jsonargparse's own want ``--private true`` and lists in brackets.
+    jsonargparse alone would want ``--private true`` and lists in brackets.
     """
 
     def add_argument(self, *args: Any, **options: Any) -> Any:
-        """Add an argument, in the form that suits its type."""
+        """Add an argument: bool is a flag, a pair takes two words, a positional list takes all words."""
+        # jsonargparse passes types that argparse does not know inside an action of its own, as `_typehint`.
         if options.get("type") is bool:
             del options["type"]
             options["action"] = "store_true"

@@ -1,4 +1,4 @@
-"""LightningCLI with coderl's rules: packaged configs, run folders, flags that win, one-line errors."""
+"""LightningCLI with coderl's additions: shipped configs, presets, run folders, errors of one line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-# Configs name the classes of these modules, and of those imported below, without the module: `GRPO`.
+# jsonargparse finds a class by its bare name, such as `GRPO`, only in modules that are imported: in these,
+# and in those below.
 import coderl.algorithms.rewards
 import coderl.model
 import coderl.rollout  # noqa: F401
@@ -34,7 +35,7 @@ from coderl.callbacks import Checkpoint
 from coderl.cli import presets
 from coderl.cli.config_files import find_config
 from coderl.cli.messages import explain
-from coderl.cli.overlays import changes, last_of_each, overlaid
+from coderl.cli.overlays import changes, last_of_each, merge_callbacks
 from coderl.data import CodeDataModule
 from coderl.errors import UsageError, UserError
 from coderl.files import free_path
@@ -46,16 +47,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SEED = 42
+# Errors are raised, so that `main` prints them in one line; `--model.pol` is an error and no abbreviation.
 _PARSER = {"prog": "coderl", "exit_on_error": False, "allow_abbrev": False}
-_LIGHTNING_NAMES = ("best", "last", "hpc", "registry")
-"""Values of ``--ckpt_path`` that are no paths."""
+_CKPT_KEYWORDS = ("best", "last", "hpc", "registry")
+"""Values of ``--ckpt_path`` that Lightning resolves to a checkpoint."""
 
 
 class ConfigFile(ActionConfigFile):
-    """``--config``: a path, the bare name of a packaged config, or YAML text."""
+    """``--config``: a path, the bare name of a shipped config, or YAML text."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """Load ``values`` into ``cfg``, looking bare names up among the packaged configs."""
+        """Load the config ``values`` into ``cfg``; bare names are looked up among the shipped configs."""
         path = find_config(values)
         before = list(cfg.get("trainer.callbacks") or [])
         try:
@@ -64,22 +66,22 @@ class ConfigFile(ActionConfigFile):
             place = values if path != values or os.path.isfile(path) else "--config"
             raise UsageError(f"{place}: {explain(str(error), [])}") from error
         if isinstance(now := cfg.get("trainer.callbacks"), list):
-            cfg["trainer.callbacks"] = overlaid(before, now)
+            cfg["trainer.callbacks"] = merge_callbacks(before, now)
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the configuration into the run folder: beside that of the run's earlier parts, never over it."""
+    """Writes the configuration into the run folder, beside those of the run before it was resumed."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the first free of ``config.yaml``, ``config-2.yaml`` ..., then save as Lightning does."""
-        folder = trainer.log_dir  # a collective call: every rank makes it
+        folder = trainer.log_dir  # every rank has to ask: Lightning broadcasts the folder
         if not self.already_saved and folder is not None and trainer.is_global_zero:
             self.config_filename = free_path(Path(folder, self.config_filename)).name
         super().setup(trainer, pl_module, stage)
 
 
 class CoderlCLI(LightningCLI):
-    """The commands ``fit``, ``validate`` and ``test``. Begin with :meth:`start`."""
+    """The commands ``fit``, ``validate`` and ``test``. :meth:`start` runs one of them."""
 
     @classmethod
     def start(cls, args: ArgsType) -> Self:
@@ -93,7 +95,8 @@ class CoderlCLI(LightningCLI):
             UserError: If what the configuration names cannot be used.
         """
         if not {"", str(Path.cwd())} & set(sys.path):
-            sys.path.append(str(Path.cwd()))  # where `--model.rewards+ my_module.MyReward` is, looked at last
+            # For `--model.rewards+ my_module.MyReward`. Last, so that it hides no installed module.
+            sys.path.append(str(Path.cwd()))
         _set_up_parsing()
         try:
             with _quiet_lightning():
@@ -116,22 +119,22 @@ class CoderlCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The commands, each with the arguments of its Trainer method that are no flags."""
+        """Lightning's commands but ``predict``, each with the arguments of its method that are no flags."""
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """A parser that raises instead of exiting and finds packaged configs."""
+        """A parser that raises its errors and finds shipped configs by name."""
         parser = self.parser_class(**{**_PARSER, **kwargs})
         parser.add_argument(
             "-c",
             "--config",
             action=ConfigFile,
-            help="A YAML file, or a packaged config's bare name. Give it again to lay one over the other.",
+            help="A YAML file, or a shipped config's bare name. May be given several times; later ones win.",
         )
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The one callback every run has, and defaults for steps that take seconds, not milliseconds."""
+        """The checkpoint callback, ``--preset``, and defaults that suit steps of several seconds."""
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.add_argument(
             "--preset",
@@ -150,39 +153,43 @@ class CoderlCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse into ``self.config``, over the preset that suits the model."""
+        """Parse into ``self.config``, with the preset for the model."""
         self._arguments = args if isinstance(args, list) else None
         self._early_lines: list[str] = []
         self.config = presets.parse(partial(self._parsed, parser), args, self._print_early)
 
     def _print_early(self, text: str) -> None:
-        """Print a line before there is a run folder; it is written to ``console.log`` later."""
+        """Print a line, and keep it for ``console.log``: the run folder is not known yet."""
         self._early_lines.append(f"coderl: {text}")
         if _is_first_rank():
             print(self._early_lines[-1], file=sys.stderr)
 
     def _parsed(self, parser: LightningArgumentParser, args: ArgsType) -> Namespace:
-        """The configuration, with one line for what is wrong."""
+        """The configuration of a call; errors have one line."""
         try:
             return parser.parse_args(args) if isinstance(args, list) else parser.parse_object(args)
         except argparse.ArgumentError as error:
-            raise UsageError(explain(str(error), self._known_keys())) from error
+            actions = [action for parser in self._subcommand_parsers.values() for action in parser._actions]
+            keys = sorted({action.dest for action in actions if action.option_strings})
+            raise UsageError(explain(str(error), keys)) from error
 
     def before_instantiate_classes(self) -> None:
-        """Settle the run folder before anything is loaded or written."""
+        """Decide on the run folder, and refuse one in use, before anything is loaded or written."""
         config = self.config[self.subcommand]
         trainer = config.trainer
         if trainer.default_root_dir is None:
             trainer.default_root_dir = str(ROOT / run_name(*_identity(config)))
         if config.weights_only is None:
-            config.weights_only = True  # a checkpoint that somebody sent cannot run code
+            config.weights_only = True  # else unpickling a checkpoint from somebody else could run code
         if self.subcommand == "validate" and trainer.limit_val_batches == 0:
-            trainer.limit_val_batches = None  # the config switches off the validations of its fits, not this
+            trainer.limit_val_batches = None  # 0 in a config switches off validation during fits
         fresh = self.subcommand == "fit" and config.ckpt_path is None and not trainer.fast_dev_run
-        # Processes that Lightning starts come once rank 0 has written there; a launcher's come together.
+        # Every process of a launcher looks: they all start before one has written there. Those that Lightning
+        # starts would find what rank 0 has written. DEBUG is emptied, which only one process may do.
         folder = Path(trainer.default_root_dir)
         if fresh and (_is_first_rank() or (launcher.launched() and folder != DEBUG)):
             RunFolder(folder).require_fresh()
+        # SaveConfig gets these as the user gave them: see _run_subcommand.
         self._as_configured = trainer.logger, config.checkpoint.dirpath
         if config.checkpoint.dirpath is None:
             config.checkpoint.dirpath = str(RunFolder(trainer.default_root_dir).checkpoints)
@@ -195,54 +202,53 @@ class CoderlCLI(LightningCLI):
         )
         trainer.callbacks = _with_progress_bar(trainer.callbacks, trainer.enable_progress_bar)
 
-    def _known_keys(self) -> list[str]:
-        actions = [action for parser in self._subcommand_parsers.values() for action in parser._actions]
-        return sorted({action.dest for action in actions if action.option_strings})
-
     def _parse_ckpt_path(self) -> None:
-        """Take weights and state from a checkpoint, never settings: configs and flags win.
+        """Print which settings differ from the checkpoint's, instead of taking the checkpoint's.
 
-        Lightning would lay the checkpoint's hyper-parameters over them without a word.
+        This overrides a step of LightningCLI, in which the checkpoint's hyper-parameters silently win over
+        configs and flags.
         """
         config = self.config[self.config.subcommand]
         path = config.get("ckpt_path")
-        if path is None or path in _LIGHTNING_NAMES or "://" in str(path) or Path(path).is_dir():
+        if path is None or path in _CKPT_KEYWORDS or "://" in str(path) or Path(path).is_dir():
             return
         arguments = self._plain()["model"].get("init_args", {})
         for key, was, now in changes(_hyper_parameters(Path(path)), arguments):
             print(f"coderl: {key} is {now}; the checkpoint was trained with {was}", file=sys.stderr)
 
     def _plain(self) -> dict[str, Any]:
-        """The command's configuration, as plain values."""
+        """The command's configuration as dicts, lists and values."""
         dump = yaml.safe_load(self.parser.dump(self.config, skip_validation=True))
         plain: dict[str, Any] = dump[self.config.subcommand]
         return plain
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run it, with a log of the console and the loggers open."""
+        """Run the command, with console.log and the loggers open."""
         folder = Path(self.trainer.default_root_dir)
-        # What is saved names no run folder and no preset: it can be run again elsewhere, and it is complete.
+        # The saved configuration names no run folder, so that it can be run elsewhere, and no preset: it has
+        # the preset's settings.
         config = self.config[subcommand]
         config.trainer.logger, config.checkpoint.dirpath = self._as_configured
         config.preset = presets.NONE
         if not _is_first_rank() or config.trainer.fast_dev_run:
-            self._run_to_its_end(subcommand)
+            self._run_or_say_how_to_resume(subcommand)
             return
         axis = "rollout_step" if isinstance(self.model, PolicyGradient) else "global_step"
         with ConsoleLog(folder, self._arguments, self._early_lines):
             try:
                 with loggers.opened(self.trainer.loggers, folder, self._plain, axis):
-                    self._run_to_its_end(subcommand)
+                    self._run_or_say_how_to_resume(subcommand)
             except (MisconfigurationException, ValueError) as error:
+                # As in `start`, but inside ConsoleLog, so that console.log ends in the line as well.
                 if (fixable := _fixable(error)) is None:
                     raise
                 raise fixable from None
 
-    def _run_to_its_end(self, subcommand: str) -> None:
-        """Run it; where it is interrupted, say how to go on."""
+    def _run_or_say_how_to_resume(self, subcommand: str) -> None:
+        """Run the command; an interrupt says how to resume."""
         try:
             super()._run_subcommand(subcommand)
-        except SystemExit as stop:
+        except SystemExit as stop:  # Lightning answers Ctrl-C with sys.exit
             if self.trainer.state.status != TrainerStatus.INTERRUPTED:
                 raise
             folder = RunFolder.of(self.trainer)
@@ -254,7 +260,7 @@ class CoderlCLI(LightningCLI):
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Inside, no harmless warnings and no advertisements; afterwards, Ctrl-C is handled as before."""
+    """Silence harmless warnings and Lightning's tips in the block, and restore Ctrl-C after it."""
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     main_thread = threading.current_thread() is threading.main_thread()
     interrupt = signal.getsignal(signal.SIGINT)
@@ -271,7 +277,7 @@ def _quiet_lightning() -> Iterator[None]:
 
 @cache
 def _set_up_parsing() -> None:
-    """Set jsonargparse's settings of the process, with the first command: it refuses to be told twice."""
+    """Set jsonargparse's settings for the process: once, since it refuses to have them set again."""
     # jsonargparse 4.53 cannot carry an optional dataclass (policy.lora) over to another algorithm, as in
     # `-c grpo.yaml --model PPO`; other classes it can.
     set_parsing_settings(add_print_completion_argument=True, subclasses_enabled=["is_pure_dataclass"])
@@ -283,15 +289,15 @@ def _is_no_tip(record: logging.LogRecord) -> bool:
 
 
 def _is_first_rank() -> bool:
-    """Whether this is rank 0; asked before there is a trainer. Outside of several processes it is."""
+    """Whether this is rank 0. Needs no trainer; a single process is rank 0."""
     return not getattr(rank_zero_only, "rank", 0)
 
 
 def _with_progress_bar(callbacks: Any, enabled: bool | None) -> list[Any]:
-    """The callbacks asked for, and a bar that gets along with the bars of rollouts and evaluations.
+    """The callbacks that were asked for, and tqdm's progress bar where none of them is one.
 
-    Lightning takes rich's where rich is installed; that one catches what other bars print, and in a notebook
-    recurses without end.
+    Lightning would take rich's where rich is installed, which captures what tqdm's bars of rollouts and
+    evaluations print, and in a notebook recurses without end.
     """
     given = last_of_each(callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else [])
     if enabled is False or any("ProgressBar" in callback.class_path for callback in given):
@@ -301,9 +307,9 @@ def _with_progress_bar(callbacks: Any, enabled: bool | None) -> list[Any]:
 
 
 def _fixable(error: Exception) -> UserError | None:
-    """The error as one line, where the user can fix it; else None.
+    """The UserError to raise for an error that the user can fix; None for others.
 
-    jsonargparse wraps what a class's ``__init__`` raises in a ValueError of its own.
+    jsonargparse wraps what a class's ``__init__`` raises in a ValueError, so the causes are searched.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -314,7 +320,7 @@ def _fixable(error: Exception) -> UserError | None:
 
 
 def _identity(config: Namespace) -> tuple[str, str, str]:
-    """Base model, problem source and method that a configuration names."""
+    """Base model, data set and algorithm of a configuration: the run is named after them."""
     keys = (
         "policy.init_args.gguf_file",
         "policy.init_args.model",
@@ -330,7 +336,7 @@ def _identity(config: Namespace) -> tuple[str, str, str]:
 
 
 def _hyper_parameters(path: Path) -> dict[str, Any]:
-    """The arguments that a checkpoint's model was made with.
+    """The hyper-parameters in a checkpoint.
 
     Raises:
         UserError: If there is no such file, or it is no checkpoint.

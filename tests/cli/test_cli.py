@@ -1,4 +1,4 @@
-"""The command line through its front door. Fake model and data: nothing here needs weights."""
+"""``main`` and ``run`` with a fake model and fake data: nothing here needs weights."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *args: str, code: int) -> str:
     return lines[0]
 
 
-def test_help_lists_the_commands_in_under_half_a_second() -> None:
+def test_help_lists_the_commands_within_half_a_second() -> None:
     best = float("inf")
     for _ in range(3):
         start = time.perf_counter()
@@ -77,7 +77,7 @@ def test_help_lists_the_commands_in_under_half_a_second() -> None:
     assert best < 0.5
 
 
-def test_the_commands_of_the_front_door_are_the_parsers() -> None:
+def test_help_lists_the_commands_that_the_parser_has() -> None:
     assert COMMANDS.keys() - TOOLS.keys() == CoderlCLI.subcommands().keys()
 
 
@@ -129,13 +129,13 @@ def test_a_run_writes_its_folder_and_is_never_overwritten(
     assert {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()} == written
 
 
-def test_a_dict_is_a_call_too(config: str) -> None:
+def test_run_takes_a_dict(config: str) -> None:
     cli = run({"subcommand": "fit", "fit": FAKES})
     assert cli is not None
     assert cli.trainer.global_step == 2
 
 
-def test_of_coderls_callbacks_the_last_of_a_kind_counts(config: str) -> None:
+def test_of_several_coderl_callbacks_of_a_class_the_last_is_used(config: str) -> None:
     entries = "{class_path: CompletionTable, init_args: {rows: %d}}, {class_path: ModelSummary}"
     Path("under.yaml").write_text(f"trainer.callbacks: [{entries % 4}]")
     Path("over.yaml").write_text(f"trainer.callbacks+: [{entries % 2}]")
@@ -146,7 +146,7 @@ def test_of_coderls_callbacks_the_last_of_a_kind_counts(config: str) -> None:
     assert table.rows == 2
 
 
-def test_resuming_flags_win_over_the_checkpoints_hyper_parameters(
+def test_flags_win_over_the_hyper_parameters_of_a_resumed_checkpoint(
     config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit("--model.group_size", "4")
@@ -174,7 +174,7 @@ def test_the_saved_config_repeats_the_run(config: str) -> None:
 INTERRUPTIBLE = ("--trainer.callbacks+", "SaveOnInterrupt", "--data.size", "4")
 
 
-def test_an_interrupted_fit_says_how_to_go_on(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_fit_says_how_to_resume(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGINT)
     assert main(["fit", "-c", config, "--model.interrupt_at", "1", *INTERRUPTIBLE]) == 1
     assert torch.load(RUN / "checkpoints/last.ckpt")["global_step"] < 4
@@ -243,7 +243,7 @@ def test_a_wrong_call_is_one_line_and_exit_code_2(
         (["--model.fail", "true"], "the weights are missing"),
     ],
 )
-def test_what_cannot_be_used_is_one_line_and_exit_code_1(
+def test_an_unusable_file_or_value_is_one_line_and_exit_code_1(
     config: str, capsys: pytest.CaptureFixture[str], args: list[str], part: str
 ) -> None:
     if args[-1] == "cuda" and torch.cuda.is_available():
@@ -252,7 +252,7 @@ def test_what_cannot_be_used_is_one_line_and_exit_code_1(
     assert any(alternative in line for alternative in part.split("|")), line
 
 
-def test_run_lets_errors_through(config: str) -> None:
+def test_run_raises_errors(config: str) -> None:
     with pytest.raises(UsageError, match="unknown command"):
         run(["fti"])
     with pytest.raises(UserError, match="no checkpoint"):

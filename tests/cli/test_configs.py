@@ -88,12 +88,12 @@ def test_names_resolve_with_and_without_suffix_but_files_come_first(
         assert find_config(name) == name
 
 
-def test_text_and_urls_are_no_names() -> None:
+def test_yaml_text_and_urls_are_not_looked_up_as_names() -> None:
     for text in ("trainer: {max_epochs: 1}", "{}", "a\nb", "hf://someone/config.yaml"):
         assert find_config(text) == text
 
 
-def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+def test_the_error_for_an_unknown_config_lists_the_known_ones() -> None:
     with pytest.raises(UsageError, match=r"no config 'absent\.yaml'") as caught:
         find_config("absent.yaml")
     assert all(name in str(caught.value) for name in config_names())

@@ -1,4 +1,4 @@
-"""A run folder that coderl 0.1 wrote, before its modules moved: it goes on, evaluates, merges and reports.
+"""A run folder that coderl 0.1 wrote, before its modules moved: it resumes, evaluates, merges and reports.
 
 ``tests/support/earlier_run`` holds it: four GRPO steps of the embedded model with an adapter of rank 2.
 Left out are the merged model (8 MB) and all checkpoints but the last; their folder is called ``ckpt`` there,
@@ -44,7 +44,7 @@ def class_paths(settings: Any) -> list[str]:
     return own + [path for part in parts for path in class_paths(part)]
 
 
-def test_every_class_path_of_its_config_resolves() -> None:
+def test_every_class_path_in_an_earlier_runs_config_resolves() -> None:
     found = class_paths(yaml.safe_load((STORED / "logs/version_0/config.yaml").read_text()))
     assert {"coderl.policy.Policy", "coderl.adapters.LoRA", "coderl.rewards.ExecutionReward"} <= set(found)
     for path in found:
@@ -53,7 +53,9 @@ def test_every_class_path_of_its_config_resolves() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # it was made in another folder
-def test_it_resumes_with_its_own_config(earlier: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_earlier_run_resumes_with_its_own_config(
+    earlier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With its weights, its place in the data, its curriculum and its figures from before training."""
     before = json.loads((earlier / "summary.json").read_text())["before"]
     met = set(json.loads((earlier / "curriculum.json").read_text()))
@@ -69,7 +71,9 @@ def test_it_resumes_with_its_own_config(earlier: Path, capsys: pytest.CaptureFix
     assert met < set(json.loads((earlier / "curriculum.json").read_text()))  # problems met earlier stay known
 
 
-def test_its_adapter_evaluates_and_merges(earlier: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_earlier_runs_adapter_evaluates_and_merges(
+    earlier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     problem = {"text": "Add one.", "test_list": ["assert f(1) == 2"], "task_id": 1}
     Path("own.jsonl").write_text(json.dumps(problem) + "\n")
     call = f"evaluate --model {earlier} --tasks own.jsonl --n_samples 2 --k 1 --max_length_generation 64"
@@ -79,7 +83,7 @@ def test_its_adapter_evaluates_and_merges(earlier: Path, capsys: pytest.CaptureF
     assert "trained with [GRPO]" in Path("merged/README.md").read_text()
 
 
-def test_it_is_reported(earlier: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_earlier_run_is_reported(earlier: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(earlier)]) == 0
     assert "54.2 %" in capsys.readouterr().out
     page = (earlier / "report.html").read_text()

@@ -1,4 +1,4 @@
-"""Two processes started in each of the ways that the README names: by Lightning, by torchrun, by SLURM."""
+"""Runs of two processes, started by each launcher that the README names: Lightning, torchrun, SLURM."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Failing(Callback):
 
 @dataclass(frozen=True)
 class Ended:
-    """What the processes that were started came to."""
+    """Exit codes and output of the processes that were started."""
 
     folder: Path
     codes: list[int]
@@ -88,7 +88,7 @@ def torchrun(args: list[str]) -> list[tuple[list[str], dict[str, str]]]:
 
 
 def slurm(args: list[str]) -> list[tuple[list[str], dict[str, str]]]:
-    """Both, with what ``srun`` tells each of them."""
+    """Both processes, with the variables that ``srun`` sets for each."""
     job = {
         "SLURM_JOB_ID": str(70000 + free_port() - 15000),  # Lightning's port is 15000 + its last four digits
         "SLURM_JOB_NAME": "coderl",
@@ -176,7 +176,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
     }
 
 
-def test_each_way_ends_well_and_speaks_once(runs: dict[str, Ended]) -> None:
+def test_each_launcher_ends_with_exit_code_0_and_prints_once(runs: dict[str, Ended]) -> None:
     for way, run in runs.items():
         assert set(run.codes) == {0}, (way, run.err[-4000:])
         assert "Starting with 2 processes" in run.err, way
@@ -186,7 +186,7 @@ def test_each_way_ends_well_and_speaks_once(runs: dict[str, Ended]) -> None:
         assert "Traceback" not in run.err and "Warning" not in run.err, (way, run.err[-4000:])
 
 
-def test_each_way_leaves_one_run(runs: dict[str, Ended]) -> None:
+def test_each_launcher_writes_one_run_folder(runs: dict[str, Ended]) -> None:
     kept = {}
     for way, run in runs.items():
         files = [path for path in run.folder.parent.rglob("*") if path.is_file()]
@@ -201,7 +201,7 @@ def test_each_way_leaves_one_run(runs: dict[str, Ended]) -> None:
     assert kept["lightning"] == kept["torchrun"] == kept["slurm"]
 
 
-def test_each_way_takes_the_same_step(runs: dict[str, Ended]) -> None:
+def test_each_launcher_takes_the_same_step(runs: dict[str, Ended]) -> None:
     weights = {way: load_file(run.folder / "adapter/adapter_model.safetensors") for way, run in runs.items()}
     learned = [name for name, value in weights["lightning"].items() if "lora_B" in name and value.any()]
     assert learned  # it began at 0
@@ -230,21 +230,21 @@ def test_a_process_that_fails_ends_the_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "launcher"),
+    ("environment", "launcher"),
     [
         ({"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"}, "torchrun"),
         ({"SLURM_STEP_NUM_TASKS": "2"}, "srun"),
     ],
 )
-def test_processes_that_would_be_a_run_each_are_refused(
-    told: dict[str, str],
+def test_a_launcher_with_more_processes_than_devices_is_refused(
+    environment: dict[str, str],
     launcher: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The shipped configs say ``devices: 1``, which is easily forgotten."""
-    for name, value in told.items():
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
     folder = tmp_path / "run"
     assert main(["fit", *SHORT, "--trainer.max_steps", "1", "--trainer.default_root_dir", str(folder)]) == 2

@@ -115,7 +115,7 @@ def done(
         yield Run(name, method, base, root, log.getvalue())
 
 
-def test_a_step_moves_an_adapter_on_every_linear_layer_of_the_blocks(done: Run) -> None:
+def test_a_step_trains_an_adapter_on_every_linear_layer_of_the_blocks(done: Run) -> None:
     assert f"preset {done.family} (by the model's name)" in done.log
     adapter = load_file(done.root / "adapter" / "adapter_model.safetensors")
     expected = linear_layers(model_in(done.base))
@@ -133,7 +133,7 @@ def test_a_step_starts_from_the_policy_that_sampled(done: Run) -> None:
     assert done.method == "ppo" or metrics["groups/no_signal"] < 1  # it had something to learn from
 
 
-def test_the_summary_names_what_is_there(done: Run) -> None:
+def test_the_summary_names_the_files_that_exist(done: Run) -> None:
     summary = json.loads((done.root / "summary.json").read_text())
     assert (summary["method"], summary["model"], summary["steps"]) == (done.method, str(done.base), 1)
     assert summary["before"]["problems"] == summary["after"]["problems"] == 1
@@ -149,7 +149,7 @@ def in_nf4(weight: Tensor) -> Tensor:
     return dense
 
 
-def test_the_merged_model_is_the_untouched_base_and_the_adapter(done: Run) -> None:
+def test_the_merged_weights_are_the_base_plus_the_adapter(done: Run) -> None:
     """In the precision of the base's checkpoint."""
     base, merged = model_in(done.base).state_dict(), model_in(done.merged).state_dict()
     stored = getattr(torch, FAMILIES[done.family].config["torch_dtype"])
@@ -183,7 +183,7 @@ ONE_METHOD = pytest.mark.parametrize("done", [f"{name} grpo" for name in FAMILIE
 
 @ONE_METHOD
 @torch.no_grad()
-def test_merged_models_compute_in_plain_transformers_what_base_and_adapter_do(done: Run, exact: Path) -> None:
+def test_merged_models_in_transformers_compute_the_logits_of_base_and_adapter(done: Run, exact: Path) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(exact)
     inputs = dict(tokenizer(PROMPT, return_tensors="pt"))
     inputs.pop("token_type_ids", None)
@@ -211,7 +211,7 @@ def evaluated(model: Path, output: str) -> tuple[dict[str, Any], list[list[str]]
 
 
 @ONE_METHOD
-def test_adapter_and_merged_model_evaluate_alike(done: Run, exact: Path, tmp_path: Path) -> None:
+def test_adapter_and_merged_model_have_the_same_scores(done: Run, exact: Path, tmp_path: Path) -> None:
     rows = [
         {
             "task_id": i,

@@ -1,4 +1,4 @@
-"""configs/README.md tells of every option, with the default that it has, and its recipes can be typed."""
+"""configs/README.md lists every option with its default, and its recipes parse."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def rows(title: str) -> list[list[str]]:
 
 
 def stated(title: str, algorithm: str = "") -> dict[str, Any]:
-    """Options of a section with the default that stands there; rows without a key tell of further values."""
+    """Options of a section with the default that stands there; rows without a key are further values."""
     found = {}
     for row in rows(title):
         if row[0]:
@@ -71,7 +71,7 @@ def defaults(cls: type, prefix: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("algorithm", "other"), [(GRPO, PPO), (PPO, GRPO)])
-def test_every_option_of_an_algorithm_stands_there_with_its_default(algorithm: type, other: type) -> None:
+def test_every_option_of_an_algorithm_is_listed_with_its_default(algorithm: type, other: type) -> None:
     name = algorithm.__name__
     common = stated("PPO and GRPO", name) | stated("Optimizer and limits", name)
     own = {key: value for key, value in stated(name).items() if key.count(".") == 1}
@@ -79,7 +79,7 @@ def test_every_option_of_an_algorithm_stands_there_with_its_default(algorithm: t
     assert common.keys() == defaults(algorithm, "model").keys() & defaults(other, "model").keys()
 
 
-def test_the_options_of_an_option_stand_there_too() -> None:
+def test_nested_options_are_listed_too() -> None:
     nested = {key: value for key, value in stated("PPO").items() if key.count(".") == 2}
     assert nested == defaults(AdaptiveKL, "model.adaptive_kl")
     arguments = inspect.signature(CodeDataModule).parameters
@@ -91,7 +91,7 @@ def test_the_options_of_an_option_stand_there_too() -> None:
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_every_choice_has_its_row(name: str) -> None:
+def test_every_choice_of_an_option_has_a_row(name: str) -> None:
     listed, key = [], ""
     for row in rows("GRPO"):
         key = row[0].strip("`") or key
@@ -101,14 +101,14 @@ def test_every_choice_has_its_row(name: str) -> None:
     assert listed[0] == defaults(GRPO, "model")[f"model.{name}"]
 
 
-def test_the_legal_scales_are_those_of_the_code() -> None:
+def test_the_table_of_legal_scales_is_that_of_the_code() -> None:
     table = section("What goes with what").partition("Where each estimator")[0]
     pairs = [re.findall("`(.+?)`", line) for line in table.splitlines() if line.startswith("| `")][1:]
     assert {baseline: tuple(scales) for baseline, *scales in pairs} == LEGAL_SCALES
 
 
 @pytest.mark.parametrize("command", RECIPES)
-def test_recipes_can_be_typed_and_combine_what_goes_together(
+def test_recipes_parse_and_combine_options_that_go_together(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -121,7 +121,7 @@ def test_recipes_can_be_typed_and_combine_what_goes_together(
     algorithm(Policy("embedded"), **options)  # refuses what does not go together
 
 
-def test_the_index_lists_the_configs() -> None:
+def test_the_index_lists_every_config() -> None:
     listed = [name for row in rows("Configs and options") for name in re.findall("`(.+?)`", row[0])]
     assert sorted(listed) == [name for name in config_names() if not name.startswith("models/")]
 

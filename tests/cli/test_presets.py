@@ -1,4 +1,4 @@
-"""Presets suit a model by its name or type, over the shipped config and under everything else."""
+"""Presets are chosen by a model's name or type, and override the shipped config, not the user."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from coderl.problems import Embedded
 
 pytestmark = pytest.mark.slow
 
-MISSION = {
+RECIPE_MODELS = {
     "codellama/CodeLlama-7b-Python-hf": "codellama-7b",
     "codellama/CodeLlama-7b-hf": "codellama-7b",
     "codellama/CodeLlama-13b-Python-hf": "codellama-13b",
@@ -67,32 +67,34 @@ def folder_of(tmp_path: Path, name: str, kind: str) -> str:
 
 
 def shown(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], str]:
-    """The flat configuration that a call would run with, and what was said beside it."""
+    """The flat configuration that a call would run with, and what was printed on stderr."""
     assert main([*shlex.split(line), "--print_config"]) == 0, capsys.readouterr().err
     out, err = capsys.readouterr()
     return {k.replace("init_args.", ""): v for k, v in flat(yaml.safe_load(out)).items()}, err
 
 
-@pytest.mark.parametrize(("model", "name"), MISSION.items())
-def test_the_missions_models_have_theirs_by_name(model: str, name: str) -> None:
+@pytest.mark.parametrize(("model", "name"), RECIPE_MODELS.items())
+def test_the_original_recipes_models_have_presets_by_name(model: str, name: str) -> None:
     found = presets.choose("auto", model)
     assert found is not None and (found.name, found.why) == (name, "by the model's name")
 
 
 @pytest.mark.parametrize("model", OTHERS)
-def test_other_models_have_none(model: str) -> None:
+def test_other_models_have_no_preset(model: str) -> None:
     assert presets.choose("auto", model) is None
 
 
 @pytest.mark.parametrize(
     ("kind", "name"), [("starcoder2", "starcoder2"), ("t5", "codet5p"), ("qwen2", "qwen2.5-coder")]
 )
-def test_a_type_that_one_preset_has_is_enough(kind: str, name: str, tmp_path: Path) -> None:
+def test_a_model_type_with_a_single_preset_is_enough(kind: str, name: str, tmp_path: Path) -> None:
     found = presets.choose("auto", folder_of(tmp_path, "mine", kind))
     assert found is not None and found.name == name and kind in found.why
 
 
-def test_a_type_that_several_have_is_not_and_another_type_forbids_the_name(tmp_path: Path) -> None:
+def test_a_model_type_with_several_presets_is_not_enough_and_the_name_must_have_the_type(
+    tmp_path: Path,
+) -> None:
     assert presets.choose("auto", folder_of(tmp_path, "mine", "llama")) is None
     assert presets.choose("auto", folder_of(tmp_path, "codellama-7b-pruned", "mistral")) is None
     named = presets.choose("auto", folder_of(tmp_path, "CodeLlama-7b", "llama"))
@@ -100,7 +102,7 @@ def test_a_type_that_several_have_is_not_and_another_type_forbids_the_name(tmp_p
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"model_type": 3}', '{"other": 1}'])
-def test_a_config_that_tells_no_type_leaves_the_name(text: str, tmp_path: Path) -> None:
+def test_without_a_model_type_the_name_decides(text: str, tmp_path: Path) -> None:
     model = tmp_path / "starcoder2-3b"
     model.mkdir()
     (model / "config.json").write_text(text)
@@ -108,13 +110,13 @@ def test_a_config_that_tells_no_type_leaves_the_name(text: str, tmp_path: Path) 
     assert found is not None and found.name == "starcoder2"
 
 
-def test_a_gguf_files_name_tells_more_than_its_folders() -> None:
+def test_the_name_of_a_gguf_file_is_used_instead_of_its_folders() -> None:
     found = presets.choose("auto", "somewhere/weights", "deepseek-coder-6.7b-base.Q4_K_M.gguf")
     assert found is not None and found.name == "deepseek-coder"
 
 
 @pytest.mark.parametrize("config", ["grpo.yaml", "ppo.yaml", "grpo"])
-def test_it_lies_over_the_shipped_config_and_is_shown(
+def test_a_preset_overrides_the_shipped_config_and_is_printed(
     config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings, said = shown(FIT.format(config), capsys)
@@ -127,7 +129,7 @@ def test_it_lies_over_the_shipped_config_and_is_shown(
     assert "otherwise" not in said
 
 
-def test_everything_explicit_wins(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_flags_and_own_configs_override_a_preset(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(
         "model: {init_args: {micro_batch_size: 3}}\ndata.init_args.batch_size: 5"
     )
@@ -149,7 +151,7 @@ def test_everything_explicit_wins(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert settings["model.micro_batch_size"] == 4  # grpo.yaml came last
 
 
-def test_a_config_of_ones_own_that_is_whole_is_left_as_it_is(
+def test_a_complete_config_of_your_own_is_not_changed_by_a_preset(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     main([*FIT.format("grpo.yaml").split(), "--preset", "none", "--print_config"])
@@ -174,7 +176,7 @@ ORDERS = [
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_it_is_over_the_shipped_config_however_that_is_named(
+def test_a_preset_overrides_the_shipped_config_however_that_is_named(
     order: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = configs_folder() / "grpo.yaml"
@@ -185,14 +187,16 @@ def test_it_is_over_the_shipped_config_however_that_is_named(
     assert "lora.target_modules [q_proj, k_proj, v_proj, o_proj, c_fc, c_proj]" in said
 
 
-def test_an_overlay_that_stands_first_is_under_it(
+def test_a_preset_overrides_an_overlay_before_the_shipped_config(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     settings, _ = shown(f"fit -c no-wandb.yaml -c grpo.yaml {' '.join(M)}", capsys)
     assert settings["model.policy.lora.target_modules"] == STARCODER
 
 
-def test_a_config_before_the_command_is_under_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_preset_overrides_a_config_before_the_command(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     whole = {"fit": yaml.safe_load((configs_folder() / "grpo.yaml").read_text())}
     (tmp_path / "all.yaml").write_text(yaml.safe_dump(whole))
     assert main(["--config", str(tmp_path / "all.yaml"), "fit", *M, "--print_config"]) == 0
@@ -202,27 +206,29 @@ def test_a_config_before_the_command_is_under_it(capsys: pytest.CaptureFixture[s
     assert "preset starcoder2" in err
 
 
-def test_overlays_come_after_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_overlays_override_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
     settings, _ = shown(FIT.format("ppo.yaml -c ppo-tuned.yaml"), capsys)
     assert settings["model.learning_rate"] == 1e-4
     assert settings["model.micro_batch_size"] == 1
 
 
-def test_without_any_config_flags_are_enough(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_preset_is_applied_to_flags_without_a_config(capsys: pytest.CaptureFixture[str]) -> None:
     line = "fit --model GRPO --model.policy.model Qwen/Qwen2.5-Coder-7B --data CodeDataModule"
     settings, said = shown(f"{line} --data.source MBPP --data.batch_size 3", capsys)
     assert (settings["model.max_new_tokens"], settings["data.batch_size"]) == (768, 3)
     assert settings["model.engine.batch_size"] == 16 and "engine.batch_size 16" in said
 
 
-def test_a_warm_start_takes_what_concerns_the_policy(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sft_takes_only_policy_settings_from_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
     plain, _ = shown(FIT.format("sft.yaml") + " --preset none", capsys)
     settings, _ = shown(FIT.format("sft.yaml"), capsys)
     moved = {k for k in plain if plain[k] != settings[k]}
     assert moved == {"model.policy.lora.target_modules", "model.micro_batch_size", "preset"}
 
 
-def test_it_can_be_named_or_be_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_preset_can_be_given_by_name_or_as_a_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     for name in ("codet5p", "models/codet5p.yaml"):
         settings, said = shown(f"{FIT.format('grpo.yaml')} --preset {name}", capsys)
         assert settings["model.policy.lora.target_modules"] == ["q", "k", "v", "o", "wi", "wo"]
@@ -233,7 +239,7 @@ def test_it_can_be_named_or_be_a_file(capsys: pytest.CaptureFixture[str], tmp_pa
     assert settings["model.learning_rate"] == 7e-6 and settings["preset"] == str(own)
 
 
-def test_as_an_overlay_it_is_a_config_like_any_other(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_preset_can_be_given_as_a_config(capsys: pytest.CaptureFixture[str]) -> None:
     settings, _ = shown("fit -c quickstart.yaml -c models/starcoder2.yaml", capsys)
     assert settings["model.policy.lora.target_modules"] == STARCODER
     assert not any(key.startswith("match") for key in settings)
@@ -257,7 +263,7 @@ def test_as_an_overlay_it_is_a_config_like_any_other(capsys: pytest.CaptureFixtu
         ),
     ],
 )
-def test_what_is_wrong_is_one_line(
+def test_a_wrong_preset_is_refused_in_one_line(
     asked: str, text: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -282,8 +288,8 @@ CALLS: list[Any] = [
 
 
 @pytest.mark.parametrize("call", CALLS, ids=range(len(CALLS)))
-def test_a_configuration_from_python_lies_over_it(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is looked at before anything is made."""
+def test_a_configuration_from_python_overrides_a_preset(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration is captured before any class is instantiated."""
     seen = []
 
     class Enough(Exception):
@@ -339,7 +345,9 @@ LAYERS = "policy.lora.target_modules"
         ("-c tiny-sft.yaml", {"micro_batch_size"}),
     ],
 )
-def test_classes_get_what_they_take(flags: str, moved: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_classes_get_the_settings_of_a_preset_that_they_take(
+    flags: str, moved: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     base = "" if "-c" in flags else "--data tests.cli.test_presets.Own"
     model = "" if "Other" in flags else " ".join(M)
     plain, _ = shown(f"fit {flags} {base} {model} --preset none", capsys)
@@ -349,7 +357,7 @@ def test_classes_get_what_they_take(flags: str, moved: set[str], capsys: pytest.
 
 
 @pytest.mark.parametrize("value", ["7", "[a]", "{a: 1}"])
-def test_a_preset_that_is_no_name_is_one_line(
+def test_a_preset_that_is_no_string_is_refused_in_one_line(
     value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine.yaml").write_text(f"preset: {value}")
@@ -357,7 +365,7 @@ def test_a_preset_that_is_no_name_is_one_line(
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_settings_lie_over_each_other() -> None:
+def test_configurations_are_merged_and_compared() -> None:
     under, over = {"a": {"b": 1, "c": [1]}, "d": 2}, {"a": {"c": [2, 3], "e": None}, "d": {"f": 3}}
     both = merge(under, over)
     assert both == {"a": {"b": 1, "c": [2, 3], "e": None}, "d": {"f": 3}}
@@ -367,11 +375,11 @@ def test_settings_lie_over_each_other() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(presets.models_folder().glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_table_of_presets_names_what_differs(path: Path) -> None:
+def test_the_readmes_table_of_presets_lists_what_differs_from_grpo(path: Path) -> None:
     shipped = flat(yaml.safe_load((configs_folder() / "grpo.yaml").read_text()))
     differs = {k: v for k, v in flat(yaml.safe_load(path.read_text())).items() if shipped.get(k, v) != v}
     text = (configs_folder() / "README.md").read_text()
     [row] = [line for line in text.splitlines() if line.startswith(f"| `models/{path.name}`")]
-    told = {float(number) for number in re.findall(r"\d[\de.-]*", row.split("|")[3])}
-    assert told == {float(value) for value in differs.values() if isinstance(value, int | float)}
+    listed = {float(number) for number in re.findall(r"\d[\de.-]*", row.split("|")[3])}
+    assert listed == {float(value) for value in differs.values() if isinstance(value, int | float)}
     assert ("layers" in row) == any(key.endswith("target_modules") for key in differs)

@@ -1,4 +1,4 @@
-"""Every option of the original scripts has its way here: the README's tables run, and say what holds."""
+"""Every option of the original scripts has a replacement: the README's tables are right, and run."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def settings(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[s
     return {key.replace("init_args.", ""): value for key, value in flat(config).items()}
 
 
-def test_no_option_is_forgotten() -> None:
+def test_every_option_of_the_original_scripts_has_a_row() -> None:
     before = " ".join(old for old, _ in WAYS)
     assert [option for option in OPTIONS if option not in before] == []
     before = " ".join(old for old, _ in table(1))
@@ -103,7 +103,7 @@ def test_no_option_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize("old", EFFECTS)
-def test_a_way_does_what_the_option_did(
+def test_a_replacement_does_what_the_original_option_did(
     old: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -121,7 +121,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("new", dict.fromkeys(new for _, new in FITS))
-def test_a_way_runs(
+def test_a_replacement_runs(
     new: str,
     weights: dict[str, Path],
     tmp_path: Path,
@@ -150,7 +150,7 @@ def test_a_way_runs(
 
 
 @pytest.mark.parametrize("method", ["ppo", "grpo"])
-def test_settings_can_be_typed_and_are_the_shipped_ones(
+def test_the_settings_in_the_table_are_those_of_the_shipped_configs(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""The learning benchmark: what it reads, tells and draws, and how it goes on where it stopped."""
+"""The learning benchmark: what it reads, prints and plots, and how it resumes."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_a_half_finished_folder_is_not_taken_for_complete(
 # -- the table -----------------------------------------------------------------------------------------------
 
 
-def test_a_row_is_what_its_seeds_say() -> None:
+def test_a_row_of_the_table_is_computed_from_its_seeds() -> None:
     early = [{"rollout_step": float(i), "seconds/a": 10.0, "groups/no_signal": 1.0} for i in range(4)]
     late = [
         {
@@ -241,7 +241,7 @@ def test_an_unknown_variant_is_refused(capsys: pytest.CaptureFixture[str]) -> No
     assert "no variant gpro" in capsys.readouterr().err
 
 
-def test_a_run_is_made_once(fake: Path) -> None:
+def test_a_complete_run_is_not_repeated(fake: Path) -> None:
     run = Run("grpo", 1, ("-x",), fake.parent / "out")
     assert [perform(run, threads=3), perform(run, threads=3)] == [None, None]
     (call,) = fake.read_text().splitlines()
@@ -249,7 +249,7 @@ def test_a_run_is_made_once(fake: Path) -> None:
     assert finished(run.folder) is not None
 
 
-def test_what_a_killed_benchmark_has_left_is_made_anew(fake: Path) -> None:
+def test_the_leftovers_of_a_killed_benchmark_are_run_again(fake: Path) -> None:
     run = Run("grpo", 1, (), fake.parent / "out")
     run_folder(run.folder, steps(3, 0))
     (run.folder / "summary.json").unlink()
@@ -258,12 +258,12 @@ def test_what_a_killed_benchmark_has_left_is_made_anew(fake: Path) -> None:
     assert [step["reward/passed"] for step in read_curve(run.folder).steps] == [0.5]
 
 
-def test_a_failure_is_told_by_its_last_line(fake: Path) -> None:
+def test_a_failure_is_reported_by_its_last_line(fake: Path) -> None:
     run = Run("grpo", 1, ("--fail",), fake.parent / "out")
     assert perform(run, threads=None) == "exit code 1: coderl: error: as asked"
 
 
-def test_nothing_that_is_complete_or_not_its_own_is_touched(fake: Path) -> None:
+def test_complete_runs_and_folders_of_others_are_not_touched(fake: Path) -> None:
     run = Run("grpo", 1, ("-x",), fake.parent / "out")
     run_folder(run.folder, steps(3, 0))
     assert "not made by this benchmark" in (perform(run, threads=None) or "")
@@ -307,7 +307,7 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_run_ends_with_its_benchmark(fake: Path, how: signal.Signals) -> None:
+def test_a_run_is_stopped_with_its_benchmark(fake: Path, how: signal.Signals) -> None:
     words = [sys.executable, "-m", "tests.benchmarks.bench_learning", "--variants", "grpo", "--seeds", "1"]
     paths = {"PYTHONPATH": str(ROOT)}
     bench = subprocess.Popen([*words, "--out", "out", "--", "--hang"], env=os.environ | paths)

@@ -63,7 +63,7 @@ def test_an_import_up_is_one_from_a_lower_layer_of_the_checkout_s_own_list(check
     assert imports_up(graph, layers(checkout)) == ["coderl.top -> coderl.low"]
 
 
-def test_what_is_counted(checkout: Path) -> None:
+def test_every_figure_of_a_small_package_is_counted(checkout: Path) -> None:
     assert count(checkout) == {
         "Python files directly in coderl/": 2,
         "modules": 7,

@@ -43,7 +43,7 @@ def test_the_citation_is_of_this_version_licence_and_authors() -> None:
     assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_every_path_that_the_guide_names_exists() -> None:
+def test_every_path_in_the_guide_exists() -> None:
     assert len(PATHS) > 20
     missing = {path for path in PATHS if not (ROOT / path).exists()} - {"mbpp.jsonl"}
     assert not missing

@@ -39,17 +39,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_there_are_commands_of_both_kinds() -> None:
+def test_the_readme_has_make_and_coderl_commands() -> None:
     assert {command.split()[0] for command in COMMANDS} == {"make", "coderl"}
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make")])
-def test_make_knows_the_target(command: str) -> None:
+def test_the_readmes_make_targets_exist(command: str) -> None:
     subprocess.run([*shlex.split(command), "--dry-run"], cwd=ROOT, check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("coderl")])
-def test_coderl_takes_the_command(
+def test_the_readmes_coderl_commands_run(
     command: str,
     finished: Path,
     tmp_path: Path,
@@ -74,7 +74,7 @@ def test_coderl_takes_the_command(
 
 
 @pytest.mark.parametrize("line", STARTED)
-def test_what_a_launcher_starts_is_a_command(
+def test_the_readmes_launcher_commands_parse(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -86,7 +86,7 @@ MEMORY = re.findall(r"^\| \d+ GB \| .+? \| `(.+?)` \|", README, flags=re.MULTILI
 
 
 @pytest.mark.parametrize("flags", MEMORY)
-def test_the_flags_of_the_memory_table_can_be_typed(
+def test_the_flags_of_the_memory_table_parse(
     flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -111,7 +111,7 @@ def test_the_example_in_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "checkpoints" / "from-python" / "summary.json").is_file()
 
 
-def test_every_path_it_names_exists() -> None:
+def test_every_path_in_the_readme_exists() -> None:
     for path in re.findall(r"\]\(([\w./-]+)\)", README):
         assert (ROOT / path).exists(), path
     for name in re.findall(r"`([\w-]+\.yaml)`", README):

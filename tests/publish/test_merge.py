@@ -1,4 +1,4 @@
-"""``coderl merge`` through the front door: what it makes, how it verifies that, and what it refuses."""
+"""``coderl merge``, called as on the command line: what it writes, how it verifies it, what it refuses."""
 
 from __future__ import annotations
 
