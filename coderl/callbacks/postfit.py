@@ -25,7 +25,8 @@ from coderl.files import write_atomic
 from coderl.model.provenance import prior_training
 from coderl.publish.artifacts import check_push, push_models, save_models, write_cards
 from coderl.runs.folder import RunFolder, short_name
-from coderl.runs.summary import fit_summary_text, percent, summarized_steps, summary_scores, versions
+from coderl.runs.summary import fit_summary_text, percent, summarized_steps, summary_scores
+from coderl.runs.versions import installed_versions
 from coderl.scores import Evaluation, logged_scores, results_name, save_results, summary_text
 
 if TYPE_CHECKING:
@@ -263,7 +264,7 @@ class PostFit(Callback):
             "tasks": scored,
             "paths": paths,
             "ended": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "versions": versions(),
+            "versions": installed_versions(),
         }
         write_atomic(target, json.dumps(summary, indent=2) + "\n")
         write_cards(paths, target.parent)  # after summary.json, which the cards quote

@@ -21,8 +21,8 @@ from coderl.model.provenance import POLICY_FILE
 from coderl.problems import MBPP, HumanEval, HumanEvalPlus, MBPPPlus, prompts
 from coderl.problems.contamination import FILE as TRAINED
 from coderl.runs.folder import RunFolder
+from coderl.runs.versions import installed_versions
 from coderl.types import Problem
-from coderl.versions import installed_versions
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -293,7 +293,7 @@ def write_merge_record(
         verified: What the comparison with the policy found.
     """
     body = {"base": public_name(base), "dtype": dtype} | held
-    body |= {"verified": verified, "versions": versions()}
+    body |= {"verified": verified, "versions": _versions()}
     (folder / MERGE_FILE).write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
 
 
@@ -304,10 +304,9 @@ def public_name(base: str) -> str:
     return base if is_hub_id(base) else Path(base).name
 
 
-def versions() -> dict[str, str]:
+def _versions() -> dict[str, str]:
     """The installed versions of :data:`PACKAGES`."""
-    found = installed_versions()
-    return {name: version for name in PACKAGES if (version := found[name]) is not None}
+    return {name: version for name, version in installed_versions().items() if name in PACKAGES}
 
 
 def gather_facts(folder: Path, name: str, run: Path | None, measured: bool) -> Facts:
@@ -344,7 +343,7 @@ def gather_facts(folder: Path, name: str, run: Path | None, measured: bool) -> F
         merge=merge,
         config=config,
         summary=summary,
-        versions=merge.get("versions") or versions(),
+        versions=merge.get("versions") or _versions(),
     )
 
 

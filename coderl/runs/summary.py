@@ -5,18 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from coderl.files import read_json_or_none
-from coderl.versions import installed_versions
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from coderl.scores import Evaluation
-
-
-def versions() -> dict[str, str]:
-    """Versions of coderl, Python and the libraries that the fit ran with, by name."""
-    found = {name: version for name, version in installed_versions().items() if version is not None}
-    return {"coderl": found["coderl"]} | found
 
 
 def summarized_steps(path: Path) -> int:

@@ -56,6 +56,7 @@ class Canaries:
         for path in folder.glob("socket*"):
             path.chmod(0o777)
         self.before = self.state()
+        self.descriptors = _open_files()
 
     def fill(self, code: str) -> str:
         """A row's code with the names it is to attack."""
@@ -86,9 +87,11 @@ class Canaries:
                 about.st_ctime_ns,
                 about.st_size,
             )
-        me = psutil.Process()
-        found["descriptors"] = me.num_fds()
-        children = [child for child in me.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+        children = [
+            child
+            for child in psutil.Process().children(recursive=True)
+            if child.status() != psutil.STATUS_ZOMBIE
+        ]
         found["processes"] = sorted(child.pid for child in children)
         found["attributes"] = os.listxattr(self.writable / "file")
         found["priority"] = (
@@ -109,7 +112,16 @@ class Canaries:
         keys = self.before.keys() | now.keys()
         found = {key: now.get(key) for key in keys if self.before.get(key) != now.get(key)}
         heard = {name: True for name, listener in self.listeners.items() if _heard(listener)}
-        return found | heard | ({"signals": self.signals} if self.signals else {})
+        # Only what was opened since: files of earlier tests in this process close when they are collected.
+        opened = {
+            number: file for number, file in _open_files().items() if self.descriptors.get(number) != file
+        }
+        return (
+            found
+            | heard
+            | ({"descriptors": opened} if opened else {})
+            | ({"signals": self.signals} if self.signals else {})
+        )
 
     def close(self) -> None:
         for listener in self.listeners.values():
@@ -123,6 +135,17 @@ def _listen(family: int, kind: int, address: str | tuple[str, int]) -> socket.so
     if kind == socket.SOCK_STREAM:
         listener.listen()
     return listener
+
+
+def _open_files() -> dict[int, str]:
+    """What each of this process's file descriptors leads to."""
+    with os.scandir("/proc/self/fd") as entries:
+        numbers = [int(entry.name) for entry in entries]
+    found = {}
+    for number in numbers:
+        with contextlib.suppress(FileNotFoundError):  # the descriptor of the scan itself
+            found[number] = os.readlink(f"/proc/self/fd/{number}")
+    return found
 
 
 def _heard(listener: socket.socket) -> bool:

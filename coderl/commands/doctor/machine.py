@@ -12,8 +12,8 @@ import psutil
 
 from coderl.commands.doctor.check import Check
 from coderl.runs.folder import ROOT
+from coderl.runs.versions import PACKAGES, installed_versions
 from coderl.sandbox import cores as sandbox_cores
-from coderl.versions import installed_versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,10 +39,13 @@ def checks() -> Iterator[Check]:
 def versions() -> Check:
     """Whether the packages that training needs are installed, and their versions."""
     found = installed_versions()
-    detail = ", ".join(f"{name} {version or 'missing'}" for name, version in found.items())
-    missing = [name for name, version in found.items() if version is None]
+    missing = [name for name in PACKAGES if name not in found]
+    detail = ", ".join(
+        [f"{name} {version}" for name, version in found.items()] + [f"{name} missing" for name in missing]
+    )
     if missing:
-        return Check("versions", "fail", detail, f"pip install {' '.join(missing)}", found)
+        data = found | dict.fromkeys(missing)
+        return Check("versions", "fail", detail, f"pip install {' '.join(missing)}", data)
     return Check("versions", "ok", detail, data=found)
 
 
