@@ -19,6 +19,8 @@ Outcome = Literal[
     "passed", "failed", "timeout", "syntax_error", "error", "out_of_memory", "no_code", "infra_error"
 ]
 Grading = Literal["sealed", "rpc", "inline"]
+Judging = Literal["inline", "auto"]
+"""In an evaluation: ``inline`` runs tests beside the program, as the harness does; ``auto`` is unforgeable."""
 Tier = Literal["A", "B", "C"]
 Quantization = Literal["nf4", "none"]
 ComputeDtype = Literal["auto", "float32", "float16", "bfloat16"]

@@ -23,9 +23,9 @@ from coderl.scores.statistics import bootstrap_interval, pass_at_k
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from coderl.evaluation.settings import EvaluationSettings, Judging
+    from coderl.evaluation.settings import EvaluationSettings
     from coderl.sandbox import ProgramRunner
-    from coderl.types import Execution, Problem
+    from coderl.types import Execution, Judging, Problem
 
 INFRA_RETRIES = 2
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from coderl.errors import UsageError
 from coderl.rollout import Sampling
-
-Judging = Literal["inline", "auto"]
-"""``inline`` runs tests beside the program, as the harness does; verdicts of ``auto`` cannot be forged."""
+from coderl.types import Judging
 
 
 @dataclass

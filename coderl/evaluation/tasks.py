@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coderl.errors import UsageError, UserError
+from coderl.errors import UsageError, UserError, did_you_mean
 from coderl.problems import MBPP, HumanEval, HumanEvalPlus, JSONLProblems, MBPPPlus, ProblemSource
 
 if TYPE_CHECKING:
@@ -77,9 +76,8 @@ def load_task(name: str, limit: int | None = None) -> Task:
         return Task(Path(name).name.partition(".jsonl")[0].lower(), _first(source, limit))
     kind = TASKS.get(name.lower())
     if kind is None:
-        near = difflib.get_close_matches(name.lower(), TASKS, n=1)
-        hint = f"did you mean {near[0]}" if near else f"there are {', '.join(TASKS)}"
-        raise UsageError(f"no task {name!r}; {hint}, or give the path of a .jsonl file of your own?")
+        hint = did_you_mean(name.lower(), TASKS) or f"; there are {', '.join(TASKS)}."
+        raise UsageError(f"no task {name!r}{hint} A .jsonl file of your own is given by its path")
     problems = _first(kind.source(), limit)
     return Task(name.lower(), problems, kind.timeout, _base(kind, problems) if kind.base else ())
 

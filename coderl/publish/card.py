@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from coderl.files import read_json_or_none
+from coderl.files import read_json_or_none, write_atomic
 from coderl.model.loading import EMBEDDED, resolve
 from coderl.model.provenance import POLICY_FILE
 from coderl.problems import MBPP, HumanEval, HumanEvalPlus, MBPPPlus, prompts
@@ -294,7 +294,7 @@ def write_merge_record(
     """
     body = {"base": public_name(base), "dtype": dtype} | held
     body |= {"verified": verified, "versions": _versions()}
-    (folder / MERGE_FILE).write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+    write_atomic(folder / MERGE_FILE, json.dumps(body, indent=2) + "\n")
 
 
 def public_name(base: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coderl.errors import UsageError, UserError, first_line
-from coderl.files import read_json_or_none
+from coderl.files import read_json_or_none, write_atomic
 from coderl.publish import card
 from coderl.publish.export import MODEL_FILES
 from coderl.runs.folder import RunFolder
@@ -147,7 +147,7 @@ def _upload(api: HfApi, folder: Path, hub_id: str, files: list[str]) -> None:
     path = folder / card.FILE
     old = path.read_text(encoding="utf-8") if path.is_file() else None
     if old is not None and (new := card.with_hub_id(old, hub_id)) != old:
-        path.write_text(new, encoding="utf-8")
+        write_atomic(path, new)
     try:
         api.upload_folder(
             repo_id=hub_id,
@@ -157,7 +157,7 @@ def _upload(api: HfApi, folder: Path, hub_id: str, files: list[str]) -> None:
         )
     except BaseException:
         if old is not None:
-            path.write_text(old, encoding="utf-8")
+            write_atomic(path, old)
         raise
 
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from coderl.errors import UserError
+from coderl.files import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -143,9 +144,8 @@ def save_results(
         texts[programs_path(path, name)] = json.dumps(e.generations)
         texts[programs_path(path, name, REFERENCES)] = json.dumps(e.references)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         for file, text in texts.items():
-            file.write_text(text + "\n", encoding="utf-8")
+            write_atomic(file, text + "\n")
     except OSError as error:
         raise UserError(f"{path} could not be written: {error.strerror or error}") from error
     return list(texts)

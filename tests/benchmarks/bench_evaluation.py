@@ -24,10 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from coderl.evaluation import load_task, reference
-from coderl.evaluation.settings import Judging
 from coderl.sandbox import Program, Sandbox
 from coderl.scores import Evaluation
-from coderl.types import Problem
+from coderl.types import Judging, Problem
 from tests.support import harness, mutants
 from tests.support.scoring import score
 

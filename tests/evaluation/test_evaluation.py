@@ -168,7 +168,7 @@ def test_results_are_saved_in_the_layout_of_the_harness(tmp_path: Path) -> None:
     assert json.loads(written[2].read_text()) == [reference(problem) for problem in asked]
 
 
-def test_file_name_is_the_missions() -> None:
+def test_file_name_is_the_original_recipes() -> None:
     when = datetime(2024, 12, 1, 14, 30, 22)
     name = results_name("codellama-7b-python", "ppo", when)
     assert name == "evaluation_results_codellama-7b-python_ppo_20241201_143022.json"
@@ -178,7 +178,7 @@ def test_file_name_is_the_missions() -> None:
     assert re.fullmatch(r"evaluation_results_m_ppo_\d{8}_\d{6}\.json", results_name("m", "ppo"))
 
 
-def test_console_summary_is_the_missions() -> None:
+def test_console_summary_is_the_original_recipes() -> None:
     mbpp = replace(
         scored("passed failed"), pass_at_k={1: 0.4232, 5: 0.578, 10: 0.647}, interval=(0.38, 0.4666)
     )

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from coderl.evaluation import Evaluation, EvaluationSettings, Grader, Task
-from coderl.evaluation.settings import Judging
 from coderl.sandbox import ProgramRunner
-from coderl.types import Problem
+from coderl.types import Judging, Problem
 
 
 def score(

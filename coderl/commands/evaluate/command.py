@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from coderl.errors import UsageError, UserError
 from coderl.files import free_path
@@ -17,7 +17,7 @@ from coderl.scores.compare import compare as compare_results
 from coderl.scores.compare import save
 from coderl.scores.results import stem_of
 from coderl.scores.table import text
-from coderl.types import ComputeDtype, Quantization
+from coderl.types import ComputeDtype, Judging, Quantization
 
 if TYPE_CHECKING:
     from coderl.scores import Evaluation
@@ -40,7 +40,7 @@ def evaluate(
     batch_size: int | None = None,
     seed: int = 0,
     limit: int | None = None,
-    grading: Literal["inline", "auto"] = "inline",
+    grading: Judging = "inline",
     timeout: float | None = None,
     workers: int | None = None,
     allow_weak_isolation: bool = False,

@@ -7,13 +7,14 @@ import sys
 import time
 from collections import Counter, deque
 from itertools import chain
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 from coderl.commands.execute.rows import FORMS, Row, count_lines, read_rows
 from coderl.commands.execute.verdicts import Verdicts, check_output, earlier_verdicts
 from coderl.errors import UserError
 from coderl.files import STDIO, name_of
 from coderl.sandbox import Program, Sandbox
+from coderl.sandbox.program import GradingMode
 from coderl.types import Execution, Outcome
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def execute(
     output: str = STDIO,
     timeout: float = 3.0,
     workers: int | None = None,
-    grading: Literal["auto", "sealed", "rpc", "inline"] = "auto",
+    grading: GradingMode = "auto",
     resume: bool = False,
     allow_weak_isolation: bool = False,
 ) -> None:
