@@ -20,8 +20,8 @@ Outcome = Literal[
 ]
 Grading = Literal["sealed", "rpc", "inline"]
 Judging = Literal["inline", "auto"]
-"""In an evaluation: ``inline`` runs the tests beside the program, as bigcode's harness does; ``auto`` keeps them
-out of the program's reach."""
+"""How an evaluation grades: ``inline`` runs the tests beside the program, as bigcode's harness does; ``auto``
+keeps them out of its reach."""
 Tier = Literal["A", "B", "C"]
 Quantization = Literal["nf4", "none"]
 ComputeDtype = Literal["auto", "float32", "float16", "bfloat16"]
