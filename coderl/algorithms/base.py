@@ -178,7 +178,7 @@ class PolicyModule(LightningModule):
 
         Raises:
             UsageError: It is no :class:`CodeDataModule`, so it cannot leave problems out or draw further
-            ones.
+                ones.
         """
         found = getattr(self.trainer, "datamodule", None)
         if found is None or isinstance(found, CodeDataModule):

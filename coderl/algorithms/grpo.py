@@ -27,24 +27,23 @@ LEGAL_SCALES: dict[Baseline, tuple[AdvantageScale, ...]] = {
 
 
 class GRPO(PolicyGradient):
-    """No critic: a sample's advantage is its reward relative to the other samples of its problem.
+    """Group relative policy optimization, without a critic.
+
+    A sample's advantage is its reward relative to the other samples of its problem.
 
     Args:
         policy: The model to train.
         group_size: Completions sampled per problem, at least 2.
         inner_epochs: Optimizer steps on one batch of rollouts.
         clip: The importance ratio to the policy that sampled is clipped to [1 - clip, 1 + clip]. Has an
-        effect
-            from the second inner epoch on.
+            effect from the second inner epoch on.
         kl_coefficient: Weight of the KL divergence from the reference. 0 skips the reference's forward.
         kl: Estimator of that divergence. ``k3`` (the paper's) and ``k2`` are added to the loss; on-policy,
-        k2's
-            gradient is that of the divergence. The gradient of ``k1`` is 0 on average: its sum is subtracted
-            from a sample's reward instead (arXiv:2402.14740), with scale batch or none.
+            k2's gradient is that of the divergence. The gradient of ``k1`` is 0 on average: its sum is
+            subtracted from a sample's reward instead (arXiv:2402.14740), with scale batch or none.
         loss_type: Which ratio is clipped, and how tokens are averaged. ``grpo``: ratios of tokens, averaged
-        per
-            sequence; ``dapo``: over all tokens of the step (arXiv:2503.14476); ``dr_grpo``: over sequences
-            times ``max_new_tokens`` (arXiv:2503.20783); ``gspo``: the ratio of the whole sequence
+            per sequence; ``dapo``: over all tokens of the step (arXiv:2503.14476); ``dr_grpo``: over
+            sequences times ``max_new_tokens`` (arXiv:2503.20783); ``gspo``: the ratio of the whole sequence
             (arXiv:2507.18071); ``cispo``: clipped weights that leave every token its gradient
             (arXiv:2506.13585).
         baseline: What is subtracted from a reward: the mean of its ``group``, of the group's other samples

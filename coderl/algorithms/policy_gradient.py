@@ -77,8 +77,7 @@ class PolicyGradient(PolicyModule, ABC):
         group_size: Completions sampled per problem.
         inner_epochs: Optimizer steps on one batch of rollouts.
         clip: The importance ratio to the policy that sampled is clipped to [1 - clip, 1 + clip]. Has an
-        effect
-            from the second inner epoch on.
+            effect from the second inner epoch on.
         clip_high: Another upper clip, 1 + clip_high ("clip higher", arXiv:2503.14476). Null is ``clip``.
         kl_coefficient: Weight of the KL divergence from the reference. 0 skips the reference's forward.
         kl: Estimator of that divergence (J. Schulman, 2020). The algorithm says where each is used.

@@ -54,8 +54,7 @@ class PPO(PolicyGradient):
         kl_coefficient: Weight of the KL divergence from the reference, subtracted from each token's reward. 0
             skips the reference's forward.
         kl: Estimator of that divergence. In a reward ``k1`` is unbiased; k2 and k3 have less variance, and
-        are
-            biased.
+            are biased.
         adaptive_kl: Adapt the coefficient to a target. Null: constant.
         gamma: Discount per token.
         lam: Lambda of generalized advantage estimation: 0 uses the critic's estimates alone, 1 the rewards.
@@ -65,8 +64,7 @@ class PPO(PolicyGradient):
         value_coefficient: Weight of the critic's loss.
         value_clip: Clip of the critic's values (arXiv:2005.12729), in units of reward. Null: none.
         critic_adapter: Give the critic its own LoRA adapter: a second forward and backward, and no gradient
-        of
-            the critic in the policy's adapter.
+            of the critic in the policy's adapter.
         critic_learning_rate: Peak learning rate of the critic's own parameters. Null is ``learning_rate``.
         critic_warmup: Rollout steps at the start in which only the critic is trained.
         **options: Options of :class:`~coderl.algorithms.PolicyGradient`.
