@@ -296,8 +296,8 @@ def _is_first_rank() -> bool:
 def _with_progress_bar(callbacks: Any, enabled: bool | None) -> list[Any]:
     """The callbacks that were asked for, and tqdm's progress bar where none of them is one.
 
-    Lightning would take rich's where rich is installed, which captures what tqdm's bars of rollouts and
-    evaluations print, and in a notebook recurses without end.
+    Lightning would take rich's where rich is installed, which captures what tqdm's bars of evaluations print,
+    and in a notebook recurses without end.
     """
     given = last_of_each(callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else [])
     if enabled is False or any("ProgressBar" in callback.class_path for callback in given):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coderl.errors import UsageError
-from coderl.rollout import Sampling
+from coderl.rollout.engine import Sampling
 from coderl.types import Judging
 
 

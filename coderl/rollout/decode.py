@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from coderl.rollout.cache import read_prompts
+from coderl.rollout.text import decoded
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -67,13 +68,13 @@ class TokenTexts:
     def of(self, token: int) -> str:
         """The token's characters, with U+FFFD in place of a character that the token holds a part of."""
         if token not in self._texts:
-            start = len(self.decode(self._prefix))
-            self._texts[token] = self.decode([*self._prefix, token])[start:]
+            start = len(self.whole(self._prefix))
+            self._texts[token] = self.whole([*self._prefix, token])[start:]
         return self._texts[token]
 
-    def decode(self, ids: list[int]) -> str:
-        """The text of a whole sequence, special tokens included, its spaces unchanged."""
-        return str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    def whole(self, ids: list[int]) -> str:
+        """The text of a whole sequence, as :func:`coderl.rollout.text.decoded` gives it."""
+        return decoded(self._tokenizer, ids)
 
 
 class StopCriteria:
@@ -99,7 +100,7 @@ class StopCriteria:
         text = row.tail + self._token_texts.of(row.ids[-1])
         # A character split over several tokens has a text only when they are decoded together.
         if "\ufffd" in text:
-            text = self._token_texts.decode(row.ids)
+            text = self._token_texts.whole(row.ids)
         row.tail = text[-self._longest :]
         return any(string in text for string in self._stop)
 

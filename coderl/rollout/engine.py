@@ -70,7 +70,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class RolloutEngine(ABC):
-    """Samples from a policy: ``bind`` once, ``sync`` after each change of weights, ``generate``."""
+    """Samples from a policy: ``bind`` once, ``sync`` after each change of weights, ``close`` in the end."""
 
     batch_size: int = 128
     """Sequences decoded together. A caller that samples in parts asks for about as many at a time."""
@@ -82,11 +82,14 @@ class RolloutEngine(ABC):
 
     @abstractmethod
     def bind(self, policy: Policy) -> None:
-        """Take the policy to sample from; its weights are loaded."""
+        """Take the policy to sample from, with its weights as they are; they are loaded."""
 
     @abstractmethod
     def sync(self) -> None:
         """Bring the engine's weights up to the policy's."""
+
+    def close(self) -> None:  # noqa: B027 -- nothing to do for one that holds nothing of its own
+        """Release processes and memory. A policy may be bound again."""
 
     @abstractmethod
     def generate(
@@ -96,7 +99,6 @@ class RolloutEngine(ABC):
         sampling: Sampling,
         *,
         seed: int | None = None,
-        progress: str | None = None,
     ) -> list[Completion]:
         """Sample ``n`` completions for each problem.
 
@@ -105,8 +107,8 @@ class RolloutEngine(ABC):
             n: Completions per problem.
             sampling: How to draw them.
             seed: The same seed and weights give the same completions, and the state of torch's global
-                generators is restored afterwards. None: sample from these generators as they are.
-            progress: Label of a progress bar, in completions; none where None.
+                generators is restored afterwards. None: the completions follow from these generators, and
+                move them on; an engine with random numbers of its own derives its seed from them.
 
         Returns:
             ``len(problems) * n`` completions, those of a problem side by side. Each has the prompt's ids, the

@@ -6,12 +6,11 @@ import logging
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from tqdm.auto import tqdm
-
 from coderl.problems import prompts
 from coderl.rollout.decode import Row, StopCriteria, TokenTexts, decode
 from coderl.rollout.engine import RolloutEngine, Sampling, seeded
 from coderl.rollout.memory import free_bytes
+from coderl.rollout.text import completion_text
 from coderl.types import Completion
 
 if TYPE_CHECKING:
@@ -47,16 +46,15 @@ class GenerateEngine(RolloutEngine):
 
     def bind(self, policy: Policy) -> None:
         """Take the policy to sample from, and make the merged copy if memory allows."""
-        if self._policy is policy:
-            return
-        self._policy, self._token_texts = policy, TokenTexts(policy.tokenizer)
-        # A policy without adapter and quantization is as fast as its copy.
-        is_dense = not policy.has_adapter and policy.quantization == "none"
-        wanted = _copy_fits(policy) if self.merged_copy is None else self.merged_copy
-        self._dense_copy = policy.dense_copy() if wanted and not is_dense else None
-        log.info(
-            "rollouts decode from %s", "a merged copy" if self.samples_from_copy else "the policy itself"
-        )
+        if self._policy is not policy:
+            self._policy, self._token_texts = policy, TokenTexts(policy.tokenizer)
+            # A policy without adapter and quantization is as fast as its copy.
+            is_dense = not policy.has_adapter and policy.quantization == "none"
+            wanted = _copy_fits(policy) if self.merged_copy is None else self.merged_copy
+            self._dense_copy = policy.dense_copy() if wanted and not is_dense else None
+            log.info(
+                "rollouts decode from %s", "a merged copy" if self.samples_from_copy else "the policy itself"
+            )
         self.sync()
 
     @property
@@ -76,7 +74,6 @@ class GenerateEngine(RolloutEngine):
         sampling: Sampling,
         *,
         seed: int | None = None,
-        progress: str | None = None,
     ) -> list[Completion]:
         """Sample ``n`` completions for each problem (see the base class)."""
         assert self._policy is not None and self._token_texts is not None, "bind() comes first"
@@ -88,13 +85,10 @@ class GenerateEngine(RolloutEngine):
         # A batch has one list of stop strings; similar lengths in it mean little padding.
         order = sorted(range(len(problems)), key=lambda i: (stops[i], len(prompt_ids[i]), i))
         rows: list[list[Row]] = [[] for _ in problems]
-        bar = tqdm(
-            total=len(problems) * n, desc=progress, unit="completion", leave=False, disable=progress is None
-        )
         was_training = policy.training
         policy.eval()
         try:
-            with bar, nullcontext() if seed is None else seeded(seed):
+            with nullcontext() if seed is None else seeded(seed):
                 for batch in _batches([i for i in order if max_tokens[i] > 0], n, self.batch_size, stops):
                     sampled = [[Row(max_tokens[i]) for _ in range(count)] for i, count in batch]
                     decode(
@@ -107,7 +101,6 @@ class GenerateEngine(RolloutEngine):
                     )
                     for (i, _), samples in zip(batch, sampled, strict=True):
                         rows[i] += samples
-                    bar.update(sum(map(len, sampled)))
         finally:
             policy.train(was_training)
         return [
@@ -116,34 +109,13 @@ class GenerateEngine(RolloutEngine):
                 tuple(prompt_ids[i]),
                 tuple(row.ids),
                 tuple(row.logprobs),
-                self._text(problem, prompt_ids[i], row.ids),
+                completion_text(policy, problem, prompt_ids[i], row.ids),
                 row.finished,
             )
             for i, problem in enumerate(problems)
             # A prompt that is too long was not sampled from: its completions are empty.
             for row in rows[i] or [Row(0)] * n
         ]
-
-    def _text(self, problem: Problem, prompt_ids: list[int], ids: list[int]) -> str:
-        """The text of a completion, cut at the first stop string: the steps of bigcode-evaluation-harness."""
-        assert self._policy is not None and self._token_texts is not None
-        policy, tokenizer, decoded = self._policy, self._policy.tokenizer, self._token_texts.decode
-
-        def without_bos(row: list[int]) -> list[int]:
-            return row[1:] if row[:1] == [tokenizer.bos_token_id] else row
-
-        # Only the last token is dropped: with a special token inside it, a program does not run.
-        answer = ids[:-1] if ids and ids[-1] in policy.eos_ids() else ids
-        stop = (*prompts.stop_strings(problem, policy.prompt_form), str(tokenizer.eos_token or ""))
-        if policy.base.config.is_encoder_decoder:
-            # CodeT5+ learned answers as its tokenizer writes all texts: with the bos token before them.
-            return prompts.cut(decoded(without_bos(answer)), stop)
-        # Decoded with its prompt, since many tokenizers drop the space that a text begins with.
-        prompt = without_bos(prompt_ids)
-        text = decoded([*prompt, *answer])
-        # Unknown characters are lost in tokenizing: then the prompt's decoded form is cut off.
-        unchanged = policy.prompt_form == "completion" and text.startswith(problem.prompt)
-        return prompts.cut(text[len(problem.prompt if unchanged else decoded(prompt)) :], stop)
 
 
 def _batches(order: Iterable[int], n: int, size: int, stops: Sequence[tuple[str, ...]]) -> list[Batch]:

@@ -17,7 +17,7 @@ from coderl.errors import UserError
 from coderl.model import tokenization
 from coderl.model.policy import Policy
 from coderl.model.tokenization import load_tokenizer
-from coderl.rollout import GenerateEngine
+from coderl.rollout.text import completion_text
 from coderl.types import Problem
 from tests.support import families
 from tests.support.families import FAMILIES
@@ -191,14 +191,12 @@ def test_eos_and_pad_tokens_are_those_of_the_family(repositories: dict[str, Path
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_encoded_answer_decodes_to_exactly_its_text(repositories: dict[str, Path], name: str) -> None:
     policy, problem = policy_of(repositories[name]), Problem(id="p", prompt=PROMPT)
-    engine = GenerateEngine()
-    engine.bind(policy)
     asked = policy.encode(problem)
     for answer in ANSWERS:
         ids = policy.encode_answer(problem, answer)
         assert ids[-1] == policy.tokenizer.eos_token_id
-        assert engine._text(problem, asked, ids) == answer
-        assert engine._text(problem, asked, ids[:-1]) == answer
+        assert completion_text(policy, problem, asked, ids) == answer
+        assert completion_text(policy, problem, asked, ids[:-1]) == answer
 
 
 def test_an_answer_of_codellama_starts_without_a_space(repositories: dict[str, Path]) -> None:
@@ -253,10 +251,8 @@ def test_a_chat_has_the_bos_token_once_where_its_template_writes_it(
     policy, problem = policy_of(folder, prompt_form="chat"), Problem(id="p", prompt="x", instruction="Do it")
     ids = policy.encode(problem)
     assert ids.count(policy.tokenizer.bos_token_id) == bos  # Qwen has none
-    engine = GenerateEngine()
-    engine.bind(policy)
     for answer in ANSWERS:
-        assert engine._text(problem, ids, policy.encode_answer(problem, answer)) == answer
+        assert completion_text(policy, problem, ids, policy.encode_answer(problem, answer)) == answer
 
 
 # --- tokens without a row

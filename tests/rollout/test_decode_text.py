@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from coderl.model.policy import Policy
 from coderl.rollout import GenerateEngine, Sampling
 from coderl.rollout.decode import Row, StopCriteria, TokenTexts
+from coderl.rollout.text import completion_text
 from coderl.types import Problem
 from tests.support import tiny
 
@@ -86,7 +87,7 @@ def engine_for(policy: Policy) -> GenerateEngine:
 
 
 def text_of(policy: Policy, problem: Problem, ids: list[int]) -> str:
-    return engine_for(policy)._text(problem, policy.encode(problem), ids)
+    return completion_text(policy, problem, policy.encode(problem), ids)
 
 
 def test_special_tokens_stay_in_the_text_except_a_final_end_of_sequence_token(llama: Path) -> None:
