@@ -33,7 +33,7 @@ from coderl.model.padding import pad_rows, spread
 from coderl.model.policy import Policy
 from coderl.model.provenance import prior_training
 from coderl.problems import prompts
-from coderl.rollout import RolloutEngine, Sampling, default_engine
+from coderl.rollout.engine import RolloutEngine, Sampling
 from coderl.sandbox import ProgramRunner, default_sandbox
 from coderl.types import Credit, Experience, Problem
 
@@ -131,6 +131,8 @@ class PolicyGradient(PolicyModule, ABC):
         **options: Unpack[ModuleOptions],
     ) -> None:
         super().__init__(policy, **options)
+        from coderl.rollout import default_engine
+
         if max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {max_new_tokens}: model.max_new_tokens must be 1 or more")
         self.sampling = Sampling(temperature=temperature, max_new_tokens=max_new_tokens).for_training()
@@ -239,8 +241,9 @@ class PolicyGradient(PolicyModule, ABC):
 
     def bind(self) -> None:
         """Give the loaded policy to the rollout engine. Later calls do nothing."""
-        self.engine.bind(self.policy)
-        self._bound = True
+        if not self._bound:
+            self.engine.bind(self.policy)
+            self._bound = True
 
     def load_state_dict(self, *args: Any, **options: Any) -> Any:
         """Load as torch does, then sync an engine that samples from a copy of the weights."""
@@ -250,8 +253,10 @@ class PolicyGradient(PolicyModule, ABC):
         return result
 
     def teardown(self, stage: str) -> None:
-        """Stop the sandbox's processes."""
+        """Stop the sandbox's processes, and release what the engine holds."""
         self.sandbox.close()
+        self.engine.close()
+        self._bound = False
 
     # -- one step --------------------------------------------------------------------------------------------
 
@@ -476,7 +481,7 @@ class PolicyGradient(PolicyModule, ABC):
             self.engine,
             self.sandbox,
             self.evaluation,
-            self.evaluation.sampling(self.sampling.max_new_tokens),
+            self.sampling.max_new_tokens,
             self.policy.prompt_form,
             Ranks(self.trainer.global_rank, self.trainer.world_size, self.gathered) if several else Ranks(),
         )
@@ -494,9 +499,8 @@ class PolicyGradient(PolicyModule, ABC):
             progress: Label of a progress bar; None shows none.
             contaminated: Ids of problems that the policy was trained on. None: not known.
         """
-        name = problems[0].id.partition("/")[0].lower() if problems else "problems"
-        task = Task(name, tuple(problems), self.sandbox.timeout)
-        return self.evaluator().run(task, progress=progress, contaminated=contaminated)[name]
+        task = Task.of(problems, self.sandbox.timeout)
+        return self.evaluator().run(task, progress=progress, contaminated=contaminated)[task.name]
 
     def validation_step(self, batch: list[Problem], batch_idx: int) -> None:
         """Collect the batch's problems; they are sampled together when the epoch ends."""

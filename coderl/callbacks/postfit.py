@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from coderl.algorithms import PolicyGradient, PolicyModule
 from coderl.callbacks.best_checkpoint import BestCheckpoint
 from coderl.errors import UsageError
-from coderl.evaluation import TASKS, Store, Task, load_task
+from coderl.evaluation import Store, Task, load_task
 from coderl.files import write_atomic
 from coderl.model.provenance import prior_training
 from coderl.publish.artifacts import check_push, push_models, save_models, write_cards
@@ -30,6 +30,8 @@ from coderl.runs.versions import installed_versions
 from coderl.scores import Evaluation, logged_scores, results_name, save_results, summary_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lightning import LightningModule, Trainer
 
 log = logging.getLogger(__name__)
@@ -138,9 +140,8 @@ class PostFit(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate before training; a resumed run has those scores in its checkpoint."""
         if self.evaluate and self.before is None and isinstance(pl_module, PolicyGradient):
-            split = self._split_task(trainer, pl_module)
-            found = self._evaluate(trainer, pl_module, "before", split)
-            self.before_path = self._save(trainer, pl_module, found, "before")
+            split = self._split_task(pl_module)
+            found, self.before_path = self._measure(trainer, pl_module, "before", [split])
             self.before = summary_scores(found[split.name])
             rank_zero_print(f"held-out pass@1 before training: {percent(self.before['pass@1'])}")
 
@@ -159,8 +160,10 @@ class PostFit(Callback):
             paths |= save_models(pl_module.policy, root, pl_module.training_record(), self.merge)
         found: dict[str, Evaluation] = {}
         if self.evaluate and isinstance(pl_module, PolicyGradient):
-            found = self._evaluate_all(trainer, pl_module)
-            path = self._save(trainer, pl_module, found, type(pl_module).__name__.lower())
+            split = self._split_task(pl_module)
+            # A split that is a benchmark is not sampled twice.
+            tasks = [split, *(task for task in self._benchmarks if task != split)]
+            found, path = self._measure(trainer, pl_module, "after", tasks)
             paths["evaluation"] = str(path)
             to_wandb = any(isinstance(logger, WandbLogger) for logger in trainer.loggers)
             rank_zero_print(summary_text(found, path, list(logged_scores(found)) if to_wandb else []))
@@ -175,43 +178,44 @@ class PostFit(Callback):
             paths["metrics"] = str(metrics)
         self._summarize(pl_module, RunFolder.of(trainer).summary, steps, paths, found)
 
-    def _evaluate_all(self, trainer: Trainer, module: PolicyGradient) -> dict[str, Evaluation]:
-        """The split's scores first, then those of the benchmarks."""
-        split = self._split_task(trainer, module)
-        found = self._evaluate(trainer, module, "after", split)
-        for task in self._benchmarks:
-            if task != split:  # a split that is a benchmark is not sampled twice
-                found |= self._evaluate(trainer, module, "after", task)
-        return found
+    def _measure(
+        self, trainer: Trainer, module: PolicyGradient, when: str, tasks: Sequence[Task]
+    ) -> tuple[dict[str, Evaluation], Path]:
+        """Evaluate the tasks one after the other, and save the results. Returns these and their file."""
+        found: dict[str, Evaluation] = {}
+        with ExitStack() as stack:
+            stores = [stack.enter_context(self._answer_store(trainer, module, when, task)) for task in tasks]
+            for task, store in zip(tasks, stores, strict=True):
+                found |= self._evaluate(module, when, task, store)
+            path = self._save(trainer, module, found, when)
+            # Only now: a fit that was killed before finds the answers to all tasks again.
+            for store in stores:
+                if store is not None:
+                    store.remove()
+        return found, path
 
-    def _split_task(self, trainer: Trainer, module: PolicyGradient) -> Task:
+    def _split_task(self, module: PolicyGradient) -> Task:
         """The split as a task, renamed where one of the benchmarks has its name and other problems."""
         data = module.datamodule
         assert data is not None, "PostFit measures a split of a CodeDataModule"
         problems = tuple(data.problems(self.split))
-        source = data.source.name
-        name = source if source in TASKS else problems[0].id.partition("/")[0].lower()
-        task = Task(name, problems, module.sandbox.timeout)
-        benchmark = next((known for known in self._benchmarks if known.name == name), task)
-        return task if benchmark == task else replace(task, name=f"{name}_{self.split}")
+        task = Task.of(problems, module.sandbox.timeout, data.source.name)
+        benchmark = next((known for known in self._benchmarks if known.name == task.name), task)
+        return task if benchmark == task else replace(task, name=f"{task.name}_{self.split}")
 
     def _evaluate(
-        self, trainer: Trainer, module: PolicyGradient, when: str, task: Task
+        self, module: PolicyGradient, when: str, task: Task, store: Store | None
     ) -> dict[str, Evaluation]:
-        evaluator = module.evaluator()
         record = module.training_record() if when == "after" else prior_training(module.policy)
         contaminated = None if record is None else record.among(task.problems)
-        with self._answer_store(trainer, module, when, task) as store:
-            label = f"pass@k {task.name} {when}"
-            found = evaluator.run(task, store=store, contaminated=contaminated, progress=label)
-            if store is not None:
-                store.remove()
-        return found
+        label = f"pass@k {task.name} {when}"
+        return module.evaluator().run(task, store=store, contaminated=contaminated, progress=label)
 
     def _answer_store(
         self, trainer: Trainer, module: PolicyGradient, when: str, task: Task
     ) -> AbstractContextManager[Store | None]:
         """Keeps the answers on disk, so that a resumed fit need not sample again. None with several ranks."""
+        module.bind()  # whether answers are from a copy of the weights is known once the engine has them
         if trainer.world_size > 1:
             return nullcontext()
         policy = module.policy
@@ -233,10 +237,11 @@ class PostFit(Callback):
         return Store(path, {"key": key}, module.engine.batch_size)
 
     def _save(
-        self, trainer: Trainer, module: PolicyGradient, found: dict[str, Evaluation], which: str
+        self, trainer: Trainer, module: PolicyGradient, found: dict[str, Evaluation], when: str
     ) -> Path:
-        """Write results and programs on rank 0; ``which`` is part of the files' names."""
+        """Write results and programs on rank 0, in files named after the algorithm or as ``before``."""
         root = Path(trainer.default_root_dir)
+        which = when if when == "before" else type(module).__name__.lower()
         path = root / results_name(short_name(module.policy.model), which)
         if trainer.is_global_zero:
             save_results(found, path)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from coderl.evaluation.settings import EvaluationSettings
     from coderl.evaluation.tasks import Task
     from coderl.problems.prompts import PromptForm
-    from coderl.rollout import RolloutEngine, Sampling
+    from coderl.rollout.engine import RolloutEngine
     from coderl.sandbox import ProgramRunner
     from coderl.scores import Evaluation
     from coderl.types import Problem
@@ -55,7 +55,7 @@ class Evaluator:
         engine: What samples; a policy is bound to it.
         runner: Runs the programs.
         settings: How much is sampled, and how it is judged.
-        sampling: How completions are drawn.
+        max_new_tokens: Longest completion, in tokens, where the settings say nothing of it.
         form: How the policy is asked; it decides how programs are made of answers.
         ranks: The processes that share the work.
     """
@@ -65,11 +65,12 @@ class Evaluator:
         engine: RolloutEngine,
         runner: ProgramRunner,
         settings: EvaluationSettings,
-        sampling: Sampling,
+        max_new_tokens: int,
         form: PromptForm = "completion",
         ranks: Ranks = Ranks(),
     ) -> None:
-        self.engine, self.settings, self.sampling = engine, settings, sampling
+        self.engine, self.settings = engine, settings
+        self.sampling = settings.sampling(max_new_tokens)
         self.form, self.ranks = form, ranks
         self.grader = Grader(runner, settings)
 
@@ -103,6 +104,7 @@ class Evaluator:
             settings = asdict(self.sampling) | {
                 "seed": self.settings.seed,
                 "form": self.form,
+                "merged_copy": self.engine.samples_from_copy,
                 **(notes or {}),
             }
             scores = self.grader.grade_task(

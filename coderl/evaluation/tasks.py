@@ -12,7 +12,7 @@ from coderl.errors import UsageError, UserError, did_you_mean
 from coderl.problems import MBPP, HumanEval, HumanEvalPlus, JSONLProblems, MBPPPlus, ProblemSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from coderl.types import Problem
 
@@ -37,6 +37,20 @@ class Task:
     problems: tuple[Problem, ...]
     timeout: float | None = TIMEOUT
     base: tuple[Problem, ...] = ()
+
+    @classmethod
+    def of(cls, problems: Sequence[Problem], timeout: float | None, source: str = "") -> Task:
+        """Problems of any kind as a task.
+
+        It has the name of their source where that is a benchmark's, else the first part of their ids.
+
+        Args:
+            problems: What is asked.
+            timeout: Seconds of wall time for a program with all its tests. None: the runner's.
+            source: Name of the source that they are from, where it is known.
+        """
+        prefix = problems[0].id.partition("/")[0].lower() if problems else "problems"
+        return cls(source if source in TASKS else prefix, tuple(problems), timeout)
 
 
 @dataclass(frozen=True)

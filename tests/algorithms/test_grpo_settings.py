@@ -120,7 +120,6 @@ class Canned(RolloutEngine):
         sampling: Sampling,
         *,
         seed: int | None = None,
-        progress: str | None = None,
     ) -> list[Completion]:
         assert len(problems) * n == len(self.completions)
         return self.completions

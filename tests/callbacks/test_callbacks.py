@@ -269,7 +269,6 @@ class Pupil(RolloutEngine):
         sampling: Sampling,
         *,
         seed: int | None = None,
-        progress: str | None = None,
     ) -> list[Completion]:
         kind = self.after if self.updates else self.before
         return [self._answer(i, p, kind, j == n - 1) for i, p in enumerate(problems) for j in range(n)]
@@ -461,10 +460,10 @@ def dying_postfit(**options: Any) -> PostFit:
     made = PostFit(**options)
     evaluate = made._evaluate
 
-    def die(trainer: Trainer, module: PolicyGradient, when: str, *rest: Any) -> dict[str, Evaluation]:
+    def die(module: PolicyGradient, when: str, *rest: Any) -> dict[str, Evaluation]:
         if when == "after":
             raise Killed
-        return evaluate(trainer, module, when, *rest)
+        return evaluate(module, when, *rest)
 
     made._evaluate = die  # type: ignore[method-assign, assignment]
     return made

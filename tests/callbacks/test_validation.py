@@ -37,12 +37,19 @@ RIGHT = [1, 3, 2, 0]
 class Pupil(RolloutEngine):
     """Gives as many right answers of four as :data:`RIGHT` says: first more with each update, then fewer."""
 
+    samples_from_copy = True
+
     def __init__(self) -> None:
         self.updates = 0
         self.asked: list[list[str]] = []
+        self.calls: list[str] = []
 
     def bind(self, policy: Policy) -> None:
+        self.calls.append("bind")
         self.policy = policy
+
+    def close(self) -> None:
+        self.calls.append("close")
 
     def sync(self) -> None:
         self.updates += 1
@@ -54,7 +61,6 @@ class Pupil(RolloutEngine):
         sampling: Sampling,
         *,
         seed: int | None = None,
-        progress: str | None = None,
     ) -> list[Completion]:
         self.asked.append([problem.id for problem in problems])
         right = RIGHT[min(self.updates, len(RIGHT) - 1)]
@@ -87,7 +93,9 @@ def rl(llama: Path, engine: RolloutEngine, **options: Any) -> GRPO:
     )
 
 
-def fit(module: GRPO | SFT, folder: Path, *callbacks: Callback, **options: Any) -> Any:
+def fit(
+    module: GRPO | SFT, folder: Path, *callbacks: Callback, resume: Path | None = None, **options: Any
+) -> Any:
     settings: dict[str, Any] = {"max_epochs": 3, "limit_val_batches": 1.0} | options
     trainer = tiny.trainer(
         default_root_dir=folder,
@@ -97,7 +105,8 @@ def fit(module: GRPO | SFT, folder: Path, *callbacks: Callback, **options: Any) 
         callbacks=list(callbacks),
         **settings,
     )
-    trainer.fit(module, datamodule=CodeDataModule(Tiny(), batch_size=4))
+    data = CodeDataModule(Tiny(), batch_size=4)
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return trainer
 
 
@@ -134,6 +143,15 @@ def test_validation_ends_a_fit_early(llama: Path, tmp_path: Path) -> None:
     trainer = fit(rl(llama, Pupil()), tmp_path, stopping, max_epochs=9)
     assert trainer.global_step == 2
     assert stopping.best_score == 0.75
+
+
+def test_an_engine_is_bound_once_in_a_fit_and_closed_after_it(llama: Path, tmp_path: Path) -> None:
+    engine = Pupil()
+    module = rl(llama, engine)
+    fit(module, tmp_path, PostFit(merge=False))
+    assert engine.calls == ["bind", "close"]
+    module.evaluate(tiny.problems(1))
+    assert engine.calls == ["bind", "close", "bind"]
 
 
 def test_validation_is_one_evaluation_of_the_whole_split(llama: Path, tmp_path: Path) -> None:
@@ -173,6 +191,7 @@ def test_benchmarks_are_measured_after_the_fit(llama: Path, tmp_path: Path) -> N
     (path,) = (tmp_path / "run").glob("evaluation_results_*_grpo_*.json")
     body = json.loads(path.read_text())
     assert body.keys() == {"tiny", "bench", "config"}
+    assert body["tiny"]["settings"]["merged_copy"] is body["bench"]["settings"]["merged_copy"] is True
     assert body["bench"]["ids"] == ["Bench/0", "Bench/1"]
     assert body["bench"]["contaminated"] == []
     assert body["tiny"]["contaminated"] == ["tiny/0", "tiny/1"]
@@ -338,3 +357,30 @@ def test_a_fit_killed_while_evaluating_keeps_the_answers_it_has(llama: Path, tmp
     assert kept.exists()
     assert dies.asked[0] not in start(Pupil())[:1]
     assert not kept.exists()
+
+
+def test_a_fit_killed_in_the_second_task_keeps_the_first_ones_answers(llama: Path, tmp_path: Path) -> None:
+    bench, folder = rows(tmp_path / "Bench.jsonl", 2), tmp_path / "run"
+
+    class Dies(Pupil):
+        def generate(self, problems: Sequence[Problem], n: int, sampling: Sampling, **_: Any) -> Any:
+            if problems[0].id.startswith("Bench"):
+                raise KeyboardInterrupt
+            return super().generate(problems, n, sampling)
+
+    def start(engine: Pupil, resume: Path | None = None) -> list[list[str]]:
+        last = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True)
+        callbacks = (PostFit(tasks=(str(bench),), merge=False), last)
+        options: dict[str, Any] = {"limit_val_batches": 0, "max_epochs": 1}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Checkpoint directory")  # it exists when the fit is resumed
+            fit(rl(llama, engine), folder, *callbacks, resume=resume, **options)
+        return engine.asked
+
+    with pytest.raises(SystemExit):
+        start(Dies())
+    assert len(list(folder.glob(".tiny_after_*.jsonl"))) == 1
+    assert start(Pupil(), folder / "last.ckpt") == [["Bench/0", "Bench/1"]]
+    assert not list(folder.glob(".*.jsonl"))
+    (path,) = folder.glob("evaluation_results_*_grpo_*.json")
+    assert json.loads(path.read_text()).keys() == {"tiny", "bench", "config"}

@@ -124,6 +124,7 @@ def test_a_model_is_scored_and_everything_is_saved(model: Path, capsys: pytest.C
         "timeout": 3.0,
     }
     assert (settings["model"], settings["adapter"], settings["quantization"]) == (str(model), None, "none")
+    assert settings["merged_copy"] is False  # neither adapter nor quantization
     assert settings["grading"] == {"inline": 15}
     shown = capsys.readouterr().out
     assert "📊 FIVE Results:" in shown and f"   pass@1: {task['pass@1']:.3f}" in shown

@@ -54,7 +54,6 @@ class Fake(RolloutEngine):
         sampling: Sampling,
         *,
         seed: int | None = None,
-        progress: str | None = None,
     ) -> list[Completion]:
         if len(self.calls) == self.fails_at:
             raise ZeroDivisionError
@@ -78,8 +77,10 @@ def draw(
     ranks: Ranks = Ranks(),  # noqa: B008
 ) -> list[list[str]]:
     """``n`` answers to each problem, as an evaluation samples them. Nothing is run."""
-    settings = EvaluationSettings(n=n, ks=(1,), seed=seed)
-    return Evaluator(engine, Sandbox(), settings, sampling, ranks=ranks).sample(asked, store=store)
+    settings = EvaluationSettings(n, (1,), sampling.temperature, sampling.top_p, seed=seed)
+    return Evaluator(engine, Sandbox(), settings, sampling.max_new_tokens, ranks=ranks).sample(
+        asked, store=store
+    )
 
 
 def ids(asked: Sequence[Problem], n: int, size: int) -> list[list[str]]:

@@ -20,14 +20,14 @@ from coderl.evaluation import EvaluationSettings, Evaluator, Grader, Store, Task
 from coderl.evaluation.tasks import TASKS
 from coderl.files import read_json
 from coderl.model.provenance import prior_training
-from coderl.rollout import GenerateEngine
+from coderl.rollout import default_engine
 from coderl.rollout.memory import largest_batch
 from coderl.scores import Evaluation, results_name
 
 if TYPE_CHECKING:
     from coderl.model.policy import Policy
     from coderl.runs.model_ref import ModelRef
-    from coderl.sandbox import ProgramRunner, Sandbox
+    from coderl.sandbox import ProgramRunner
 
 MAX_BATCH = 128
 """Most sequences decoded together where the user gives no batch size."""
@@ -121,16 +121,16 @@ class ModelRun:
             _ = policy.tokenizer  # fails without a chat template, before weights are loaded
         policy.load(device, for_training=False)
         _require_positions(policy, settings.max_length_generation or 0)
-        self.engine = GenerateEngine()
+        self.engine = default_engine()
         self.engine.bind(policy)
         self.training_record = prior_training(policy)
 
-    def evaluate(self, tasks: Sequence[Task], sandbox: Sandbox, output: Path, save: Save) -> None:
+    def evaluate(self, tasks: Sequence[Task], runner: ProgramRunner, output: Path, save: Save) -> None:
         """Sample and score the tasks one after the other.
 
         Args:
             tasks: Their problems are sampled for.
-            sandbox: Runs the programs.
+            runner: Runs the programs.
             output: Folder for the results and, until these are saved, for the answers.
             save: Called with all evaluations and the path of their results file.
 
@@ -142,7 +142,7 @@ class ModelRun:
         with ExitStack() as stack:
             stores = [stack.enter_context(self._store(task, output, size)) for task in tasks]
             for task, store in zip(tasks, stores, strict=True):
-                found |= self._evaluate(task, store, sandbox)
+                found |= self._evaluate(task, store, runner)
             save(found, output / results_name(self.ref.label, self.ref.method))
             # Only now: where saving fails, the same command finds the answers again.
             for store in stores:
@@ -157,7 +157,6 @@ class ModelRun:
             "quantization": self.policy.quantization,
             "dtype": str(self.policy.base.dtype).removeprefix("torch."),
             "device": self.policy.device.type,
-            "merged_copy": self.engine.samples_from_copy,
         }
 
     def _store(self, task: Task, output: Path, size: int) -> Store:
@@ -171,6 +170,7 @@ class ModelRun:
             | {
                 "files": self.ref.files(),
                 "commit": getattr(self.policy.base.config, "_commit_hash", None),
+                "merged_copy": self.engine.samples_from_copy,
                 "gguf_file": self.policy.gguf_file,
                 "task": task.name,
                 "prompts": _digest([p.prompt for p in task.problems]),
@@ -201,10 +201,11 @@ class ModelRun:
                 file=sys.stderr,
             )
 
-    def _evaluate(self, task: Task, store: Store, sandbox: Sandbox) -> dict[str, Evaluation]:
+    def _evaluate(self, task: Task, store: Store, runner: ProgramRunner) -> dict[str, Evaluation]:
         self.engine.batch_size = store.size
         try:
-            evaluator = Evaluator(self.engine, sandbox, self.settings, self.sampling, self.policy.prompt_form)
+            longest, form = self.sampling.max_new_tokens, self.policy.prompt_form
+            evaluator = Evaluator(self.engine, runner, self.settings, longest, form)
             return evaluator.run(
                 task,
                 store=store,
