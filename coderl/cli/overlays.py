@@ -1,4 +1,4 @@
-"""Merges configurations, as when one config file overrides another, and compares them."""
+"""Merges configurations, as when one config file overrides another."""
 
 from __future__ import annotations
 
@@ -28,12 +28,6 @@ def flat(values: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(values, dict) or not values:
         return {prefix: values}
     return {k: v for key, item in values.items() for k, v in flat(item, f"{prefix}.{key}".strip(".")).items()}
-
-
-def changes(was: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """``(key, was, now)`` of the settings that both have and that differ."""
-    before, after = flat(was), flat(now)
-    return [(key, before[key], after[key]) for key in before if key in after and before[key] != after[key]]
 
 
 SINGLETONS = ("CompletionTable", "MergedCheckpoints", "PostFit", "SaveOnInterrupt")

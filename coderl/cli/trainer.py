@@ -35,7 +35,7 @@ from coderl.callbacks import Checkpoint
 from coderl.cli import presets
 from coderl.cli.config_files import find_config
 from coderl.cli.messages import explain
-from coderl.cli.overlays import changes, last_of_each, merge_callbacks
+from coderl.cli.overlays import last_of_each, merge_callbacks
 from coderl.data import CodeDataModule
 from coderl.errors import UsageError, UserError
 from coderl.files import free_path
@@ -203,18 +203,26 @@ class CoderlCLI(LightningCLI):
         trainer.callbacks = _with_progress_bar(trainer.callbacks, trainer.enable_progress_bar)
 
     def _parse_ckpt_path(self) -> None:
-        """Print which settings differ from the checkpoint's, instead of taking the checkpoint's.
+        """Refuse a checkpoint that cannot be read; take no settings from it.
 
-        This overrides a step of LightningCLI, in which the checkpoint's hyper-parameters silently win over
-        configs and flags.
+        This overrides a step of LightningCLI, in which hyper-parameters that a module of one's own has saved
+        there would silently win over configs and flags.
+
+        Raises:
+            UserError: There is no such file, or it is no checkpoint.
         """
         config = self.config[self.config.subcommand]
         path = config.get("ckpt_path")
         if path is None or path in _CKPT_KEYWORDS or "://" in str(path) or Path(path).is_dir():
             return
-        arguments = self._plain()["model"].get("init_args", {})
-        for key, was, now in changes(_hyper_parameters(Path(path)), arguments):
-            print(f"coderl: {key} is {now}; the checkpoint was trained with {was}", file=sys.stderr)
+        if not Path(path).is_file():
+            raise UserError(
+                f"no checkpoint {path}; --ckpt_path takes a .ckpt file of a run folder, or `last`"
+            )
+        try:
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # damaged files fail in many ways: zip, pickle, JSON, truncated storages
+            raise UserError(f"{path} is damaged or no checkpoint; name another with --ckpt_path") from error
 
     def _plain(self) -> dict[str, Any]:
         """The command's configuration as dicts, lists and values."""
@@ -333,19 +341,3 @@ def _identity(config: Namespace) -> tuple[str, str, str]:
     source = config.data.get("init_args.source.class_path") or config.data.class_path
     dataset = Path(own_file).stem if own_file else source.rpartition(".")[2]
     return str(model), dataset, config.model.class_path.rpartition(".")[2]
-
-
-def _hyper_parameters(path: Path) -> dict[str, Any]:
-    """The hyper-parameters in a checkpoint.
-
-    Raises:
-        UserError: If there is no such file, or it is no checkpoint.
-    """
-    if not path.is_file():
-        raise UserError(f"no checkpoint {path}; --ckpt_path takes a .ckpt file of a run folder, or `last`")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # damaged files fail in many ways: zip, pickle, JSON, truncated storages
-        raise UserError(f"{path} is damaged or no checkpoint; name another with --ckpt_path") from error
-    found = checkpoint.get("hyper_parameters", {}) if isinstance(checkpoint, dict) else {}
-    return {key: value for key, value in found.items() if not key.startswith("_")}
