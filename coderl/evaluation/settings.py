@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from coderl.errors import UsageError
-from coderl.rollout.engine import Sampling
 from coderl.types import Judging
+
+if TYPE_CHECKING:
+    from coderl.rollout.engine import Sampling
 
 
 @dataclass
@@ -54,5 +57,7 @@ class EvaluationSettings:
         Args:
             max_new_tokens: Longest completion, in tokens, where no ``max_length_generation`` is set.
         """
+        from coderl.rollout.engine import Sampling
+
         longest = self.max_length_generation
         return Sampling(self.temperature, self.top_p, longest or max_new_tokens, longest)

@@ -17,7 +17,8 @@ import coderl.problems
 import coderl.rollout
 from coderl.algorithms import rewards
 from coderl.algorithms.ppo import AdaptiveKL
-from coderl.evaluation import EvaluationSettings
+from coderl.cli import main
+from coderl.evaluation import TASKS, EvaluationSettings
 from coderl.sandbox import Sandbox
 from tests.project.house import package_files
 
@@ -54,3 +55,10 @@ def test_docstrings_parse() -> None:
                 except ParseError as error:
                     bad.append(f"{module}, {node.name}: {error}")
     assert not bad
+
+
+def test_help_of_evaluate_lists_the_tasks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split()).replace("- ", "-")  # lines break after hyphens
+    assert f"{', '.join(TASKS)}; or paths of .jsonl" in said
+    assert "by default the task's (3, 10, 20)" in said

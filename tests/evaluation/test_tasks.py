@@ -5,14 +5,17 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from coderl.errors import UsageError, UserError
-from coderl.evaluation import TASKS, load_task, reference
+from coderl.evaluation import TASKS, Task, load_task, reference
 from coderl.problems import HumanEval
+from coderl.types import Problem
 
 GOLDEN = Path(__file__).parent / "golden"
 TIMEOUTS = {"mbppplus": 10.0, "humanevalplus": 20.0, "humanevalplus-unstripped": 20.0}
@@ -33,6 +36,12 @@ def golden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def write(name: str, *rows: object) -> str:
     Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return name
+
+
+def test_the_command_line_lists_tasks_without_loading_torch() -> None:
+    code = "import sys, coderl.commands.evaluate; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.usefixtures("golden")
@@ -140,3 +149,11 @@ def test_what_cannot_be_loaded_is_said_in_one_line(
     assert type(refused.value) is kind
     assert "\n" not in said
     assert all(part in said for part in parts), said
+
+
+def test_problems_of_any_kind_are_a_task_named_after_their_source() -> None:
+    problems = [Problem("Own/1", "x"), Problem("other/2", "y")]
+    assert Task.of(problems, 5.0) == Task("own", tuple(problems), 5.0)
+    assert Task.of(problems, None, "mbpp").name == "mbpp"
+    assert Task.of(problems, None, "no benchmark").name == "own"
+    assert Task.of([], None).problems == ()

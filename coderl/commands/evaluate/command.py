@@ -11,6 +11,8 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from coderl.errors import UsageError, UserError
+from coderl.evaluation import EvaluationSettings
+from coderl.evaluation.tasks import TASKS, TIMEOUT
 from coderl.files import free_path
 from coderl.scores import results_name, save_results, summary_text
 from coderl.scores.compare import compare as compare_results
@@ -56,8 +58,7 @@ def evaluate(
 
     Args:
         model: A hub id, a folder of weights, the folder of an adapter, a run's folder, or embedded.
-        tasks: Names with commas between: mbpp, humaneval, humaneval-unstripped, humanevalplus,
-            humanevalplus-unstripped, mbppplus; or paths of .jsonl files of your own.
+        tasks: Names with commas between: {tasks}; or paths of .jsonl files of your own.
         adapter: Folder of an adapter on --model, where it does not name its base itself. It is not merged.
         gguf_file: Name of a GGUF file in the folder --model.
         quantization: nf4 holds the base in 4 bits, none does not; by default as an adapter was trained, and
@@ -76,7 +77,7 @@ def evaluate(
         limit: Only the first so many problems of each task.
         grading: inline runs tests beside the program, as the harness does; auto reaches verdicts that cannot
             be forged, and names the samples that inline grading judges otherwise.
-        timeout: Seconds for a program with all its tests; by default the task's (3; EvalPlus 10 and 20).
+        timeout: Seconds for a program with all its tests; by default the task's ({timeouts}).
         workers: Programs that run at a time; by default one for each usable core, 16 at most.
         allow_weak_isolation: Run even where only resource limits protect this machine (tier C).
         output: Folder for the results.
@@ -99,8 +100,6 @@ def evaluate(
         n_samples=n_samples, max_length_generation=max_length_generation, limit=limit, batch_size=batch_size
     )
     from coderl.commands.evaluate.run import ModelRun, load_tasks, score_generations
-    from coderl.evaluation import EvaluationSettings
-    from coderl.evaluation.tasks import TIMEOUT
     from coderl.model.loading import find_device
     from coderl.model.policy import Policy
     from coderl.model.provenance import quantization_of
@@ -133,6 +132,13 @@ def evaluate(
         )
         run = ModelRun(ref, policy, settings, find_device(device), batch_size)
         run.evaluate(loaded, sandbox, Path(output), _save_and_print)
+
+
+# The benchmarks are listed in one place.
+evaluate.__doc__ = (evaluate.__doc__ or "").format(
+    tasks=", ".join(TASKS),
+    timeouts=", ".join(f"{s:g}" for s in sorted({t.timeout for t in TASKS.values()})),
+)
 
 
 def _one_of(**ways: object) -> None:
