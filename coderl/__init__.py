@@ -43,8 +43,8 @@ _MODULES = {
     "run": "coderl.cli",
 }
 
-# The modules in earlier/ are imported as if they lay here, such as `coderl.rewards`: configs that runs of
-# coderl 0.1 saved name classes by these paths.
+# The modules in earlier/ are imported as if they lay here, such as `coderl.rewards`: configs that runs
+# saved before the packages name classes by these paths.
 __path__.append(os.path.join(__path__[0], "earlier"))
 
 

@@ -34,7 +34,7 @@ HARMLESS = {
     "You have overridden `transfer_batch_to_device` in both": "both leave text alone",
     "have no `val_dataloader`": "a source need not have a validation split",
     "Total length of `list` across ranks is zero": "the problems have no validation split",
-    "Checkpoint directory .* exists and is not empty": "only when resuming: see `runs.require_fresh`",
+    "Checkpoint directory .* exists and is not empty": "only when resuming: see `RunFolder.require_fresh`",
     "recommended to use `self.log": "what ranks log is the same on all of them",
     "LeafSpec": "Lightning 2.6 asks torch 2.13's pytree in the old way",
     "'set_vital' is deprecated": "torchdata 0.11 calls a hook that torch 2.13 has retired",

@@ -1,1 +1,1 @@
-"""Modules under the names they had in coderl 0.1, for configs that its runs saved and for users' modules."""
+"""Modules under their names from before the packages, for configs that runs saved and for users' modules."""
