@@ -122,9 +122,9 @@ class GRPO(PolicyGradient):
         return self.kl == "k1" and self.kl_coefficient != 0
 
     @property
-    def reads_old_policy(self) -> bool:
+    def needs_old_policy(self) -> bool:
         """True also where the divergence is part of the reward."""
-        return super().reads_old_policy or self._kl_in_reward
+        return super().needs_old_policy or self._kl_in_reward
 
     def has_gradient(self, rewards: Tensor) -> Tensor:
         """Samples of known reward; without KL term and entropy bonus, only those with an advantage."""

@@ -102,7 +102,7 @@ class PolicyGradient(PolicyModule, ABC):
 
     weighting: LossType = "dapo"
     """How the loss is averaged over tokens, see :func:`~coderl.algorithms.losses.token_weights`."""
-    reads_values = False
+    needs_values = False
     """Whether the critic's values come from the policy's own forward."""
 
     @passes_options_on
@@ -201,8 +201,8 @@ class PolicyGradient(PolicyModule, ABC):
         if self.kl_coefficient != 0:
             with self.policy.reference():
                 columns["ref_logprobs"] = self._score(batch).logprobs
-        if self.reads_old_policy:
-            scores = self._score(batch, "value" if self.top_entropy < 1 else "none", self.reads_values)
+        if self.needs_old_policy:
+            scores = self._score(batch, "value" if self.top_entropy < 1 else "none", self.needs_values)
             columns["old_logprobs"] = scores.logprobs
             if scores.entropy is not None:
                 columns["entropy"] = scores.entropy
@@ -211,7 +211,7 @@ class PolicyGradient(PolicyModule, ABC):
         return columns
 
     @property
-    def reads_old_policy(self) -> bool:
+    def needs_old_policy(self) -> bool:
         """Whether advantages need the policy's log-probs; otherwise the first forward gives them."""
         return self.top_entropy < 1 or self.sampler_correction is not None
 
@@ -227,7 +227,7 @@ class PolicyGradient(PolicyModule, ABC):
         """The rollout to train on, then further ones that were sampled for it. Here only the given one."""
         return [rollout]
 
-    def too_far(self, kl: float) -> bool:
+    def exceeds_target_kl(self, kl: float) -> bool:
         """Whether to stop the inner epochs at ``kl`` nats per token from the policy that sampled."""
         return False
 
@@ -375,15 +375,15 @@ class PolicyGradient(PolicyModule, ABC):
 
     def update(self, batches: list[Experience]) -> None:
         """``inner_epochs`` optimizer steps on the micro-batches. Collective."""
-        # Each epoch makes its step, even without a gradient or after too_far: schedules and max_steps count
-        # them, and other ranks wait in the exchange of gradients.
+        # Each epoch makes its step, even without a gradient or too far off-policy: schedules and max_steps
+        # count them, and other ranks wait in the exchange of gradients.
         with self._meter.time("update"):
             stopped = False
             for _ in range(self.inner_epochs):
                 if not stopped:
                     means = self._accumulate_gradients(batches)
                     # The mean is that of all ranks, so that they stop together.
-                    if stopped := self.too_far(means["policy/kl_old"]):
+                    if stopped := self.exceeds_target_kl(means["policy/kl_old"]):
                         self.zero_grad()  # so far off-policy, these gradients mislead
                     self._meter.values |= means
                 norm = float(self.step())
@@ -400,7 +400,7 @@ class PolicyGradient(PolicyModule, ABC):
 
     def _backward(self, batch: Experience) -> dict[str, Tensor]:
         """Forward and backward of a micro-batch; returns per-token metrics."""
-        scores = self._score(batch, "gradient" if self.entropy_coefficient else "value", self.reads_values)
+        scores = self._score(batch, "gradient" if self.entropy_coefficient else "value", self.needs_values)
         logprobs, entropy = scores.logprobs, scores.entropy
         assert entropy is not None and batch.sampler_logprobs is not None
         # First inner epoch: on-policy, so the same forward gives the old log-probabilities, and the ratio is

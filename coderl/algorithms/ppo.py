@@ -106,7 +106,7 @@ class PPO(PolicyGradient):
         self.bootstrap_truncated = bootstrap_truncated
         self.value_coefficient, self.value_clip = value_coefficient, value_clip
         self.critic_adapter, self.critic_warmup = critic_adapter, critic_warmup
-        self.reads_values = not critic_adapter
+        self.needs_values = not critic_adapter
         self.critic_learning_rate = critic_learning_rate
         self._check_critic()
 
@@ -172,7 +172,7 @@ class PPO(PolicyGradient):
         return super().prepare(rollout)
 
     @property
-    def reads_old_policy(self) -> bool:
+    def needs_old_policy(self) -> bool:
         """Always true: the critic's values come from the same forward, and rewards hold the divergence."""
         return True
 
@@ -266,7 +266,7 @@ class PPO(PolicyGradient):
                     parameter.grad = None
         return super().step()
 
-    def too_far(self, kl: float) -> bool:
+    def exceeds_target_kl(self, kl: float) -> bool:
         """Whether the policy is more than 1.5 times ``target_kl`` away from the one that sampled."""
         return self.target_kl is not None and kl > 1.5 * self.target_kl
 

@@ -6,7 +6,7 @@ business.
 """
 
 from coderl.evaluation.evaluator import Evaluator, Ranks
-from coderl.evaluation.grading import Grader, run_fairly, to_program
+from coderl.evaluation.grading import Grader, run_with_retries, to_program
 from coderl.evaluation.sampling import Store
 from coderl.evaluation.settings import EvaluationSettings
 from coderl.evaluation.tasks import TASKS, Task, load_task, reference
@@ -23,6 +23,6 @@ __all__ = [
     "Task",
     "load_task",
     "reference",
-    "run_fairly",
+    "run_with_retries",
     "to_program",
 ]

@@ -103,7 +103,7 @@ class Grader:
         pairs = zip(problems, programs, strict=True)
         samples = [(problem, i, code) for problem, row in pairs for i, code in enumerate(row)]
         judging = self.settings.grading
-        executions, timeouts = run_fairly(
+        executions, timeouts = run_with_retries(
             [to_program(p, code, judging, timeout) for p, _, code in samples], self.runner
         )
         other = self._disagreements(samples, executions, timeout) if judging == "auto" else []
@@ -126,7 +126,7 @@ class Grader:
             timeouts_rerun=timeouts,
             infra_errors=sum(e.outcome == "infra_error" for e in executions),
             seconds=time.monotonic() - started,
-            settings={**(notes or {}), **_circumstances(executions, timeout), "judging": judging},
+            settings={**(notes or {}), **_caveats(executions, timeout), "judging": judging},
             contaminated=None if contaminated is None else [name for name in contaminated if name in ids],
             disagreements=other,
             ids=ids,
@@ -148,7 +148,7 @@ class Grader:
         inline = self.runner.run([to_program(p, code, "inline", timeout) for (p, _, code), _ in both])
         differ = [pair for pair, theirs in zip(both, inline, strict=True) if _disagree(pair[1], theirs)]
         # A time-out of a busy machine is worth a second run only where it decides.
-        inline, _ = run_fairly(
+        inline, _ = run_with_retries(
             [to_program(p, code, "inline", timeout) for (p, _, code), _ in differ], self.runner
         )
         return [
@@ -171,10 +171,10 @@ def _disagree(ours: Execution, theirs: Execution) -> bool:
     return "infra_error" not in outcomes and outcomes.count("passed") == 1
 
 
-def run_fairly(jobs: Sequence[Program], runner: ProgramRunner) -> tuple[list[Execution], int]:
-    """Run programs so that a busy machine is not held against them.
+def run_with_retries(jobs: Sequence[Program], runner: ProgramRunner) -> tuple[list[Execution], int]:
+    """Run programs; retry infrastructure errors, and run time-outs once more alone.
 
-    Infrastructure errors are retried. Then time-outs are run once more by themselves, and that verdict holds.
+    A busy machine is not held against a program: the verdict of a time-out's second run holds.
 
     Returns:
         The executions, in order, and how many programs timed out at first.
@@ -247,7 +247,7 @@ def _test_pass_rate(problems: Sequence[Problem], rows: Sequence[Sequence[Executi
     return sum(e.passed for _, e in judged) / total if total else None
 
 
-def _circumstances(executions: Sequence[Execution], timeout: float | None) -> dict[str, Any]:
+def _caveats(executions: Sequence[Execution], timeout: float | None) -> dict[str, Any]:
     return {
         **({} if timeout is None else {"timeout": timeout}),
         "tier": sorted({e.tier for e in executions}),

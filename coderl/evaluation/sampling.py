@@ -75,7 +75,11 @@ class Store:
             raise
 
     def _take_up(self, asked: dict[str, Any]) -> None:
-        """Read what is there, or begin."""
+        """Read the answers that the file holds; write the header where it is empty.
+
+        Raises:
+            UserError: The file is damaged, or holds answers with other settings.
+        """
         self._file.seek(0)
         lines = self._file.read().split(b"\n")[:-1]
         whole = sum(len(line) + 1 for line in lines)
@@ -95,13 +99,13 @@ class Store:
             raise UserError(f"{self.path} holds answers with other settings ({', '.join(odd)}): remove it")
 
     def restart(self, size: int) -> None:
-        """Forget all answers and begin again, with groups of another size."""
+        """Drop all answers, and begin again with groups of another size."""
         self.rows, self.size = {}, size
         self._file.truncate(0)
         self._write({"asked": self._asked, "size": size})
 
     def read(self, problems: Sequence[Problem], n: int) -> Answers:
-        """The answers that are there already."""
+        """The answers that the file holds, by the problems' numbers."""
         known = {i: self.rows[p.id] for i, p in enumerate(problems) if p.id in self.rows}
         if any(len(row) != n for row in known.values()):
             raise UserError(f"{self.path} is damaged: remove it to begin again")
@@ -125,12 +129,12 @@ class Store:
             ) from error
 
     def remove(self) -> None:
-        """Forget everything: the results are saved."""
+        """Delete the file, once the results are saved."""
         self.path.unlink(missing_ok=True)
         self.close()
 
     def close(self) -> None:
-        """Let others write."""
+        """Close the file, and release its lock to other processes."""
         self._file.close()
 
     def __enter__(self) -> Self:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from coderl.errors import UserError
-from coderl.evaluation import reference, run_fairly
+from coderl.evaluation import reference, run_with_retries
 from coderl.problems.prompts import MBPP_STOP, mbpp_prompt
 from coderl.sandbox import Program, ProgramRunner, Sandbox
 from coderl.scores import Evaluation, logged_scores, results_name, save_results, summary_text
@@ -139,13 +139,13 @@ def test_infrastructure_errors_are_retried_first() -> None:
 
 
 def test_a_timeout_whose_second_run_is_lost_stays_a_timeout() -> None:
-    executions, again = run_fairly([Program("timeout>infra_error")], Fake())
+    executions, again = run_with_retries([Program("timeout>infra_error")], Fake())
     assert ([e.outcome for e in executions], again) == (["timeout"], 1)
 
 
 def test_one_run_is_enough_where_nothing_went_wrong() -> None:
     fake = Fake()
-    run_fairly([Program("passed"), Program("failed")], fake)
+    run_with_retries([Program("passed"), Program("failed")], fake)
     assert len(fake.runs) == 1
 
 

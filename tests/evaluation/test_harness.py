@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from coderl.evaluation import Task, load_task, reference, run_fairly, to_program
+from coderl.evaluation import Task, load_task, reference, run_with_retries, to_program
 from coderl.problems.prompts import mbpp_prompt, program
 from coderl.sandbox import Sandbox
 from coderl.scores import save_results
@@ -216,7 +216,7 @@ def both_judge(
 ) -> tuple[list[dict[str, bool]], list[dict[str, bool]]]:
     """Per problem, whether its named programs pass here, and in the harness."""
     pairs = [(p, code) for p, row in zip(problems, programs, strict=True) for code in row.values()]
-    executions, _ = run_fairly([to_program(p, code, "inline", timeout) for p, code in pairs], sandbox)
+    executions, _ = run_with_retries([to_program(p, code, "inline", timeout) for p, code in pairs], sandbox)
     assert not [e.message for e in executions if e.outcome == "infra_error"]
     passed = iter([e.outcome == "passed" for e in executions])
     references = [reference(p) for p in problems]
