@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,27 +31,47 @@ def short_name(model: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", name).strip("-.") or "model"
 
 
+@dataclass(frozen=True)
+class RunName:
+    """The parts of a run's name.
+
+    Attributes:
+        model: Short name of the base model.
+        dataset: Name of the problem source.
+        method: Name of the algorithm.
+    """
+
+    model: str
+    dataset: str
+    method: str
+
+
+_RUN_NAME = re.compile(r"(?P<model>.+)-(?P<dataset>[^-]+)-(?P<method>[^-]+)-qlora")
+
+
 def run_name(model: str, dataset: str, method: str) -> str:
     """``{model}-{dataset}-{method}-qlora``: the folder, hub and W&B name of a run.
 
     Args:
         model: Hub id or path of the base model.
-        dataset: Name of the problem source, such as ``mbpp``.
+        dataset: Name of the problem source, such as ``mbpp``; hyphens in it become underscores, so that
+            :func:`parse_run_name` can tell it from the model.
         method: Name of the algorithm, such as ``grpo``.
 
     >>> run_name("codellama/CodeLlama-7b-Python-hf", "mbpp", "grpo")
     'codellama-7b-python-mbpp-grpo-qlora'
     """
-    return f"{short_name(model)}-{dataset.lower()}-{method.lower()}-qlora"
+    return f"{short_name(model)}-{dataset.lower().replace('-', '_')}-{method.lower()}-qlora"
 
 
-def is_run_name(name: str) -> bool:
-    """Whether ``name`` has the form of :func:`run_name`'s.
+def parse_run_name(name: str) -> RunName | None:
+    """The parts of a name that :func:`run_name` made; None for other names.
 
-    >>> is_run_name("codellama-7b-python-mbpp-grpo-qlora"), is_run_name("mine")
-    (True, False)
+    >>> parse_run_name("codellama-7b-python-mbpp-grpo-qlora")
+    RunName(model='codellama-7b-python', dataset='mbpp', method='grpo')
     """
-    return re.fullmatch(r"[a-z0-9.][a-z0-9.-]*-\S+-\S+-qlora", name) is not None
+    found = _RUN_NAME.fullmatch(name)
+    return RunName(**found.groupdict()) if found else None
 
 
 class RunFolder:

@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 
 from coderl import __version__
 from coderl.errors import UserError
-from coderl.runs.folder import RunFolder, is_run_name
+from coderl.runs.folder import RunFolder, parse_run_name
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ def wandb_name(folder: Path, run_name: str, trainer: Namespace) -> str:
     """
     name = folder.resolve().name
     now = datetime.now().strftime("%m%d-%H%M")
-    return f"{name if is_run_name(name) else run_name}-{device_tag(trainer)}-{now}"
+    return f"{name if parse_run_name(name) else run_name}-{device_tag(trainer)}-{now}"
 
 
 def device_tag(trainer: Namespace) -> str:

@@ -9,9 +9,7 @@ from typing import Any
 
 from coderl.errors import UsageError, UserError
 from coderl.model.adapters import ADAPTER_CONFIG, adapter_base, is_adapter, read_adapter_config
-from coderl.runs.folder import RunFolder, short_name
-
-_RUN = re.compile(r"(?P<model>.+)-[^-]+-(?P<method>[^-]+)-qlora(-merged)?")
+from coderl.runs.folder import RunFolder, parse_run_name, short_name
 
 
 @dataclass(frozen=True)
@@ -80,9 +78,9 @@ def find_model(
     # So is the folder that models of single epochs are in.
     whole = place.resolve()
     epoch = f"-{whole.name}" if re.fullmatch(r"epoch-\d+", whole.name) else ""
-    run = _RUN.fullmatch((whole.parent if epoch else whole).name)
+    run = parse_run_name((whole.parent if epoch else whole).name.removesuffix("-merged"))
     if run and place.is_dir():
-        label, method = run["model"] + epoch, run["method"]
+        label, method = run.model + epoch, run.method
     else:
         label = short_name((gguf_file or base) if own is None else str(place))
         method = "base" if own is None else "adapter"

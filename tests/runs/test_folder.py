@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from coderl.errors import UserError
 from coderl.runs import folder as runs
-from coderl.runs.folder import RunFolder, run_name, short_name
+from coderl.runs.folder import RunFolder, RunName, parse_run_name, run_name, short_name
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,25 @@ def test_short_names_are_those_of_the_original_recipe(model: str, short: str) ->
 def test_run_name_is_that_of_the_original_recipe() -> None:
     name = run_name("codellama/CodeLlama-7b-Python-hf", "MBPP", "GRPO")
     assert name == "codellama-7b-python-mbpp-grpo-qlora"
+
+
+@pytest.mark.parametrize("model", ["embedded", "codellama/CodeLlama-7b-Python-hf", "a-b/c.d-e"])
+@pytest.mark.parametrize("dataset", ["mbpp", "HumanEvalPlus", "my-problems", "my-own.problems_2"])
+def test_a_run_name_gives_its_parts_back(model: str, dataset: str) -> None:
+    found = parse_run_name(run_name(model, dataset, "GRPO"))
+    assert found == RunName(short_name(model), dataset.lower().replace("-", "_"), "grpo")
+
+
+@pytest.mark.parametrize("dataset", ["mbpp", "humaneval", "mbppplus", "humanevalplus", "embedded"])
+def test_names_of_data_sets_stand_in_run_names_as_they_are(dataset: str) -> None:
+    assert run_name("tiny", dataset, "ppo") == f"tiny-{dataset}-ppo-qlora"
+
+
+@pytest.mark.parametrize(
+    "name", ["mine", "tiny-qlora", "tiny-mbpp-qlora", "tiny-mbpp-ppo", "tiny-mbpp-ppo-qlora-merged", ""]
+)
+def test_other_names_are_no_run_names(name: str) -> None:
+    assert parse_run_name(name) is None
 
 
 @given(st.text(max_size=30))
