@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from coderl.files import read_json_or_none, write_atomic
+from coderl.model.adapter_files import ADAPTER_CONFIG, adapter_base
 from coderl.model.loading import EMBEDDED, resolve
 from coderl.model.provenance import POLICY_FILE
 from coderl.problems import MBPP, HumanEval, HumanEvalPlus, MBPPPlus, prompts
@@ -318,14 +319,14 @@ def gather_facts(folder: Path, name: str, run: Path | None, measured: bool) -> F
         run: The run folder that it is from, where there is one.
         measured: Whether the scores in the run's summary were measured of this model.
     """
-    adapter, merge = _dict(folder / "adapter_config.json"), _dict(folder / MERGE_FILE)
+    adapter, merge = _dict(folder / ADAPTER_CONFIG), _dict(folder / MERGE_FILE)
     config = _latest_config(run) if run else {}
     policy = _arguments(_arguments(config.get("model")).get("policy"))
     trained_on = policy.get("gguf_file") or policy.get("model")
     # Merged by hand into another base than the run's: the run measured another model than this.
     other = bool(merge.get("base") and trained_on) and merge["base"] != public_name(str(trained_on))
     base = (merge.get("base") if other else trained_on) or merge.get("base")
-    base = str(base or adapter.get("base_model_name_or_path") or "")
+    base = str(base or adapter_base(folder) or "")
     summary: dict[str, Any] = {}
     if run and measured and not other:
         summary = _dict(RunFolder(run).summary)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from coderl.errors import UserError
 from coderl.files import is_partial, replacing_folder
 from coderl.model import adapters, loading
+from coderl.model.adapter_files import ADAPTER_CONFIG
 from coderl.model.provenance import POLICY_FILE, prior_training, write_policy_file
 from coderl.problems.contamination import FILE as TRAINED
 from coderl.problems.contamination import TrainingRecord, merge_records
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 MODEL_FILES = (
-    *("README.md", card.MERGE_FILE, POLICY_FILE, TRAINED, "adapter_config.json", "adapter_model.safetensors"),
+    *("README.md", card.MERGE_FILE, POLICY_FILE, TRAINED, ADAPTER_CONFIG, "adapter_model.safetensors"),
     *("config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors"),
     *("model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "chat_template.jinja", "additional_chat_templates/*.jinja", "vocab.json"),

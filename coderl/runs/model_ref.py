@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from coderl.errors import UsageError, UserError
-from coderl.model.adapters import ADAPTER_CONFIG, adapter_base, is_adapter, read_adapter_config
+from coderl.model.adapter_files import (
+    ADAPTER_CONFIG,
+    adapter_base,
+    is_adapter,
+    read_adapter_config,
+    require_adapter,
+)
 from coderl.runs.folder import RunFolder, parse_run_name, short_name
 
 
@@ -33,6 +39,15 @@ class ModelRef:
         folders = [Path(name).expanduser() for name in (self.base, self.adapter) if name]
         files = [file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir())]
         return [[f.name, s.st_size, s.st_mtime_ns] for f in files if f.is_file() and (s := f.stat())]
+
+
+def find_adapter(folder: Path) -> Path | None:
+    """The folder of an adapter: this one, or the adapter's in it if it is a run's; None where there is none.
+
+    Args:
+        folder: Of an adapter, or of a run.
+    """
+    return next((path for path in (folder, RunFolder(folder).adapter) if is_adapter(path)), None)
 
 
 def find_model(
@@ -60,13 +75,12 @@ def find_model(
     if folder.is_file():
         hint = f" and --gguf_file {folder.name}" if folder.suffix == ".gguf" else ""
         raise UserError(f"{model} is a file: give {flags[0]} its folder{hint}")
-    own = next((f for f in (folder, RunFolder(folder).adapter) if is_adapter(f)), None)
+    own = find_adapter(folder)
     if own is not None and adapter is not None:
         raise UsageError(f"{model} is an adapter already: give {flags[0]} the base of {flags[1]} {adapter}")
     if adapter is not None:
         own = Path(adapter).expanduser()
-        if not is_adapter(own):
-            raise UserError(f"no {ADAPTER_CONFIG} in {adapter}: give {flags[1]} the folder of an adapter")
+        require_adapter(own, f"give {flags[1]} the folder of an adapter")
         base = model
     else:
         base = model if own is None else _base_of(own, flags)

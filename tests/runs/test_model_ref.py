@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,3 +21,11 @@ def test_models_of_a_run_are_called_by_its_model_and_method(tmp_path: Path, data
     found = [find_model(str(folder)) for folder in (run.path, run.adapter, run.merged, run.merged_epoch(2))]
     assert [ref.label for ref in found] == ["embedded", "embedded", "embedded", "embedded-epoch-2"]
     assert {ref.method for ref in found} == {"grpo"}
+
+
+def test_a_model_is_found_without_torch() -> None:
+    code = (
+        "import sys, coderl.runs.model_ref; print({'torch', 'lightning', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
