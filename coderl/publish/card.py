@@ -21,7 +21,7 @@ from coderl.model.loading import EMBEDDED, resolve
 from coderl.model.provenance import POLICY_FILE
 from coderl.problems import MBPP, HumanEval, HumanEvalPlus, MBPPPlus, prompts
 from coderl.problems.contamination import FILE as TRAINED
-from coderl.runs.folder import RunFolder
+from coderl.runs.folder import RunFolder, is_epoch
 from coderl.runs.versions import installed_versions
 from coderl.types import Problem
 
@@ -264,21 +264,15 @@ def is_hub_id(name: str) -> bool:
 def model_name(folder: Path) -> str:
     """What a model is called: as its folder; as its run if that is only ``adapter`` or an epoch's."""
     folder = folder.absolute()
-    if folder.name == "adapter":
+    if folder == RunFolder(folder.parent).adapter:
         return folder.parent.name
-    return f"{folder.parent.name}-{folder.name}" if re.fullmatch(r"epoch-\d+", folder.name) else folder.name
+    return f"{folder.parent.name}-{folder.name}" if is_epoch(folder.name) else folder.name
 
 
 def run_of(folder: Path) -> Path | None:
     """The run folder that an adapter or a merged model is from, by where it lies; None if from none."""
-    folder = folder.absolute()
-    if folder.name == "adapter":
-        run = folder.parent
-    elif folder.name.endswith("-merged"):
-        run = folder.with_name(folder.name.removesuffix("-merged"))
-    else:
-        return None
-    return run if RunFolder(run).logs.is_dir() else None
+    run = RunFolder.of_model(folder.absolute())
+    return run.path if run and run.logs.is_dir() else None
 
 
 def write_merge_record(

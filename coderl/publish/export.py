@@ -21,6 +21,7 @@ from coderl.problems.contamination import FILE as TRAINED
 from coderl.problems.contamination import TrainingRecord, merge_records
 from coderl.publish import card
 from coderl.publish.verify import Probe
+from coderl.runs.folder import is_epoch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -150,7 +151,7 @@ def require_replaceable(folder: Path) -> None:
     others = [
         path
         for path in folder.iterdir()
-        if not (path.name.startswith("epoch-") and (path / card.MERGE_FILE).exists()) and not is_partial(path)
+        if not (is_epoch(path.name) and (path / card.MERGE_FILE).exists()) and not is_partial(path)
     ]
     if others and not (folder / card.MERGE_FILE).is_file():
         raise UserError(

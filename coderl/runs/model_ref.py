@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from coderl.model.adapter_files import (
     read_adapter_config,
     require_adapter,
 )
-from coderl.runs.folder import RunFolder, parse_run_name, short_name
+from coderl.runs.folder import RunFolder, is_epoch, parse_run_name, short_name
 
 
 @dataclass(frozen=True)
@@ -88,11 +87,12 @@ def find_model(
     if own is None and (merged / "config.json").is_file() and not (folder / "config.json").is_file():
         raise UserError(f"{model} holds no adapter: its model is in {merged}, give that")
     # A run's folder is named for what is in it, its adapter is not.
-    place = folder if own is None else own.parent if own.name == "adapter" else own
+    place = folder if own is None else own.parent if own == RunFolder(own.parent).adapter else own
     # So is the folder that models of single epochs are in.
     whole = place.resolve()
-    epoch = f"-{whole.name}" if re.fullmatch(r"epoch-\d+", whole.name) else ""
-    run = parse_run_name((whole.parent if epoch else whole).name.removesuffix("-merged"))
+    epoch = f"-{whole.name}" if is_epoch(whole.name) else ""
+    whole = whole.parent if epoch else whole
+    run = parse_run_name((RunFolder.of_model(whole) or RunFolder(whole)).path.name)
     if run and place.is_dir():
         label, method = run.model + epoch, run.method
     else:

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from coderl.scores.comparison import Comparison
 
 FIX = "move it away to report without it"
-MARKS = ("summary.json", "config.yaml", "*/version_*/metrics.csv", "*/version_*/config.yaml")
-"""Files that make a folder a run folder."""
 MOST_SECONDS = 1e12
 ROUNDING = 1e-9
 LONGEST_NAME = 200  # bytes of a task's name, which becomes part of file names
@@ -147,22 +145,21 @@ def load_run(folder: str | Path, name: str | None = None) -> Run:
     """
     folder = Path(folder).expanduser()
     _require_run(folder)
-    summary, logs = _summary(folder), RunFolder(folder).starts()
-    text = _latest_config([path for path in RunFolder(folder).configs() if holds(folder, path)])
+    place, summary = RunFolder(folder), _summary(folder)
+    text = _latest_config([path for path in place.configs() if holds(folder, path)])
     before, after = (_results_file(folder, summary, key) for key in ("before", "evaluation"))
-    tables = [path / "metrics.csv" for path in logs if holds(folder, path / "metrics.csv")]
     run = Run(
         folder=folder,
         name=name or folder.resolve().name,
         summary=summary,
         config=_parsed(text),
         config_text=text,
-        metrics=read_metrics(tables),
+        metrics=read_metrics([path for path in place.metrics() if holds(folder, path)]),
         completions=_completions(folder),
         before=before,
         after=after,
-        logs=logs,
-        missing=_links_outside(folder, logs),
+        logs=place.starts(),
+        missing=_links_outside(place),
     )
     run.missing.extend(_missing(run))
     return run
@@ -191,17 +188,15 @@ def _require_run(folder: Path) -> None:
     if not there:
         what = "is a file" if folder.is_file() else "does not exist"
         raise UserError(f"{folder}: {what}; give the folder of a run, such as checkpoints/NAME")
-    if any(next(folder.glob(mark), None) for mark in MARKS):
+    if RunFolder(folder).is_run():
         return
-    inside = sorted(
-        {path.relative_to(folder).parts[0] for mark in MARKS for path in folder.glob(f"*/{mark}")}
-    )
-    beside = folder.with_name(folder.resolve().name.removesuffix("-merged"))
+    inside = sorted(path for path in folder.glob("*") if RunFolder(path).is_run())
+    made_by = RunFolder.of_model(folder)
     hint = "give the folder that a fit wrote to, such as checkpoints/NAME"
     if inside:
-        hint = f"there are runs in it: give one or more of them, such as {folder / inside[0]}"
-    elif beside != folder and beside.is_dir():
-        hint = f"it is what was made of {beside}: give that"
+        hint = f"there are runs in it: give one or more of them, such as {inside[0]}"
+    elif made_by and made_by.path.is_dir():
+        hint = f"it is what was made of {made_by.path}: give that"
     raise UserError(f"{folder}: is no run folder (no summary.json and no logs in it); {hint}")
 
 
@@ -217,13 +212,12 @@ def holds(folder: Path, path: Path) -> bool:
         return False
 
 
-def _links_outside(folder: Path, logs: list[Path]) -> list[str]:
+def _links_outside(run: RunFolder) -> list[str]:
     """A line for each file that is not read because it is a link out of the run folder."""
-    names = ("summary.json", "completions.jsonl", "config*.yaml", f"{RESULTS}_*", f"{GENERATIONS}_*")
-    files = [path for name in names for path in sorted(folder.glob(name))]
-    files += [log / name for log in logs for name in ("config.yaml", "metrics.csv")]
-    outside = [path for path in files if os.path.isfile(path) and not holds(folder, path)]
-    return [f"{path.relative_to(folder)} leads out of the run folder and is not read" for path in outside]
+    results = [path for kind in (RESULTS, GENERATIONS) for path in sorted(run.path.glob(f"{kind}_*"))]
+    files = [run.summary, run.completions, *run.configs(), *results, *run.metrics()]
+    outside = [path for path in files if os.path.isfile(path) and not holds(run.path, path)]
+    return [f"{path.relative_to(run.path)} leads out of the run folder and is not read" for path in outside]
 
 
 def _summary(folder: Path) -> dict[str, Any]:

@@ -609,7 +609,7 @@ def test_seconds_and_rewards_too_large_for_a_float_are_an_error_in_one_line(
 
 
 def test_a_folder_that_is_no_run_is_an_error_in_one_line(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     around = folder.parent
     (around / "empty").mkdir()
@@ -617,6 +617,8 @@ def test_a_folder_that_is_no_run_is_an_error_in_one_line(
     assert "does not exist" in error_of(capsys, str(around / "nowhere"))
     assert "is a file" in error_of(capsys, str(folder / "summary.json"))
     assert "is no run folder" in error_of(capsys, str(around / "empty"))
+    monkeypatch.chdir(around / "empty")
+    assert "is no run folder" in error_of(capsys, ".")
     assert f"such as {folder}" in error_of(capsys, str(around))
     assert f"what was made of {folder}: give that" in error_of(capsys, str(around / "trained-merged"))
     assert "no runs given" in error_of(capsys, code=2)
