@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from coderl.errors import UsageError, UserError, first_line
+from coderl.errors import UsageError, UserError, first_line, named_line
 from coderl.model.adapter_files import require_adapter
 
 if TYPE_CHECKING:
@@ -151,10 +151,10 @@ def load(base: PreTrainedModel, folder: str) -> Any:
             loaded = net.load_adapter(folder, adapter_name=REFERENCE, is_trainable=False)
         except Exception as error:  # json's, safetensors', the hub's, torch's
             # Torch's first line names the model class only; the reason is on the second.
-            reason = " ".join(str(error).strip().splitlines()[:2] or ["no message"])[:300]
+            reason = named_line(error, limit=300, lines=2)
             raise UserError(
-                f"the adapter {folder} could not be loaded: {type(error).__name__}: {reason}; is it an "
-                "adapter of another model, or damaged?"
+                f"the adapter {folder} could not be loaded: {reason}; is it an adapter of another model, or "
+                "damaged?"
             ) from error
     keys = [*loaded.missing_keys, *loaded.unexpected_keys]
     # Keys of the base are always missing: an adapter's file holds none of them.

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coderl.errors import UsageError, UserError, first_line
+from coderl.errors import UsageError, UserError, first_line, named_line
 from coderl.files import write_atomic
 from coderl.model.adapter_files import ADAPTER_CONFIG, adapter_base, is_adapter
 from coderl.publish import card
@@ -220,7 +220,7 @@ def _reason(error: Exception) -> str:
         )
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'a file'}: {error.strerror}"
-    return f"{type(error).__name__}: {first_line(error)}"
+    return named_line(error)
 
 
 def _http_reason(error: HfHubHTTPError) -> str:

@@ -21,8 +21,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from coderl import __version__
-from coderl.errors import UserError
-from coderl.runs.folder import RunFolder, parse_run_name
+from coderl.errors import UserError, first_line, named_line
+from coderl.runs.folder import METRICS, RunFolder, parse_run_name
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +87,8 @@ class TolerantWandbLogger(WandbLogger):
 
 
 def _warn_incomplete(error: Exception) -> None:
-    why = f"{type(error).__name__}: {_one_line(error)}"
-    log.warning("W&B did not take everything (%s); metrics.csv has it", why)
+    why = named_line(error).rstrip(".")
+    log.warning("W&B did not take everything (%s); %s has it", why, METRICS)
 
 
 # -- before the run ------------------------------------------------------------------------------------------
@@ -292,20 +292,15 @@ def _start(logger: WandbLogger, axis: str) -> None:
         experiment = logger.experiment
     except UsageError as error:
         if "API key" not in str(error):
-            raise UserError(f"W&B: {_one_line(error)}") from error
+            raise UserError(f"W&B: {first_line(error).rstrip('.')}") from error
         raise UserError(
             f"W&B is not logged in, and this is no terminal to log in from: `wandb login`, {WAYS_OUT}"
         ) from error
     except Error as error:
-        raise UserError(f"W&B cannot be started ({_one_line(error)}): {WAYS_OUT}") from error
+        raise UserError(f"W&B cannot be started ({first_line(error).rstrip('.')}): {WAYS_OUT}") from error
     for step in ("global_step", "rollout_step"):
         experiment.define_metric(step)
     experiment.define_metric("*", step_metric=axis, step_sync=True)
-
-
-def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
 
 
 def readable(config: Any) -> Any:

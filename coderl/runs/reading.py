@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from coderl.errors import UserError
-from coderl.files import read_json
+from coderl.files import read_json, read_json_lines
 from coderl.runs.folder import RunFolder
 from coderl.runs.metrics import Series, read_metrics
 from coderl.scores.compare import compare, read_results
@@ -310,24 +309,29 @@ def _completions(folder: Path) -> list[dict[str, Any]]:
     path = RunFolder(folder).completions
     if not holds(folder, path):
         return []
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
-        raise UserError(f"{path}: is damaged ({error}); {FIX}") from error
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines[:-1], 1):  # the last piece is empty, or a row being written
-        try:
-            row = json.loads(line)
-            step, row["reward"] = float(row["rollout_step"]), float(row["reward"])
-            row["rollout_step"] = int(step) if step.is_integer() else step
-        except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
-            raise UserError(f"{path}: line {number} is damaged ({error}); {FIX}") from error
-        if rows and step < rows[-1]["rollout_step"]:
-            rows = [row_before for row_before in rows if row_before["rollout_step"] < step]
-        rows.append(row)
+    try:
+        for where, row in read_json_lines(path, unfinished=False):
+            _convert_numbers(row, where)
+            if rows and row["rollout_step"] < rows[-1]["rollout_step"]:
+                rows = [before for before in rows if before["rollout_step"] < row["rollout_step"]]
+            rows.append(row)
+    except UserError as error:
+        raise UserError(f"{error}; {FIX}") from None
     return rows
+
+
+def _convert_numbers(row: dict[str, Any], where: str) -> None:
+    """Make numbers of a row's step and reward, in place.
+
+    Raises:
+        UserError: They are none, or missing.
+    """
+    try:
+        step, row["reward"] = float(row["rollout_step"]), float(row["reward"])
+    except (ValueError, LookupError, TypeError, ArithmeticError) as error:
+        raise UserError(f"{where}: is damaged ({error})") from None
+    row["rollout_step"] = int(step) if step.is_integer() else step
 
 
 def _missing(run: Run) -> list[str]:

@@ -522,8 +522,9 @@ def test_several_runs_stand_side_by_side(
         ("logs/version_1/metrics.csv", b"step,a\n,2\n", "line 2 has no step"),
         ("logs/version_1/metrics.csv", b"\xff\xfe\n", "is damaged"),
         ("logs/version_1/metrics.csv", b"step,a\n1,\x00\n", "is damaged"),
-        ("completions.jsonl", b'{"rollout_step": 1}\n', "line 1 is damaged"),
-        ("completions.jsonl", b"[1]\n", "line 1 is damaged"),
+        ("completions.jsonl", b'{"rollout_step": 1}\n', "completions.jsonl:1: is damaged"),
+        ("completions.jsonl", b'\n{"a\n', "completions.jsonl:2: malformed JSON"),
+        ("completions.jsonl", b"[1]\n", "completions.jsonl:1: is no JSON object"),
     ],
 )
 def test_a_damaged_file_is_an_error_in_one_line(
@@ -604,7 +605,7 @@ def test_seconds_and_rewards_too_large_for_a_float_are_an_error_in_one_line(
     assert "seconds missing, or not what a fit writes" in error_of(capsys, str(folder))
     (folder / "summary.json").unlink()
     (folder / "completions.jsonl").write_text(json.dumps({"rollout_step": 1, "reward": 10**400}) + "\n")
-    assert "line 1 is damaged" in error_of(capsys, str(folder))
+    assert "completions.jsonl:1: is damaged" in error_of(capsys, str(folder))
     assert "cannot be read" in error_of(capsys, "x" * 300)
 
 
