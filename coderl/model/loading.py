@@ -30,7 +30,10 @@ log = logging.getLogger(__name__)
 
 
 def compute_dtype(name: ComputeDtype, device: torch.device) -> torch.dtype:
-    """``auto`` is float32 on a CPU, bfloat16 on a GPU that has it, else float16 (the original recipe's)."""
+    """The dtype that a name stands for on a device.
+
+    ``auto`` is float32 on a CPU, bfloat16 on a GPU that has it, else float16 (the original recipe's).
+    """
     if name != "auto":
         return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]
     if device.type != "cuda":

@@ -248,7 +248,9 @@ class Policy(nn.Module):
 
     @cached_property
     def _is_encoder_decoder(self) -> bool:
-        return architectures.encodes(self.source)  # by config.json: problems are encoded before weights load
+        return architectures.is_encoder_decoder(
+            self.source
+        )  # by config.json: problems are encoded before weights load
 
     @property
     def _adds_special_tokens(self) -> bool:

@@ -42,7 +42,8 @@ _WANDB_FOLDER = re.compile(r"(?:offline-)?run-(?P<time>\d{8}_\d{6})-(?P<id>.+)")
 class Parser(LightningArgumentParser):
     """Lightning's parser, for which CSV and TensorBoard loggers need no ``save_dir``.
 
-    ``--trainer.logger TensorBoardLogger`` is enough, as for W&B: :func:`settled` fills in the run folder.
+    ``--trainer.logger TensorBoardLogger`` is enough, as for W&B: :func:`resolve_loggers` fills in the run
+    folder.
     """
 
     def add_class_arguments(self, theclass: Any, *args: Any, **options: Any) -> list[str]:
@@ -94,7 +95,7 @@ def _warn_incomplete(error: Exception) -> None:
 # -- before the run ------------------------------------------------------------------------------------------
 
 
-def settled(
+def resolve_loggers(
     asked: Any, folder: Path, run_name: str, trainer: Namespace, resumed: bool
 ) -> list[Any] | Literal[False]:
     """The configuration of a run's loggers, with every folder and name filled in.
@@ -118,10 +119,10 @@ def settled(
     if not any(_is(other, CSVLogger) for other in others):
         arguments = Namespace(save_dir=None, name="logs", version=None, prefix="", flush_logs_every_n_steps=1)
         others = [Namespace(class_path=_path(CSVLogger), init_args=arguments), *others]
-    return [_settled(other, folder, run_name, trainer, resumed) for other in others]
+    return [_resolved(other, folder, run_name, trainer, resumed) for other in others]
 
 
-def _settled(asked: Any, folder: Path, run_name: str, trainer: Namespace, resumed: bool) -> Any:
+def _resolved(asked: Any, folder: Path, run_name: str, trainer: Namespace, resumed: bool) -> Any:
     if not isinstance(asked, Namespace):
         return asked  # a logger object, made in Python
     made = asked.clone()
@@ -131,10 +132,15 @@ def _settled(asked: Any, folder: Path, run_name: str, trainer: Namespace, resume
     if _is(made, CSVLogger):
         given.name = "logs" if given.name in _UNNAMED else given.name
     elif _is(made, TensorBoardLogger):
-        _require_tensorboard()
+        if not any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX")):
+            raise UserError(
+                "TensorBoardLogger needs the package tensorboard: pip install 'coderl[tensorboard]'"
+            )
         given.name = "tensorboard" if given.name in _UNNAMED else given.name
         if resumed and given.version is None:
-            given.version = _latest_version(Path(given.save_dir, given.name))
+            names = [path.name for path in Path(given.save_dir, given.name).glob("version_*")]
+            found = [re.fullmatch(r"version_(\d+)", name) for name in names]
+            given.version = max((int(match[1]) for match in found if match), default=None)
     elif _is(made, WandbLogger):
         given.project = given.project or os.environ.get("WANDB_PROJECT", "coderl")
         known = given.version or given.id or os.environ.get("WANDB_RUN_ID")
@@ -157,16 +163,6 @@ def _is(asked: Any, kind: type[Logger]) -> bool:
 
 def _path(kind: type[Logger]) -> str:
     return f"lightning.pytorch.loggers.{kind.__name__}"
-
-
-def _require_tensorboard() -> None:
-    if not any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX")):
-        raise UserError("TensorBoardLogger needs the package tensorboard: pip install 'coderl[tensorboard]'")
-
-
-def _latest_version(folder: Path) -> int | None:
-    found = [re.fullmatch(r"version_(\d+)", path.name) for path in folder.glob("version_*")]
-    return max((int(match[1]) for match in found if match), default=None)
 
 
 def wandb_name(folder: Path, run_name: str, trainer: Namespace) -> str:
@@ -217,7 +213,7 @@ def wandb_id(folder: Path) -> str | None:
 
 
 @contextmanager
-def opened(
+def open_loggers(
     loggers: list[Logger], folder: Path, config: Callable[[], dict[str, Any]], axis: str
 ) -> Iterator[None]:
     """Start W&B before any heavy work, log the configuration, and end W&B with the run.

@@ -19,7 +19,7 @@ from coderl.runs.folder import RunFolder, is_epoch, parse_run_name, short_name
 
 @dataclass(frozen=True)
 class ModelRef:
-    """What ``--model`` names.
+    """A model that a command can load: its base, an adapter, and what results call it.
 
     Attributes:
         base: Folder or hub id of the base's weights.

@@ -31,7 +31,7 @@ LONGEST_NAME = 200  # bytes of a task's name, which becomes part of file names
 
 @dataclass(frozen=True)
 class Run:
-    """A run, as far as it got.
+    """A run as its folder holds it; one that has not ended, as far as it got.
 
     Attributes:
         folder: Where it lies.
@@ -249,12 +249,10 @@ def _are_scores(value: Any) -> bool:
         return False
     ends, score = value.get("interval"), value.get("pass@1")
     shares = [*(ends or []), *(value[key] for key in value if key.startswith("pass@"))]
-    known = all(share is None or _is_share(share) for share in shares)
-    return known and (ends is None or _are_around(ends, score))
-
-
-def _is_share(value: Any) -> bool:
-    return isinstance(value, int | float) and -ROUNDING <= value <= 1 + ROUNDING
+    known = [share for share in shares if share is not None]
+    if not all(isinstance(share, int | float) and -ROUNDING <= share <= 1 + ROUNDING for share in known):
+        return False
+    return ends is None or _are_around(ends, score)
 
 
 def _are_around(ends: list[Any], score: Any) -> bool:
