@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 
 from coderl import __version__
 from coderl.errors import UserError, first_line, named_line
+from coderl.runs.config import class_name
 from coderl.runs.folder import METRICS, RunFolder, parse_run_name
 
 log = logging.getLogger(__name__)
@@ -309,17 +310,13 @@ def readable(config: Any) -> Any:
     {'model': {'class': 'GRPO', 'clip': 0.2}}
     """
     if isinstance(config, list):
-        classes = [entry["class_path"] for entry in config if _names_class(entry)]
-        if not classes or len(classes) < len(config) or len(set(classes)) < len(classes):
+        names = [class_name(entry) for entry in config]
+        if not names or not all(names) or len(set(names)) < len(names):
             return [readable(entry) for entry in config]
-        return {path.rpartition(".")[2]: readable(e) for path, e in zip(classes, config, strict=True)}
+        return {name: readable(entry) for name, entry in zip(names, config, strict=True)}
     if not isinstance(config, dict):
         return config
-    if _names_class(config):
+    if name := class_name(config):
         arguments = (config.get("init_args") or {}) | (config.get("dict_kwargs") or {})
-        return {"class": config["class_path"].rpartition(".")[2], **readable(arguments)}
+        return {"class": name, **readable(arguments)}
     return {key: readable(value) for key, value in config.items() if key != "logger"}
-
-
-def _names_class(entry: Any) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("class_path"), str)

@@ -9,10 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from coderl.errors import UserError
 from coderl.files import read_json, read_json_lines
+from coderl.runs.config import class_name, parse_config, policy_arguments
 from coderl.runs.folder import RunFolder
 from coderl.runs.metrics import Series, read_metrics
 from coderl.scores.compare import compare, read_results
@@ -67,14 +66,14 @@ class Run:
     @property
     def method(self) -> str:
         """Name of the algorithm, such as ``"GRPO"``."""
-        named = str(self._setting("model", "class_path") or "").rpartition(".")[2]
-        return named or str(self.summary.get("method", "")).upper() or "unknown"
+        return (
+            class_name(self.config.get("model")) or str(self.summary.get("method", "")).upper() or "unknown"
+        )
 
     @property
     def model(self) -> str:
         """The base model's hub id or path."""
-        policy = self._setting("model", "init_args", "policy", "init_args", "model")
-        return str(self.summary.get("model") or policy or "unknown")
+        return str(self.summary.get("model") or policy_arguments(self.config).get("model") or "unknown")
 
     @property
     def steps(self) -> int:
@@ -125,12 +124,6 @@ class Run:
             return None, after
         return before or self.summary.get("before"), after
 
-    def _setting(self, *keys: str) -> Any:
-        value: Any = self.config
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
-
 
 def load_run(folder: str | Path, name: str | None = None) -> Run:
     """Read a run folder.
@@ -151,7 +144,7 @@ def load_run(folder: str | Path, name: str | None = None) -> Run:
         folder=folder,
         name=name or folder.resolve().name,
         summary=summary,
-        config=_parsed(text),
+        config=parse_config(text),  # where that is empty, the page still shows the text
         config_text=text,
         metrics=read_metrics([path for path in place.metrics() if holds(folder, path)]),
         completions=_completions(folder),
@@ -291,15 +284,6 @@ def _latest_config(files: list[Path]) -> str:
         return files[-1].read_text(encoding="utf-8", errors="replace") if files else ""
     except OSError as error:
         raise UserError(f"{files[-1]}: cannot be read ({error.strerror or error})") from error
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    """The settings; empty where the text is not YAML of a fit. The page then still shows the text."""
-    try:
-        found = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _completions(folder: Path) -> list[dict[str, Any]]:
