@@ -514,6 +514,12 @@ def test_classes_are_folded_up_and_lists_of_them_keyed() -> None:
     }
 
 
+def test_classes_of_one_name_in_a_list_are_all_kept() -> None:
+    both = [{"class_path": "a.Reward", "init_args": {"x": 1}}, {"class_path": "b.Reward"}]
+    assert readable(both) == [{"class": "Reward", "x": 1}, {"class": "Reward"}]
+    assert readable([]) == []
+
+
 def test_each_logger_but_csv_logs_the_configuration(tmp_path: Path) -> None:
     class Told(CSVLogger):
         pass
