@@ -24,15 +24,21 @@ class UsageError(UserError):
     """The command was called wrongly: an unknown name, a value out of range. Exit code 2."""
 
 
-def first_line(error: object, limit: int = 200) -> str:
+def first_line(error: object, limit: int = 200, lines: int = 1) -> str:
     """The first line of an error's text that is not blank; the name of its class where there is none.
 
     Args:
         error: An exception, or a text.
         limit: Characters, at most.
+        lines: How many lines are taken, joined by spaces.
     """
-    lines = (line.strip() for line in str(error).splitlines())
-    return next((line[:limit] for line in lines if line), type(error).__name__)
+    found = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(found[:lines])[:limit] or type(error).__name__
+
+
+def named_line(error: Exception, limit: int = 200, lines: int = 1) -> str:
+    """:func:`first_line` after the name of the error's class, which says what the text may leave out."""
+    return f"{type(error).__name__}: {first_line(error, limit, lines)}"
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

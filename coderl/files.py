@@ -95,7 +95,7 @@ def read_json_or_none(path: Path) -> Any:
 
 
 def read_json_lines(
-    path: str | Path, forms: str = "", fix: str = "give a JSON-lines file"
+    path: str | Path, forms: str = "", fix: str = "give a JSON-lines file", unfinished: bool = True
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSON-lines file, each with its ``file:line``; lines are read as they are asked for.
 
@@ -103,6 +103,8 @@ def read_json_lines(
         path: A file, gzipped where its name ends in ``.gz``, or ``-`` for standard input.
         forms: The fields that a row has, for messages.
         fix: What to do about a file that does not exist, for the error's end.
+        unfinished: Whether a last line without a line break is read; False leaves it out, since another
+            process may be writing it.
 
     Raises:
         UserError: The file cannot be read, or a line is not a JSON object.
@@ -112,7 +114,7 @@ def read_json_lines(
     try:
         with _opened(path) as file:
             for number, line in enumerate(file, 1):
-                if line.strip():
+                if line.strip() and (unfinished or line.endswith(b"\n")):
                     yield f"{name}:{number}", _row(line, f"{name}:{number}", forms)
     except FileNotFoundError:
         raise UserError(f"{name} does not exist: {fix}") from None
@@ -162,7 +164,7 @@ def free_path(path: Path) -> Path:
 
 @contextmanager
 def replacing_folder(
-    target: Path, owned: Sequence[str], errors: tuple[type[Exception], ...] = ()
+    target: Path, owned: Sequence[str], errors: tuple[type[Exception], ...] = (), fix: str = ""
 ) -> Iterator[Path]:
     """Replace a folder as a whole: yields an empty one, which becomes ``target`` unless the block raises.
 
@@ -176,6 +178,7 @@ def replacing_folder(
         target: The folder to replace; folders above it are made.
         owned: Patterns of the files that are replaced with the folder, such as ``*.safetensors``.
         errors: Further exceptions of the block that mean that it could not write.
+        fix: What to do about a target that cannot be written, for the error's end.
 
     Yields:
         The folder to write into.
@@ -184,6 +187,7 @@ def replacing_folder(
         UserError: The target could not be written.
     """
     parent, lock = target.parent, -1
+    end = f": {fix}" if fix else ""
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with _locked(parent):
@@ -212,11 +216,11 @@ def replacing_folder(
                 finally:
                     _restore(work, target, owned)
     except OSError as error:
-        raise UserError(f"{target} could not be written: {error.strerror or error}") from error
+        raise UserError(f"{target} could not be written: {error.strerror or error}{end}") from error
     except Exception as error:
         # Writers in Rust, such as that of tokenizers, report a full disk as an Exception with these words.
         if isinstance(error, errors) or "os error " in str(error):
-            raise UserError(f"{target} could not be written: {error}") from error
+            raise UserError(f"{target} could not be written: {error}{end}") from error
         raise
     finally:
         if lock >= 0:

@@ -101,3 +101,11 @@ def test_appended_json_lines_are_read_back_in_order(tmp_path: Path) -> None:
     rows = list(read_json_lines(path))
     assert [row for _, row in rows] == [{"a": 1}, {"b": "é\n"}, {"c": None}]
     assert [where for where, _ in rows] == [f"{path}:{number}" for number in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("end", ['{"c', '{"c": 3}'])
+def test_a_last_line_that_is_being_written_can_be_left_out(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"a": 1}}\n\n{{"b": 2}}\n{end}')
+    rows = [(where.rpartition(":")[2], row) for where, row in read_json_lines(path, unfinished=False)]
+    assert rows == [("1", {"a": 1}), ("3", {"b": 2})]

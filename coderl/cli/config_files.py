@@ -16,7 +16,7 @@ def configs_folder() -> Path:
 
 
 def config_names() -> list[str]:
-    """Names that :func:`find_config` takes, such as ``grpo.yaml`` and ``models/qwen.yaml``."""
+    """Names that :func:`find_config` takes, such as ``grpo.yaml`` and ``models/qwen2.5-coder.yaml``."""
     folder = configs_folder()
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml"))
 

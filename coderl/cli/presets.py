@@ -21,6 +21,7 @@ from coderl.cli.config_files import configs_folder, find_config
 from coderl.cli.overlays import flat, merge
 from coderl.errors import UsageError, did_you_mean
 from coderl.files import read_json_or_none
+from coderl.runs.folder import is_epoch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -258,7 +259,7 @@ def _model_name(model: str) -> str:
     cached = [part.rpartition("--")[2] for part in parts if part.startswith("models--")]
     if cached:
         return cached[-1]
-    return parts[-2] if len(parts) > 1 and re.fullmatch(r"epoch-\d+", parts[-1]) else parts[-1]
+    return parts[-2] if len(parts) > 1 and is_epoch(parts[-1]) else parts[-1]
 
 
 def _preset_path(asked: str) -> Path:

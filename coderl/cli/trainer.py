@@ -193,7 +193,7 @@ class CoderlCLI(LightningCLI):
         self._as_configured = trainer.logger, config.checkpoint.dirpath
         if config.checkpoint.dirpath is None:
             config.checkpoint.dirpath = str(RunFolder(trainer.default_root_dir).checkpoints)
-        trainer.logger = loggers.settled(
+        trainer.logger = loggers.resolve_loggers(
             trainer.logger,
             Path(trainer.default_root_dir),
             run_name(*_identity(config)),
@@ -244,7 +244,7 @@ class CoderlCLI(LightningCLI):
         axis = "rollout_step" if isinstance(self.model, PolicyGradient) else "global_step"
         with ConsoleLog(folder, self._arguments, self._early_lines):
             try:
-                with loggers.opened(self.trainer.loggers, folder, self._plain, axis):
+                with loggers.open_loggers(self.trainer.loggers, folder, self._plain, axis):
                     self._run_or_say_how_to_resume(subcommand)
             except (MisconfigurationException, ValueError) as error:
                 # As in `start`, but inside ConsoleLog, so that console.log ends in the line as well.

@@ -9,13 +9,12 @@ from typing import Literal, get_args
 
 from coderl.errors import UsageError, UserError
 from coderl.model import loading
-from coderl.model.adapters import ADAPTER_CONFIG, is_adapter, read_adapter_config
+from coderl.model.adapter_files import ADAPTER_CONFIG, read_adapter_config, require_adapter
 from coderl.model.policy import Policy
 from coderl.model.provenance import compute_dtype_of, quantization_of
 from coderl.publish import card, hub
 from coderl.publish.export import require_replaceable, save_merged
-from coderl.runs.folder import RunFolder
-from coderl.runs.model_ref import ModelRef, find_model
+from coderl.runs.model_ref import ModelRef, find_adapter, find_model
 from coderl.types import ComputeDtype, Quantization
 
 Weights = Literal["dequantized", "original"]
@@ -100,9 +99,8 @@ def _find_adapter(adapter: str, base: str | None, gguf_file: str | None) -> Mode
                 f"there is no folder {adapter}: give an adapter's, a run's, or a hub id owner/name"
             )
         folder = hub.fetch_adapter(adapter)
-    own = next((f for f in (folder, RunFolder(folder).adapter) if is_adapter(f)), None)
-    if own is None:
-        raise UserError(f"no {ADAPTER_CONFIG} in {adapter}: give the folder of an adapter, or of its run")
+    own = find_adapter(folder) or folder
+    require_adapter(own, "give the folder of an adapter, or of its run")
     flags = ("--base_model", "--adapter_model_id")
     return find_model(str(own), flags=flags) if base is None else find_model(base, str(own), gguf_file, flags)
 

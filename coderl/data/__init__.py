@@ -7,7 +7,7 @@ report back how many samples of each passed. Tokens and tensors are made there, 
 from coderl.data.curriculum import Curriculum, CurriculumSampler, PassHistory
 from coderl.data.module import CodeDataModule
 
-# Configs and modules written for coderl 0.1 import these from here.
+# Configs and modules written before the packages import these from here.
 from coderl.embedded.source import EmbeddedSFT
 from coderl.problems import (
     MBPP,

@@ -4,7 +4,22 @@ Hub ids, folders and GGUF files come in, a :class:`Policy` goes out: to engines,
 algorithms, which train it. Nothing here samples, runs a program, or computes a reward.
 """
 
-from coderl.model.adapters import LoRA
-from coderl.model.policy import Policy
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from coderl.model.adapters import LoRA
+    from coderl.model.policy import Policy
 
 __all__ = ["LoRA", "Policy"]
+
+_MODULES = {"LoRA": "coderl.model.adapters", "Policy": "coderl.model.policy"}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use: files of adapters are read without torch."""
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

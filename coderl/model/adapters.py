@@ -1,17 +1,16 @@
-"""LoRA adapters: their settings and files, and the policy's, the critic's and the reference's on one base."""
+"""LoRA adapters: their settings, and the policy's, the critic's and the reference's on one base."""
 
 from __future__ import annotations
 
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from coderl.errors import UsageError, UserError, first_line
-from coderl.files import read_json, read_json_or_none
+from coderl.errors import UsageError, UserError, first_line, named_line
+from coderl.model.adapter_files import require_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
 
 POLICY, REFERENCE, CRITIC = "default", "reference", "critic"
 """Names of the adapters; ``default`` is peft's own."""
-
-ADAPTER_CONFIG = "adapter_config.json"
-"""The file of peft that makes a folder an adapter."""
 
 
 @dataclass
@@ -53,37 +49,6 @@ class LoRA:
     def __post_init__(self) -> None:
         if self.r < 1:
             raise UsageError(f"lora.r is {self.r}: set policy.lora.r to 1 or more, or policy.lora to null")
-
-
-# -- adapters on disk ----------------------------------------------------------------------------------------
-
-
-def is_adapter(folder: str | Path) -> bool:
-    """Whether a folder holds an adapter in peft's format."""
-    return (Path(folder) / ADAPTER_CONFIG).is_file()
-
-
-def read_adapter_config(folder: str | Path) -> dict[str, Any]:
-    """The content of an adapter's :data:`ADAPTER_CONFIG`.
-
-    Raises:
-        UserError: The folder holds no adapter, or the file cannot be read.
-    """
-    if not is_adapter(folder):
-        raise UserError(f"no {ADAPTER_CONFIG} in {folder}: give the folder of a saved adapter")
-    fix = "save the adapter again, or give another one"
-    config: dict[str, Any] = read_json(Path(folder) / ADAPTER_CONFIG, fix, dict)
-    return config
-
-
-def adapter_base(folder: str | Path) -> str | None:
-    """The base model that an adapter names, a hub id or a folder; None where none is named or can be read."""
-    config = read_json_or_none(Path(folder) / ADAPTER_CONFIG)
-    name = config.get("base_model_name_or_path") if isinstance(config, dict) else None
-    return name if isinstance(name, str) and name else None
-
-
-# -- adapters on a model -------------------------------------------------------------------------------------
 
 
 def create(base: PreTrainedModel, lora: LoRA, name: str) -> Any:
@@ -176,8 +141,7 @@ def load(base: PreTrainedModel, folder: str) -> Any:
     """
     from peft import PeftModel
 
-    if not is_adapter(folder):
-        raise UserError(f"no {ADAPTER_CONFIG} in {folder}: give the folder of a saved adapter")
+    require_adapter(folder)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error below
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings")  # an error where it is merged
@@ -187,10 +151,10 @@ def load(base: PreTrainedModel, folder: str) -> Any:
             loaded = net.load_adapter(folder, adapter_name=REFERENCE, is_trainable=False)
         except Exception as error:  # json's, safetensors', the hub's, torch's
             # Torch's first line names the model class only; the reason is on the second.
-            reason = " ".join(str(error).strip().splitlines()[:2] or ["no message"])[:300]
+            reason = named_line(error, limit=300, lines=2)
             raise UserError(
-                f"the adapter {folder} could not be loaded: {type(error).__name__}: {reason}; is it an "
-                "adapter of another model, or damaged?"
+                f"the adapter {folder} could not be loaded: {reason}; is it an adapter of another model, or "
+                "damaged?"
             ) from error
     keys = [*loaded.missing_keys, *loaded.unexpected_keys]
     # Keys of the base are always missing: an adapter's file holds none of them.

@@ -25,7 +25,7 @@ def auto_class(config: PreTrainedConfig) -> Any:
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
-def encodes(source: str) -> bool:
+def is_encoder_decoder(source: str) -> bool:
     """Whether the model in a folder or on the hub is an encoder-decoder model, by its config.json."""
     from transformers import AutoConfig
 

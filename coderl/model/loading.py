@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
 from copy import copy
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from coderl.errors import UsageError, UserError, first_line
+from coderl.errors import UsageError, UserError, named_line
+from coderl.files import replacing_folder
 from coderl.model.architectures import auto_class
 from coderl.types import ComputeDtype, Quantization
 
@@ -29,7 +30,10 @@ log = logging.getLogger(__name__)
 
 
 def compute_dtype(name: ComputeDtype, device: torch.device) -> torch.dtype:
-    """``auto`` is float32 on a CPU, bfloat16 on a GPU that has it, else float16 (the original recipe's)."""
+    """The dtype that a name stands for on a device.
+
+    ``auto`` is float32 on a CPU, bfloat16 on a GPU that has it, else float16 (the original recipe's).
+    """
     if name != "auto":
         return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]
     if device.type != "cuda":
@@ -60,7 +64,7 @@ def _config(source: str) -> PreTrainedConfig:
 
 
 def _not_loaded(source: str, error: Exception) -> UserError:
-    return UserError(f"the model {source} could not be loaded: {type(error).__name__}: {first_line(error)}")
+    return UserError(f"the model {source} could not be loaded: {named_line(error)}")
 
 
 def find_device(name: str) -> torch.device:
@@ -134,18 +138,10 @@ def _converted(folder: Path, gguf_file: str) -> Path:
     target = cache_dir() / f"{source.stem}-{key}"
     if not (target / "config.json").is_file():
         log.info("converting %s to a plain checkpoint, once, in %s", gguf_file, target)
-        partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-        try:
+        fix = "free the space, or set CODERL_CACHE_DIR to another folder"
+        # Another rank may be faster. Then its files, which are equal, are replaced.
+        with replacing_folder(target, owned=("*",), errors=(SafetensorError,), fix=fix) as partial:
             _convert(folder, gguf_file, partial)
-            if not target.exists():  # another rank may have been faster
-                partial.rename(target)
-        except OSError as error:
-            raise UserError(
-                f"{target} could not be written: {error.strerror or error}: free the space, or set "
-                "CODERL_CACHE_DIR to another folder"
-            ) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
@@ -160,8 +156,7 @@ def _convert(folder: Path, gguf_file: str, target: Path) -> None:
             f"reading {gguf_file} needs the package gguf: pip install 'coderl[offline]'"
         ) from error
     except Exception as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"{folder / gguf_file} cannot be read as GGUF: {reason}") from error
+        raise UserError(f"{folder / gguf_file} cannot be read as GGUF: {named_line(error)}") from error
     # The loaded model still has quantization_method "gguf", which save_pretrained refuses: the weights are
     # saved from a plain model of the same configuration.
     config = loaded.config

@@ -143,19 +143,13 @@ class Policy(nn.Module):
         """Add a value head. Does nothing the second time.
 
         Args:
-            own_adapter: Whether the critic has an adapter of its own. Otherwise it shares the policy's, and
-                one forward serves both.
-
-        Raises:
-            UsageError: If all weights train: there is no second adapter then.
+            own_adapter: Whether the critic has an adapter of its own, which needs one of the policy's.
+                Otherwise it shares the policy's weights, and one forward serves both.
         """
         if self.critic is not None:
             return
         if own_adapter:
-            if not self.has_adapter:
-                raise UsageError(
-                    "all weights train, so the critic has no adapter of its own: set critic_adapter: false"
-                )
+            assert self.has_adapter, "all weights train: there is no second adapter"
             adapters.add(self.net, adapters.CRITIC, trains=True)
         width = self.base.get_output_embeddings().weight.shape[1]
         self.critic = ValueHead(int(width)).to(self.device)
@@ -254,7 +248,9 @@ class Policy(nn.Module):
 
     @cached_property
     def _is_encoder_decoder(self) -> bool:
-        return architectures.encodes(self.source)  # by config.json: problems are encoded before weights load
+        return architectures.is_encoder_decoder(
+            self.source
+        )  # by config.json: problems are encoded before weights load
 
     @property
     def _adds_special_tokens(self) -> bool:
@@ -318,10 +314,7 @@ class Policy(nn.Module):
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Inside, the policy is its reference: the adapter off, or the frozen copy of an earlier state."""
-        if not self.has_adapter:
-            raise UsageError(
-                "all weights train, so there is no reference left: set kl_coefficient: 0, or use lora"
-            )
+        assert self.has_adapter, "all weights train: there is no reference left"
         with adapters.using(self.net, adapters.REFERENCE if self.has_own_reference else None):
             yield
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from coderl.errors import UserError, first_line
+from coderl.errors import UserError, named_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,8 +27,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = _as_stored(AutoTokenizer.from_pretrained(source), source)
     except Exception as error:  # the hub's, json's, tokenizers' own
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"no tokenizer could be loaded from {source}: {reason}") from error
+        raise UserError(f"no tokenizer could be loaded from {source}: {named_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {source} has no eos_token: set one in its tokenizer_config.json")
     if tokenizer.pad_token_id is None:

@@ -146,9 +146,9 @@ class JSONLProblems(ProblemSource):
 
     def _prefix(self, file: Path, split: str) -> str:
         """Prefix of row numbers in ids: the file's stem, with the split if another file has that stem too."""
-        stem = file.name.split(".")[0]
+        stem = jsonl_stem(file)
         others = (Path(other).expanduser() for other in self.files.values() if other)
-        namesake = any(o.name.split(".")[0] == stem and o.resolve() != file.resolve() for o in others)
+        namesake = any(jsonl_stem(o) == stem and o.resolve() != file.resolve() for o in others)
         return f"{stem}-{split}" if namesake else stem
 
     def hint(self, split: str) -> str:
@@ -207,6 +207,15 @@ def unique_problems(
         places[problem.id] = where
         problems.append(problem)
     return problems
+
+
+def jsonl_stem(path: str | Path) -> str:
+    """The name of a JSON-lines file without folders and endings; its problems, tasks and runs are named so.
+
+    >>> jsonl_stem("data/mine.jsonl"), jsonl_stem("my.problems.jsonl.gz")
+    ('mine', 'my.problems')
+    """
+    return Path(Path(path).name.removesuffix(".gz")).stem
 
 
 def local_file(path: str | None, *names: str) -> Path | None:

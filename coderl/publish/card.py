@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from coderl.files import read_json_or_none, write_atomic
+from coderl.model.adapter_files import ADAPTER_CONFIG, adapter_base
 from coderl.model.loading import EMBEDDED, resolve
 from coderl.model.provenance import POLICY_FILE
 from coderl.problems import MBPP, HumanEval, HumanEvalPlus, MBPPPlus, prompts
 from coderl.problems.contamination import FILE as TRAINED
-from coderl.runs.folder import RunFolder
+from coderl.runs.config import arguments, class_name, parse_config, policy_arguments
+from coderl.runs.folder import RunFolder, is_epoch
 from coderl.runs.versions import installed_versions
 from coderl.types import Problem
 
@@ -105,12 +107,12 @@ class Facts:
     @property
     def method(self) -> str:
         """Name of the algorithm, in lower case; empty if unknown."""
-        return str(self.summary.get("method") or _class_name(self.config.get("model")).lower())
+        return str(self.summary.get("method") or class_name(self.config.get("model")).lower())
 
     @property
     def policy(self) -> dict[str, Any]:
         """The arguments of the run's policy."""
-        return _arguments(_arguments(self.config.get("model")).get("policy"))
+        return policy_arguments(self.config)
 
     @property
     def problems(self) -> dict[str, int]:
@@ -125,18 +127,18 @@ class Facts:
     @property
     def settings(self) -> list[tuple[str, str]]:
         """Names and values of the run's settings that shaped the model, those that are set."""
-        model, data = _arguments(self.config.get("model")), _arguments(self.config.get("data"))
-        lora = _arguments(self.policy.get("lora"))
+        model, data = arguments(self.config.get("model")), arguments(self.config.get("data"))
+        lora = arguments(self.policy.get("lora"))
         if not self.policy.get("train_dropout"):
             lora = lora | {"dropout": None}  # without train_dropout it never acts
         # SFT samples only for its evaluation.
         unused = ("temperature", "max_new_tokens") if self.method == "sft" else ()
         found: dict[str, Any] = {
-            "algorithm": _class_name(self.config.get("model")),
-            "problems": _class_name(data.get("source")),
+            "algorithm": class_name(self.config.get("model")),
+            "problems": class_name(data.get("source")),
             "prompts a batch": data.get("batch_size"),
             **{name: model.get(name) for name in SETTINGS if name not in unused},
-            "rewards": [_class_name(reward) for reward in model.get("rewards") or []],
+            "rewards": [class_name(reward) for reward in model.get("rewards") or []],
             **{f"LoRA {name}": lora.get(name) for name in ("r", "alpha", "dropout", "target_modules")},
             **{name: self.policy.get(name) for name in ("quantization", "compute_dtype", "prompt_form")},
             "seed": self.config.get("seed_everything"),
@@ -263,21 +265,15 @@ def is_hub_id(name: str) -> bool:
 def model_name(folder: Path) -> str:
     """What a model is called: as its folder; as its run if that is only ``adapter`` or an epoch's."""
     folder = folder.absolute()
-    if folder.name == "adapter":
+    if folder == RunFolder(folder.parent).adapter:
         return folder.parent.name
-    return f"{folder.parent.name}-{folder.name}" if re.fullmatch(r"epoch-\d+", folder.name) else folder.name
+    return f"{folder.parent.name}-{folder.name}" if is_epoch(folder.name) else folder.name
 
 
 def run_of(folder: Path) -> Path | None:
     """The run folder that an adapter or a merged model is from, by where it lies; None if from none."""
-    folder = folder.absolute()
-    if folder.name == "adapter":
-        run = folder.parent
-    elif folder.name.endswith("-merged"):
-        run = folder.with_name(folder.name.removesuffix("-merged"))
-    else:
-        return None
-    return run if RunFolder(run).logs.is_dir() else None
+    run = RunFolder.of_model(folder.absolute())
+    return run.path if run and run.logs.is_dir() else None
 
 
 def write_merge_record(
@@ -318,14 +314,14 @@ def gather_facts(folder: Path, name: str, run: Path | None, measured: bool) -> F
         run: The run folder that it is from, where there is one.
         measured: Whether the scores in the run's summary were measured of this model.
     """
-    adapter, merge = _dict(folder / "adapter_config.json"), _dict(folder / MERGE_FILE)
+    adapter, merge = _dict(folder / ADAPTER_CONFIG), _dict(folder / MERGE_FILE)
     config = _latest_config(run) if run else {}
-    policy = _arguments(_arguments(config.get("model")).get("policy"))
+    policy = policy_arguments(config)
     trained_on = policy.get("gguf_file") or policy.get("model")
     # Merged by hand into another base than the run's: the run measured another model than this.
     other = bool(merge.get("base") and trained_on) and merge["base"] != public_name(str(trained_on))
     base = (merge.get("base") if other else trained_on) or merge.get("base")
-    base = str(base or adapter.get("base_model_name_or_path") or "")
+    base = str(base or adapter_base(folder) or "")
     summary: dict[str, Any] = {}
     if run and measured and not other:
         summary = _dict(RunFolder(run).summary)
@@ -367,22 +363,9 @@ def _latest_config(run: Path) -> dict[str, Any]:
     """The settings of the run's latest start; empty where they cannot be read."""
     path = RunFolder(run).latest_config()
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8")) if path else None
-    except (OSError, ValueError, yaml.YAMLError):
+        return parse_config(path.read_text(encoding="utf-8")) if path else {}
+    except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _arguments(part: Any) -> dict[str, Any]:
-    """The arguments of a class in a configuration; of a part without a class path, the part itself."""
-    found = part.get("init_args", {} if "class_path" in part else part) if isinstance(part, dict) else {}
-    return found if isinstance(found, dict) else {}
-
-
-def _class_name(part: Any) -> str:
-    """The name of a class in a configuration, without its module; empty where there is none."""
-    path = part.get("class_path") if isinstance(part, dict) else None
-    return path.rpartition(".")[2] if isinstance(path, str) else ""
 
 
 def _percent(share: float | None) -> str:

@@ -15,11 +15,13 @@ from safetensors import SafetensorError
 from coderl.errors import UserError
 from coderl.files import is_partial, replacing_folder
 from coderl.model import adapters, loading
+from coderl.model.adapter_files import ADAPTER_CONFIG
 from coderl.model.provenance import POLICY_FILE, prior_training, write_policy_file
 from coderl.problems.contamination import FILE as TRAINED
 from coderl.problems.contamination import TrainingRecord, merge_records
 from coderl.publish import card
 from coderl.publish.verify import Probe
+from coderl.runs.folder import is_epoch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 
 MODEL_FILES = (
-    *("README.md", card.MERGE_FILE, POLICY_FILE, TRAINED, "adapter_config.json", "adapter_model.safetensors"),
+    *("README.md", card.MERGE_FILE, POLICY_FILE, TRAINED, ADAPTER_CONFIG, "adapter_model.safetensors"),
     *("config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors"),
     *("model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "chat_template.jinja", "additional_chat_templates/*.jinja", "vocab.json"),
@@ -149,7 +151,7 @@ def require_replaceable(folder: Path) -> None:
     others = [
         path
         for path in folder.iterdir()
-        if not (path.name.startswith("epoch-") and (path / card.MERGE_FILE).exists()) and not is_partial(path)
+        if not (is_epoch(path.name) and (path / card.MERGE_FILE).exists()) and not is_partial(path)
     ]
     if others and not (folder / card.MERGE_FILE).is_file():
         raise UserError(

@@ -8,8 +8,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coderl.errors import UsageError, UserError, first_line
-from coderl.files import read_json_or_none, write_atomic
+from coderl.errors import UsageError, UserError, first_line, named_line
+from coderl.files import write_atomic
+from coderl.model.adapter_files import ADAPTER_CONFIG, adapter_base, is_adapter
 from coderl.publish import card
 from coderl.publish.export import MODEL_FILES
 from coderl.runs.folder import RunFolder
@@ -50,8 +51,8 @@ def fetch_adapter(name: str) -> Path:
         raise UserError(
             f"{name} is no folder here, and cannot be fetched from the hub: {_reason(error)}"
         ) from error
-    if not (folder / "adapter_config.json").is_file():
-        raise UserError(f"{name} on the hub holds no adapter_config.json: it is no adapter")
+    if not is_adapter(folder):
+        raise UserError(f"{name} on the hub holds no {ADAPTER_CONFIG}: it is no adapter")
     return folder
 
 
@@ -63,7 +64,7 @@ def require_pushable(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder} to push")
-    kinds = [kind for kind in ("adapter_config.json", "config.json") if (folder / kind).is_file()]
+    kinds = [kind for kind in (ADAPTER_CONFIG, "config.json") if (folder / kind).is_file()]
     if not kinds or not any(folder.glob("*.safetensors")):
         near = [place for place in (RunFolder(folder).adapter, RunFolder(folder).merged) if place.is_dir()]
         hint = f"; push {' or '.join(map(str, near))}" if near else ""
@@ -188,11 +189,10 @@ def _warnings(folder: Path, files: list[str]) -> Iterator[str]:
     if left := sorted({path.name for path in folder.iterdir()} - {name.partition("/")[0] for name in files}):
         more = f" and {len(left) - 8} more" if len(left) > 8 else ""
         yield f"not pushed, because they are not part of the model: {', '.join(left[:8])}{more} (in {folder})"
-    config = read_json_or_none(folder / "adapter_config.json")
-    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
-    if isinstance(base, str) and Path(base).is_dir():
+    base = adapter_base(folder)
+    if base is not None and Path(base).is_dir():
         yield (
-            f"{folder}/adapter_config.json names {base} as its base, which others do not have: they have to "
+            f"{folder}/{ADAPTER_CONFIG} names {base} as its base, which others do not have: they have to "
             "name the base themselves"
         )
 
@@ -220,7 +220,7 @@ def _reason(error: Exception) -> str:
         )
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'a file'}: {error.strerror}"
-    return f"{type(error).__name__}: {first_line(error)}"
+    return named_line(error)
 
 
 def _http_reason(error: HfHubHTTPError) -> str:

@@ -89,7 +89,7 @@ def _in_training(run: Run) -> str:
     for name, what, format_value in (
         ("reward/passed", "Programs that pass in training", percent),
         ("reward/mean", "The mean reward", _number),
-        ("loss/sft", "The loss", _nats),
+        ("loss/sft", "The loss", lambda value: f"{_number(value)} nats per token"),
     ):
         series = run.metrics.get(name)
         if series is not None and len(series.finite):
@@ -109,10 +109,6 @@ def _ends(series: Series, what: str, format_value: Callable[[float], str], step:
 
 def _number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.3g}"
-
-
-def _nats(value: float) -> str:
-    return f"{_number(value)} nats per token"
 
 
 def table(runs: Sequence[Run]) -> list[dict[str, str]]:
@@ -148,12 +144,9 @@ def differing_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     flat = [dict(islice(_flat(run.config), MOST_SETTINGS)) for run in runs]
     keys = dict.fromkeys(key for settings in flat for key in settings)
     values = [(key, [settings.get(key, "–") for settings in flat]) for key in keys]
-    return [(key, row) for key, row in values if len(set(row)) > 1 and not _is_path(key)]
-
-
-def _is_path(key: str) -> bool:
-    """Whether a setting is a path of the run, which always differs."""
-    return key.rpartition(".")[2] in ("default_root_dir", "dirpath", "save_dir", "ckpt_path")
+    # Paths of a run always differ.
+    paths = ("default_root_dir", "dirpath", "save_dir", "ckpt_path")
+    return [(key, row) for key, row in values if len(set(row)) > 1 and key.rpartition(".")[2] not in paths]
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,13 @@ DEBUG = ROOT / "debug"
 """The run folder of ``debug.yaml``. The next debug run empties it."""
 
 
+METRICS = "metrics.csv"
+"""Name of the file that the CSV logger writes, in the folder of each start."""
+
+_MERGED = "-merged"
+_SIGNS = ("summary.json", "config.yaml", f"*/version_*/{METRICS}", "*/version_*/config.yaml")
+
+
 def short_name(model: str) -> str:
     """The last part of a hub id or path, in lower case and without a trailing ``-hf``.
 
@@ -30,27 +38,52 @@ def short_name(model: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", name).strip("-.") or "model"
 
 
+@dataclass(frozen=True)
+class RunName:
+    """The parts of a run's name.
+
+    Attributes:
+        model: Short name of the base model.
+        dataset: Name of the problem source.
+        method: Name of the algorithm.
+    """
+
+    model: str
+    dataset: str
+    method: str
+
+
+_RUN_NAME = re.compile(r"(?P<model>.+)-(?P<dataset>[^-]+)-(?P<method>[^-]+)-qlora")
+
+
 def run_name(model: str, dataset: str, method: str) -> str:
     """``{model}-{dataset}-{method}-qlora``: the folder, hub and W&B name of a run.
 
     Args:
         model: Hub id or path of the base model.
-        dataset: Name of the problem source, such as ``mbpp``.
+        dataset: Name of the problem source, such as ``mbpp``; hyphens in it become underscores, so that
+            :func:`parse_run_name` can tell it from the model.
         method: Name of the algorithm, such as ``grpo``.
 
     >>> run_name("codellama/CodeLlama-7b-Python-hf", "mbpp", "grpo")
     'codellama-7b-python-mbpp-grpo-qlora'
     """
-    return f"{short_name(model)}-{dataset.lower()}-{method.lower()}-qlora"
+    return f"{short_name(model)}-{dataset.lower().replace('-', '_')}-{method.lower()}-qlora"
 
 
-def is_run_name(name: str) -> bool:
-    """Whether ``name`` has the form of :func:`run_name`'s.
+def parse_run_name(name: str) -> RunName | None:
+    """The parts of a name that :func:`run_name` made; None for other names.
 
-    >>> is_run_name("codellama-7b-python-mbpp-grpo-qlora"), is_run_name("mine")
-    (True, False)
+    >>> parse_run_name("codellama-7b-python-mbpp-grpo-qlora")
+    RunName(model='codellama-7b-python', dataset='mbpp', method='grpo')
     """
-    return re.fullmatch(r"[a-z0-9.][a-z0-9.-]*-\S+-\S+-qlora", name) is not None
+    found = _RUN_NAME.fullmatch(name)
+    return RunName(**found.groupdict()) if found else None
+
+
+def is_epoch(name: str) -> bool:
+    """Whether a folder's name is that of an epoch's model, see :meth:`RunFolder.merged_epoch`."""
+    return re.fullmatch(r"epoch-\d+", name) is not None
 
 
 class RunFolder:
@@ -93,14 +126,31 @@ class RunFolder:
         """The folder that a trainer writes to."""
         return cls(trainer.default_root_dir)
 
+    @classmethod
+    def of_model(cls, folder: Path) -> RunFolder | None:
+        """The run that a model was made by, as far as its folder's name and place say; None for others.
+
+        Args:
+            folder: Of the adapter or the merged model. That of a single epoch is not what the run ended with:
+                None.
+        """
+        if folder == cls(folder.parent).adapter:
+            return cls(folder.parent)
+        name = folder.name.removesuffix(_MERGED)
+        return cls(folder.with_name(name)) if name not in ("", folder.name) else None
+
     @property
     def merged(self) -> Path:
         """The folder of base and adapter as one model: beside the run's, with ``-merged``."""
-        return self.path.with_name(f"{self.path.name}-merged")
+        return self.path.with_name(f"{self.path.name}{_MERGED}")
 
     def merged_epoch(self, epoch: int) -> Path:
         """The folder of the merged model of an epoch, counted from 1."""
         return self.merged / f"epoch-{epoch}"
+
+    def is_run(self) -> bool:
+        """Whether a run has written here, so that there is something to report."""
+        return any(next(self.path.glob(sign), None) for sign in _SIGNS)
 
     def unfinished_answers(self, task: str, when: str, key: str) -> Path:
         """The file in which an evaluation keeps its answers until it has ended.
@@ -121,6 +171,10 @@ class RunFolder:
             return int(digits) if digits.isdecimal() else -1
 
         return sorted(found, key=lambda path: (number(path), path.name))
+
+    def metrics(self) -> list[Path]:
+        """Where the starts log metrics, oldest first; a start without the CSV logger has no such file."""
+        return [folder / METRICS for folder in self.starts()]
 
     def configs(self) -> list[Path]:
         """The files of settings that the starts have saved, oldest first.

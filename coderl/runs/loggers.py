@@ -21,8 +21,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from coderl import __version__
-from coderl.errors import UserError
-from coderl.runs.folder import RunFolder, is_run_name
+from coderl.errors import UserError, first_line, named_line
+from coderl.runs.config import class_name
+from coderl.runs.folder import METRICS, RunFolder, parse_run_name
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ _WANDB_FOLDER = re.compile(r"(?:offline-)?run-(?P<time>\d{8}_\d{6})-(?P<id>.+)")
 class Parser(LightningArgumentParser):
     """Lightning's parser, for which CSV and TensorBoard loggers need no ``save_dir``.
 
-    ``--trainer.logger TensorBoardLogger`` is enough, as for W&B: :func:`settled` fills in the run folder.
+    ``--trainer.logger TensorBoardLogger`` is enough, as for W&B: :func:`resolve_loggers` fills in the run
+    folder.
     """
 
     def add_class_arguments(self, theclass: Any, *args: Any, **options: Any) -> list[str]:
@@ -87,14 +89,14 @@ class TolerantWandbLogger(WandbLogger):
 
 
 def _warn_incomplete(error: Exception) -> None:
-    why = f"{type(error).__name__}: {_one_line(error)}"
-    log.warning("W&B did not take everything (%s); metrics.csv has it", why)
+    why = named_line(error).rstrip(".")
+    log.warning("W&B did not take everything (%s); %s has it", why, METRICS)
 
 
 # -- before the run ------------------------------------------------------------------------------------------
 
 
-def settled(
+def resolve_loggers(
     asked: Any, folder: Path, run_name: str, trainer: Namespace, resumed: bool
 ) -> list[Any] | Literal[False]:
     """The configuration of a run's loggers, with every folder and name filled in.
@@ -118,10 +120,10 @@ def settled(
     if not any(_is(other, CSVLogger) for other in others):
         arguments = Namespace(save_dir=None, name="logs", version=None, prefix="", flush_logs_every_n_steps=1)
         others = [Namespace(class_path=_path(CSVLogger), init_args=arguments), *others]
-    return [_settled(other, folder, run_name, trainer, resumed) for other in others]
+    return [_resolved(other, folder, run_name, trainer, resumed) for other in others]
 
 
-def _settled(asked: Any, folder: Path, run_name: str, trainer: Namespace, resumed: bool) -> Any:
+def _resolved(asked: Any, folder: Path, run_name: str, trainer: Namespace, resumed: bool) -> Any:
     if not isinstance(asked, Namespace):
         return asked  # a logger object, made in Python
     made = asked.clone()
@@ -131,10 +133,15 @@ def _settled(asked: Any, folder: Path, run_name: str, trainer: Namespace, resume
     if _is(made, CSVLogger):
         given.name = "logs" if given.name in _UNNAMED else given.name
     elif _is(made, TensorBoardLogger):
-        _require_tensorboard()
+        if not any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX")):
+            raise UserError(
+                "TensorBoardLogger needs the package tensorboard: pip install 'coderl[tensorboard]'"
+            )
         given.name = "tensorboard" if given.name in _UNNAMED else given.name
         if resumed and given.version is None:
-            given.version = _latest_version(Path(given.save_dir, given.name))
+            names = [path.name for path in Path(given.save_dir, given.name).glob("version_*")]
+            found = [re.fullmatch(r"version_(\d+)", name) for name in names]
+            given.version = max((int(match[1]) for match in found if match), default=None)
     elif _is(made, WandbLogger):
         given.project = given.project or os.environ.get("WANDB_PROJECT", "coderl")
         known = given.version or given.id or os.environ.get("WANDB_RUN_ID")
@@ -159,16 +166,6 @@ def _path(kind: type[Logger]) -> str:
     return f"lightning.pytorch.loggers.{kind.__name__}"
 
 
-def _require_tensorboard() -> None:
-    if not any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX")):
-        raise UserError("TensorBoardLogger needs the package tensorboard: pip install 'coderl[tensorboard]'")
-
-
-def _latest_version(folder: Path) -> int | None:
-    found = [re.fullmatch(r"version_(\d+)", path.name) for path in folder.glob("version_*")]
-    return max((int(match[1]) for match in found if match), default=None)
-
-
 def wandb_name(folder: Path, run_name: str, trainer: Namespace) -> str:
     """The original recipe's name of a W&B run, such as ``codellama-7b-python-mbpp-ppo-qlora-gpu1-0601-1234``.
 
@@ -179,7 +176,7 @@ def wandb_name(folder: Path, run_name: str, trainer: Namespace) -> str:
     """
     name = folder.resolve().name
     now = datetime.now().strftime("%m%d-%H%M")
-    return f"{name if is_run_name(name) else run_name}-{device_tag(trainer)}-{now}"
+    return f"{name if parse_run_name(name) else run_name}-{device_tag(trainer)}-{now}"
 
 
 def device_tag(trainer: Namespace) -> str:
@@ -217,7 +214,7 @@ def wandb_id(folder: Path) -> str | None:
 
 
 @contextmanager
-def opened(
+def open_loggers(
     loggers: list[Logger], folder: Path, config: Callable[[], dict[str, Any]], axis: str
 ) -> Iterator[None]:
     """Start W&B before any heavy work, log the configuration, and end W&B with the run.
@@ -292,20 +289,15 @@ def _start(logger: WandbLogger, axis: str) -> None:
         experiment = logger.experiment
     except UsageError as error:
         if "API key" not in str(error):
-            raise UserError(f"W&B: {_one_line(error)}") from error
+            raise UserError(f"W&B: {first_line(error).rstrip('.')}") from error
         raise UserError(
             f"W&B is not logged in, and this is no terminal to log in from: `wandb login`, {WAYS_OUT}"
         ) from error
     except Error as error:
-        raise UserError(f"W&B cannot be started ({_one_line(error)}): {WAYS_OUT}") from error
+        raise UserError(f"W&B cannot be started ({first_line(error).rstrip('.')}): {WAYS_OUT}") from error
     for step in ("global_step", "rollout_step"):
         experiment.define_metric(step)
     experiment.define_metric("*", step_metric=axis, step_sync=True)
-
-
-def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
 
 
 def readable(config: Any) -> Any:
@@ -318,17 +310,13 @@ def readable(config: Any) -> Any:
     {'model': {'class': 'GRPO', 'clip': 0.2}}
     """
     if isinstance(config, list):
-        classes = [entry["class_path"] for entry in config if _names_class(entry)]
-        if not classes or len(classes) < len(config) or len(set(classes)) < len(classes):
+        names = [class_name(entry) for entry in config]
+        if not names or not all(names) or len(set(names)) < len(names):
             return [readable(entry) for entry in config]
-        return {path.rpartition(".")[2]: readable(e) for path, e in zip(classes, config, strict=True)}
+        return {name: readable(entry) for name, entry in zip(names, config, strict=True)}
     if not isinstance(config, dict):
         return config
-    if _names_class(config):
+    if name := class_name(config):
         arguments = (config.get("init_args") or {}) | (config.get("dict_kwargs") or {})
-        return {"class": config["class_path"].rpartition(".")[2], **readable(arguments)}
+        return {"class": name, **readable(arguments)}
     return {key: readable(value) for key, value in config.items() if key != "logger"}
-
-
-def _names_class(entry: Any) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("class_path"), str)

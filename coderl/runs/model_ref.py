@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from coderl.errors import UsageError, UserError
-from coderl.model.adapters import ADAPTER_CONFIG, adapter_base, is_adapter, read_adapter_config
-from coderl.runs.folder import RunFolder, short_name
-
-_RUN = re.compile(r"(?P<model>.+)-[^-]+-(?P<method>[^-]+)-qlora(-merged)?")
+from coderl.model.adapter_files import (
+    ADAPTER_CONFIG,
+    adapter_base,
+    is_adapter,
+    read_adapter_config,
+    require_adapter,
+)
+from coderl.runs.folder import RunFolder, is_epoch, parse_run_name, short_name
 
 
 @dataclass(frozen=True)
 class ModelRef:
-    """What ``--model`` names.
+    """A model that a command can load: its base, an adapter, and what results call it.
 
     Attributes:
         base: Folder or hub id of the base's weights.
@@ -35,6 +38,15 @@ class ModelRef:
         folders = [Path(name).expanduser() for name in (self.base, self.adapter) if name]
         files = [file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir())]
         return [[f.name, s.st_size, s.st_mtime_ns] for f in files if f.is_file() and (s := f.stat())]
+
+
+def find_adapter(folder: Path) -> Path | None:
+    """The folder of an adapter: this one, or the adapter's in it if it is a run's; None where there is none.
+
+    Args:
+        folder: Of an adapter, or of a run.
+    """
+    return next((path for path in (folder, RunFolder(folder).adapter) if is_adapter(path)), None)
 
 
 def find_model(
@@ -62,13 +74,12 @@ def find_model(
     if folder.is_file():
         hint = f" and --gguf_file {folder.name}" if folder.suffix == ".gguf" else ""
         raise UserError(f"{model} is a file: give {flags[0]} its folder{hint}")
-    own = next((f for f in (folder, RunFolder(folder).adapter) if is_adapter(f)), None)
+    own = find_adapter(folder)
     if own is not None and adapter is not None:
         raise UsageError(f"{model} is an adapter already: give {flags[0]} the base of {flags[1]} {adapter}")
     if adapter is not None:
         own = Path(adapter).expanduser()
-        if not is_adapter(own):
-            raise UserError(f"no {ADAPTER_CONFIG} in {adapter}: give {flags[1]} the folder of an adapter")
+        require_adapter(own, f"give {flags[1]} the folder of an adapter")
         base = model
     else:
         base = model if own is None else _base_of(own, flags)
@@ -76,13 +87,14 @@ def find_model(
     if own is None and (merged / "config.json").is_file() and not (folder / "config.json").is_file():
         raise UserError(f"{model} holds no adapter: its model is in {merged}, give that")
     # A run's folder is named for what is in it, its adapter is not.
-    place = folder if own is None else own.parent if own.name == "adapter" else own
+    place = folder if own is None else own.parent if own == RunFolder(own.parent).adapter else own
     # So is the folder that models of single epochs are in.
     whole = place.resolve()
-    epoch = f"-{whole.name}" if re.fullmatch(r"epoch-\d+", whole.name) else ""
-    run = _RUN.fullmatch((whole.parent if epoch else whole).name)
+    epoch = f"-{whole.name}" if is_epoch(whole.name) else ""
+    whole = whole.parent if epoch else whole
+    run = parse_run_name((RunFolder.of_model(whole) or RunFolder(whole)).path.name)
     if run and place.is_dir():
-        label, method = run["model"] + epoch, run["method"]
+        label, method = run.model + epoch, run.method
     else:
         label = short_name((gguf_file or base) if own is None else str(place))
         method = "base" if own is None else "adapter"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,10 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from coderl.errors import UserError
-from coderl.files import read_json
+from coderl.files import read_json, read_json_lines
+from coderl.runs.config import class_name, parse_config, policy_arguments
 from coderl.runs.folder import RunFolder
 from coderl.runs.metrics import Series, read_metrics
 from coderl.scores.compare import compare, read_results
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
     from coderl.scores.comparison import Comparison
 
 FIX = "move it away to report without it"
-MARKS = ("summary.json", "config.yaml", "*/version_*/metrics.csv", "*/version_*/config.yaml")
-"""Files that make a folder a run folder."""
 MOST_SECONDS = 1e12
 ROUNDING = 1e-9
 LONGEST_NAME = 200  # bytes of a task's name, which becomes part of file names
@@ -34,7 +30,7 @@ LONGEST_NAME = 200  # bytes of a task's name, which becomes part of file names
 
 @dataclass(frozen=True)
 class Run:
-    """A run, as far as it got.
+    """A run as its folder holds it; one that has not ended, as far as it got.
 
     Attributes:
         folder: Where it lies.
@@ -70,14 +66,14 @@ class Run:
     @property
     def method(self) -> str:
         """Name of the algorithm, such as ``"GRPO"``."""
-        named = str(self._setting("model", "class_path") or "").rpartition(".")[2]
-        return named or str(self.summary.get("method", "")).upper() or "unknown"
+        return (
+            class_name(self.config.get("model")) or str(self.summary.get("method", "")).upper() or "unknown"
+        )
 
     @property
     def model(self) -> str:
         """The base model's hub id or path."""
-        policy = self._setting("model", "init_args", "policy", "init_args", "model")
-        return str(self.summary.get("model") or policy or "unknown")
+        return str(self.summary.get("model") or policy_arguments(self.config).get("model") or "unknown")
 
     @property
     def steps(self) -> int:
@@ -128,12 +124,6 @@ class Run:
             return None, after
         return before or self.summary.get("before"), after
 
-    def _setting(self, *keys: str) -> Any:
-        value: Any = self.config
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
-
 
 def load_run(folder: str | Path, name: str | None = None) -> Run:
     """Read a run folder.
@@ -147,22 +137,21 @@ def load_run(folder: str | Path, name: str | None = None) -> Run:
     """
     folder = Path(folder).expanduser()
     _require_run(folder)
-    summary, logs = _summary(folder), RunFolder(folder).starts()
-    text = _latest_config([path for path in RunFolder(folder).configs() if holds(folder, path)])
+    place, summary = RunFolder(folder), _summary(folder)
+    text = _latest_config([path for path in place.configs() if holds(folder, path)])
     before, after = (_results_file(folder, summary, key) for key in ("before", "evaluation"))
-    tables = [path / "metrics.csv" for path in logs if holds(folder, path / "metrics.csv")]
     run = Run(
         folder=folder,
         name=name or folder.resolve().name,
         summary=summary,
-        config=_parsed(text),
+        config=parse_config(text),  # where that is empty, the page still shows the text
         config_text=text,
-        metrics=read_metrics(tables),
+        metrics=read_metrics([path for path in place.metrics() if holds(folder, path)]),
         completions=_completions(folder),
         before=before,
         after=after,
-        logs=logs,
-        missing=_links_outside(folder, logs),
+        logs=place.starts(),
+        missing=_links_outside(place),
     )
     run.missing.extend(_missing(run))
     return run
@@ -191,17 +180,15 @@ def _require_run(folder: Path) -> None:
     if not there:
         what = "is a file" if folder.is_file() else "does not exist"
         raise UserError(f"{folder}: {what}; give the folder of a run, such as checkpoints/NAME")
-    if any(next(folder.glob(mark), None) for mark in MARKS):
+    if RunFolder(folder).is_run():
         return
-    inside = sorted(
-        {path.relative_to(folder).parts[0] for mark in MARKS for path in folder.glob(f"*/{mark}")}
-    )
-    beside = folder.with_name(folder.resolve().name.removesuffix("-merged"))
+    inside = sorted(path for path in folder.glob("*") if RunFolder(path).is_run())
+    made_by = RunFolder.of_model(folder)
     hint = "give the folder that a fit wrote to, such as checkpoints/NAME"
     if inside:
-        hint = f"there are runs in it: give one or more of them, such as {folder / inside[0]}"
-    elif beside != folder and beside.is_dir():
-        hint = f"it is what was made of {beside}: give that"
+        hint = f"there are runs in it: give one or more of them, such as {inside[0]}"
+    elif made_by and made_by.path.is_dir():
+        hint = f"it is what was made of {made_by.path}: give that"
     raise UserError(f"{folder}: is no run folder (no summary.json and no logs in it); {hint}")
 
 
@@ -217,13 +204,12 @@ def holds(folder: Path, path: Path) -> bool:
         return False
 
 
-def _links_outside(folder: Path, logs: list[Path]) -> list[str]:
+def _links_outside(run: RunFolder) -> list[str]:
     """A line for each file that is not read because it is a link out of the run folder."""
-    names = ("summary.json", "completions.jsonl", "config*.yaml", f"{RESULTS}_*", f"{GENERATIONS}_*")
-    files = [path for name in names for path in sorted(folder.glob(name))]
-    files += [log / name for log in logs for name in ("config.yaml", "metrics.csv")]
-    outside = [path for path in files if os.path.isfile(path) and not holds(folder, path)]
-    return [f"{path.relative_to(folder)} leads out of the run folder and is not read" for path in outside]
+    results = [path for kind in (RESULTS, GENERATIONS) for path in sorted(run.path.glob(f"{kind}_*"))]
+    files = [run.summary, run.completions, *run.configs(), *results, *run.metrics()]
+    outside = [path for path in files if os.path.isfile(path) and not holds(run.path, path)]
+    return [f"{path.relative_to(run.path)} leads out of the run folder and is not read" for path in outside]
 
 
 def _summary(folder: Path) -> dict[str, Any]:
@@ -256,12 +242,10 @@ def _are_scores(value: Any) -> bool:
         return False
     ends, score = value.get("interval"), value.get("pass@1")
     shares = [*(ends or []), *(value[key] for key in value if key.startswith("pass@"))]
-    known = all(share is None or _is_share(share) for share in shares)
-    return known and (ends is None or _are_around(ends, score))
-
-
-def _is_share(value: Any) -> bool:
-    return isinstance(value, int | float) and -ROUNDING <= value <= 1 + ROUNDING
+    known = [share for share in shares if share is not None]
+    if not all(isinstance(share, int | float) and -ROUNDING <= share <= 1 + ROUNDING for share in known):
+        return False
+    return ends is None or _are_around(ends, score)
 
 
 def _are_around(ends: list[Any], score: Any) -> bool:
@@ -302,38 +286,34 @@ def _latest_config(files: list[Path]) -> str:
         raise UserError(f"{files[-1]}: cannot be read ({error.strerror or error})") from error
 
 
-def _parsed(text: str) -> dict[str, Any]:
-    """The settings; empty where the text is not YAML of a fit. The page then still shows the text."""
-    try:
-        found = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _completions(folder: Path) -> list[dict[str, Any]]:
     """The rows of ``completions.jsonl``. Rows of a resumed run replace those of the steps it repeated."""
     path = RunFolder(folder).completions
     if not holds(folder, path):
         return []
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
-        raise UserError(f"{path}: is damaged ({error}); {FIX}") from error
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines[:-1], 1):  # the last piece is empty, or a row being written
-        try:
-            row = json.loads(line)
-            step, row["reward"] = float(row["rollout_step"]), float(row["reward"])
-            row["rollout_step"] = int(step) if step.is_integer() else step
-        except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
-            raise UserError(f"{path}: line {number} is damaged ({error}); {FIX}") from error
-        if rows and step < rows[-1]["rollout_step"]:
-            rows = [row_before for row_before in rows if row_before["rollout_step"] < step]
-        rows.append(row)
+    try:
+        for where, row in read_json_lines(path, unfinished=False):
+            _convert_numbers(row, where)
+            if rows and row["rollout_step"] < rows[-1]["rollout_step"]:
+                rows = [before for before in rows if before["rollout_step"] < row["rollout_step"]]
+            rows.append(row)
+    except UserError as error:
+        raise UserError(f"{error}; {FIX}") from None
     return rows
+
+
+def _convert_numbers(row: dict[str, Any], where: str) -> None:
+    """Make numbers of a row's step and reward, in place.
+
+    Raises:
+        UserError: They are none, or missing.
+    """
+    try:
+        step, row["reward"] = float(row["rollout_step"]), float(row["reward"])
+    except (ValueError, LookupError, TypeError, ArithmeticError) as error:
+        raise UserError(f"{where}: is damaged ({error})") from None
+    row["rollout_step"] = int(step) if step.is_integer() else step
 
 
 def _missing(run: Run) -> list[str]:

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from coderl.errors import UserError
-from coderl.model.adapters import LoRA, adapter_base, is_adapter, read_adapter_config
+from coderl.model.adapter_files import adapter_base, is_adapter, read_adapter_config
+from coderl.model.adapters import LoRA
 from coderl.model.policy import Policy
 from coderl.publish.export import save_adapter
 from tests.support import tiny

@@ -81,12 +81,10 @@ def test_an_interrupted_conversion_leaves_nothing(
     gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     def breaks(folder: Path, gguf_file: str, target: Path) -> None:
-        target.mkdir(parents=True)
         (target / "config.json").write_text("{}")
         raise error
 
     def works(folder: Path, gguf_file: str, target: Path) -> None:
-        target.mkdir(parents=True)
         (target / "config.json").write_text("{}")
 
     monkeypatch.setattr(loading, "_convert", breaks)
@@ -101,7 +99,7 @@ def test_an_interrupted_conversion_leaves_nothing(
 def test_a_changed_file_of_the_same_name_is_converted_again(
     gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "_convert", lambda folder, file, target: target.mkdir(parents=True))
+    monkeypatch.setattr(loading, "_convert", lambda folder, file, target: None)
     first = loading.resolve(str(gguf), "some.gguf")
     (gguf / "some.gguf").write_bytes(b"GGUF, but longer")
     assert loading.resolve(str(gguf), "some.gguf") != first

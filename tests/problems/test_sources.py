@@ -16,6 +16,7 @@ from coderl.errors import UserError
 from coderl.problems import MBPP, Embedded, HumanEval, JSONLProblems
 from coderl.problems import sources as sources_module
 from coderl.problems.prompts import HUMANEVAL_STOP, MBPP_STOP, program
+from coderl.problems.sources import jsonl_stem
 from coderl.types import Problem
 
 ROW = {"text": "Add.", "code": "def add(a, b):\r\n  return a + b", "test_list": ["assert add(1, 2) == 3"]}
@@ -114,6 +115,21 @@ def test_humaneval_is_found_gzipped_in_the_data_folder(
     (tmp_path / "HumanEval.jsonl.gz").write_bytes(gzip.compress(json.dumps(HUMANEVAL_ROW).encode()))
     monkeypatch.setenv("CODERL_DATA_DIR", str(tmp_path))
     assert len(HumanEval().load("test")) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "stem"),
+    [
+        ("mine.jsonl", "mine"),
+        ("mine.jsonl.gz", "mine"),
+        ("data/my.problems.jsonl", "my.problems"),
+        (Path("~/my.problems.jsonl.gz"), "my.problems"),
+        ("mine.json", "mine"),
+        ("mine", "mine"),
+    ],
+)
+def test_the_stem_of_a_file_is_its_name_without_the_endings(path: str | Path, stem: str) -> None:
+    assert jsonl_stem(path) == stem
 
 
 @pytest.mark.usefixtures("no_data_dir")

@@ -522,8 +522,9 @@ def test_several_runs_stand_side_by_side(
         ("logs/version_1/metrics.csv", b"step,a\n,2\n", "line 2 has no step"),
         ("logs/version_1/metrics.csv", b"\xff\xfe\n", "is damaged"),
         ("logs/version_1/metrics.csv", b"step,a\n1,\x00\n", "is damaged"),
-        ("completions.jsonl", b'{"rollout_step": 1}\n', "line 1 is damaged"),
-        ("completions.jsonl", b"[1]\n", "line 1 is damaged"),
+        ("completions.jsonl", b'{"rollout_step": 1}\n', "completions.jsonl:1: is damaged"),
+        ("completions.jsonl", b'\n{"a\n', "completions.jsonl:2: malformed JSON"),
+        ("completions.jsonl", b"[1]\n", "completions.jsonl:1: is no JSON object"),
     ],
 )
 def test_a_damaged_file_is_an_error_in_one_line(
@@ -604,12 +605,12 @@ def test_seconds_and_rewards_too_large_for_a_float_are_an_error_in_one_line(
     assert "seconds missing, or not what a fit writes" in error_of(capsys, str(folder))
     (folder / "summary.json").unlink()
     (folder / "completions.jsonl").write_text(json.dumps({"rollout_step": 1, "reward": 10**400}) + "\n")
-    assert "line 1 is damaged" in error_of(capsys, str(folder))
+    assert "completions.jsonl:1: is damaged" in error_of(capsys, str(folder))
     assert "cannot be read" in error_of(capsys, "x" * 300)
 
 
 def test_a_folder_that_is_no_run_is_an_error_in_one_line(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     around = folder.parent
     (around / "empty").mkdir()
@@ -617,6 +618,8 @@ def test_a_folder_that_is_no_run_is_an_error_in_one_line(
     assert "does not exist" in error_of(capsys, str(around / "nowhere"))
     assert "is a file" in error_of(capsys, str(folder / "summary.json"))
     assert "is no run folder" in error_of(capsys, str(around / "empty"))
+    monkeypatch.chdir(around / "empty")
+    assert "is no run folder" in error_of(capsys, ".")
     assert f"such as {folder}" in error_of(capsys, str(around))
     assert f"what was made of {folder}: give that" in error_of(capsys, str(around / "trained-merged"))
     assert "no runs given" in error_of(capsys, code=2)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from coderl.errors import UserError
 from coderl.runs import folder as runs
-from coderl.runs.folder import RunFolder, run_name, short_name
+from coderl.runs.folder import RunFolder, RunName, is_epoch, parse_run_name, run_name, short_name
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,25 @@ def test_run_name_is_that_of_the_original_recipe() -> None:
     assert name == "codellama-7b-python-mbpp-grpo-qlora"
 
 
+@pytest.mark.parametrize("model", ["embedded", "codellama/CodeLlama-7b-Python-hf", "a-b/c.d-e"])
+@pytest.mark.parametrize("dataset", ["mbpp", "HumanEvalPlus", "my-problems", "my-own.problems_2"])
+def test_a_run_name_gives_its_parts_back(model: str, dataset: str) -> None:
+    found = parse_run_name(run_name(model, dataset, "GRPO"))
+    assert found == RunName(short_name(model), dataset.lower().replace("-", "_"), "grpo")
+
+
+@pytest.mark.parametrize("dataset", ["mbpp", "humaneval", "mbppplus", "humanevalplus", "embedded"])
+def test_names_of_data_sets_stand_in_run_names_as_they_are(dataset: str) -> None:
+    assert run_name("tiny", dataset, "ppo") == f"tiny-{dataset}-ppo-qlora"
+
+
+@pytest.mark.parametrize(
+    "name", ["mine", "tiny-qlora", "tiny-mbpp-qlora", "tiny-mbpp-ppo", "tiny-mbpp-ppo-qlora-merged", ""]
+)
+def test_other_names_are_no_run_names(name: str) -> None:
+    assert parse_run_name(name) is None
+
+
 @given(st.text(max_size=30))
 def test_run_name_is_one_plain_path_component(model: str) -> None:
     name = run_name(model, "mbpp", "grpo")
@@ -42,6 +61,47 @@ def test_run_name_is_one_plain_path_component(model: str) -> None:
 def test_merged_folder_lies_beside_the_run() -> None:
     assert RunFolder("checkpoints/a-qlora").merged == Path("checkpoints/a-qlora-merged")
     assert RunFolder("checkpoints/smollm2-q4.1/").merged == Path("checkpoints/smollm2-q4.1-merged")
+
+
+@pytest.mark.parametrize(
+    ("model", "run"),
+    [
+        ("a/run/adapter", "a/run"),
+        ("a/run-merged", "a/run"),
+        ("a/run-merged/epoch-3", None),
+        ("a/run", None),
+        ("a/-merged", None),
+        (".", None),
+        ("/", None),
+    ],
+)
+def test_the_run_that_a_model_was_made_by(model: str, run: str | None) -> None:
+    found = RunFolder.of_model(Path(model))
+    assert (found and found.path) == (run and Path(run))
+
+
+def test_folders_of_epochs_are_known_by_their_names() -> None:
+    assert is_epoch(RunFolder("run").merged_epoch(12).name)
+    assert not is_epoch("epoch-") and not is_epoch("epoch-1-merged") and not is_epoch("run")
+
+
+@pytest.mark.parametrize(
+    ("file", "known"),
+    [
+        ("summary.json", True),
+        ("config.yaml", True),
+        ("logs/version_0/metrics.csv", True),
+        ("mine/version_0/config.yaml", True),
+        ("console.log", False),
+        ("metrics.csv", False),
+        ("adapter/config.yaml", False),
+    ],
+)
+def test_a_run_is_known_by_its_files(tmp_path: Path, file: str, known: bool) -> None:
+    assert not RunFolder(tmp_path).is_run()
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).touch()
+    assert RunFolder(tmp_path).is_run() is known
 
 
 def test_only_an_absent_or_empty_folder_is_fresh(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from coderl.cli import main, run
 from coderl.errors import UserError
 from coderl.runs import loggers
-from coderl.runs.loggers import device_tag, readable, settled, wandb_id, wandb_name
+from coderl.runs.loggers import device_tag, readable, resolve_loggers, wandb_id, wandb_name
 from tests.cli.test_cli import FAKES
 from tests.support import fakes
 
@@ -318,7 +318,7 @@ def asked(kind: str, /, **arguments: Any) -> Namespace:
 
 
 def settle(given: Any, folder: Path = Path("run"), resumed: bool = False) -> Any:
-    return settled(given, folder, "tiny-mbpp-grpo-qlora", TRAINER, resumed)
+    return resolve_loggers(given, folder, "tiny-mbpp-grpo-qlora", TRAINER, resumed)
 
 
 @pytest.mark.parametrize("given", [None, True])
@@ -514,6 +514,12 @@ def test_classes_are_folded_up_and_lists_of_them_keyed() -> None:
     }
 
 
+def test_classes_of_one_name_in_a_list_are_all_kept() -> None:
+    both = [{"class_path": "a.Reward", "init_args": {"x": 1}}, {"class_path": "b.Reward"}]
+    assert readable(both) == [{"class": "Reward", "x": 1}, {"class": "Reward"}]
+    assert readable([]) == []
+
+
 def test_each_logger_but_csv_logs_the_configuration(tmp_path: Path) -> None:
     class Told(CSVLogger):
         pass
@@ -529,7 +535,7 @@ def test_each_logger_but_csv_logs_the_configuration(tmp_path: Path) -> None:
             self.params = params
 
     told, other = Told(tmp_path), Other()
-    with loggers.opened([told, other], tmp_path, lambda: {"seed_everything": 1}, "global_step"):
+    with loggers.open_loggers([told, other], tmp_path, lambda: {"seed_everything": 1}, "global_step"):
         pass
     assert other.params["seed_everything"] == 1
     assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from coderl.commands.doctor.check import Check
-from coderl.errors import first_line
+from coderl.errors import named_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +63,7 @@ def trials() -> Iterator[Check]:
     try:
         import torch
     except Exception as error:
-        yield Check("torch", "fail", f"cannot be imported: {_reason(error)}", "pip install -U torch")
+        yield Check("torch", "fail", f"cannot be imported: {named_line(error)}", "pip install -U torch")
         return
     yield Check("torch", "ok", f"{torch.__version__} loads")
     gpu = _gpu(torch)
@@ -98,7 +98,7 @@ def _gpu(torch: Any) -> Check:
                 raise RuntimeError(f"cuda:{index} multiplies wrongly")
     except Exception as error:
         fix = "check the driver with nvidia-smi, and that torch's CUDA build fits it"
-        return Check("GPU", "fail", f"{detail}: {_reason(error)}", fix, data)
+        return Check("GPU", "fail", f"{detail}: {named_line(error)}", fix, data)
     return Check("GPU", "ok", detail, data=data)
 
 
@@ -109,7 +109,7 @@ def _nf4(torch: Any, device: str) -> Check:
 
         problem, worst = round_trip(bitsandbytes, torch, device)
     except Exception as error:
-        return Check(name, "fail", f"bitsandbytes fails: {_reason(error)}", FIX_BNB)
+        return Check(name, "fail", f"bitsandbytes fails: {named_line(error)}", FIX_BNB)
     detail = f"bitsandbytes {bitsandbytes.__version__}, largest error {worst:.3f} of a block's largest value"
     if problem:
         return Check(name, "fail", f"{detail}: {problem}", FIX_BNB)
@@ -143,10 +143,6 @@ def round_trip(bitsandbytes: Any, torch: Any, device: str) -> tuple[str, float]:
 def _near(found: torch.Tensor, expected: torch.Tensor) -> bool:
     """Equal within 2 %, since some CPUs compute in bfloat16."""
     return bool((found - expected).norm() <= 0.02 * expected.norm())
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def main() -> None:
