@@ -461,7 +461,7 @@ class PolicyGradient(PolicyModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save a refreshed reference adapter, beside what trains."""
         super().on_save_checkpoint(checkpoint)
-        if self.policy.reference_renewed:
+        if self.policy.reference_refreshed:
             checkpoint["reference"] = self.policy.reference_weights()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from coderl.evaluation import Store, Task, load_task
 from coderl.files import write_atomic
 from coderl.model.provenance import prior_training
 from coderl.publish.artifacts import check_push, push_models, save_models, write_cards
-from coderl.runs.folder import RunFolder, short_name
+from coderl.runs.folder import METRICS, RunFolder, short_name
 from coderl.runs.summary import fit_summary_text, percent, summarized_steps, summary_scores
 from coderl.runs.versions import installed_versions
 from coderl.scores import Evaluation, logged_scores, results_name, save_results, summary_text
@@ -173,7 +173,7 @@ class PostFit(Callback):
             logger.save()  # Lightning does so only after this hook, and metrics.csv is looked for below
         if before := _find_moved(self.before_path, root):
             paths["before"] = str(before)
-        metrics = Path(trainer.log_dir or root) / "metrics.csv"
+        metrics = Path(trainer.log_dir or root) / METRICS
         if metrics.is_file():
             paths["metrics"] = str(metrics)
         self._summarize(pl_module, RunFolder.of(trainer).summary, steps, paths, found)

@@ -26,7 +26,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 # jsonargparse finds a class by its bare name, such as `GRPO`, only in modules that are imported: in these,
 # and in those below.
 import coderl.algorithms.rewards
-import coderl.model
 import coderl.rollout  # noqa: F401
 from coderl import launcher
 from coderl.algorithms import PolicyGradient
@@ -39,6 +38,7 @@ from coderl.cli.overlays import last_of_each, merge_callbacks
 from coderl.data import CodeDataModule
 from coderl.errors import UsageError, UserError
 from coderl.files import free_path
+from coderl.problems.sources import jsonl_stem
 from coderl.runs import loggers
 from coderl.runs.console import ConsoleLog
 from coderl.runs.folder import DEBUG, ROOT, RunFolder, run_name
@@ -339,5 +339,5 @@ def _identity(config: Namespace) -> tuple[str, str, str]:
     model = next((found for key in keys if (found := config.model.get(f"init_args.{key}"))), "model")
     own_file = config.data.get("init_args.source.init_args.train")
     source = config.data.get("init_args.source.class_path") or config.data.class_path
-    dataset = Path(own_file).stem if own_file else source.rpartition(".")[2]
+    dataset = jsonl_stem(own_file) if own_file else source.rpartition(".")[2]
     return str(model), dataset, config.model.class_path.rpartition(".")[2]

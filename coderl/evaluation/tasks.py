@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from coderl.errors import UsageError, UserError, did_you_mean
 from coderl.problems import MBPP, HumanEval, HumanEvalPlus, JSONLProblems, MBPPPlus, ProblemSource
+from coderl.problems.sources import jsonl_stem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -87,7 +88,7 @@ def load_task(name: str, limit: int | None = None) -> Task:
         if not Path(name).expanduser().is_file():
             raise UserError(f"no file {name}: give --tasks a name, such as mbpp, or a JSON-lines file's path")
         source = JSONLProblems(train=name, test=name)
-        return Task(Path(name).name.partition(".jsonl")[0].lower(), _first(source, limit))
+        return Task(jsonl_stem(name).lower(), _first(source, limit))
     kind = TASKS.get(name.lower())
     if kind is None:
         hint = did_you_mean(name.lower(), TASKS) or f"; there are {', '.join(TASKS)}."

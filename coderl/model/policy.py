@@ -77,7 +77,7 @@ class Policy(nn.Module):
         self.gradient_checkpointing, self.train_dropout = gradient_checkpointing, train_dropout
         self.net: Any = None  # the base, inside peft's model where there are adapters
         self.critic: ValueHead | None = None
-        self.reference_renewed = False  # then a checkpoint must hold the reference as well
+        self.reference_refreshed = False  # then a checkpoint must hold the reference as well
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     # -- loading ---------------------------------------------------------------------------------------------
@@ -342,7 +342,7 @@ class Policy(nn.Module):
         if not self.has_own_reference:
             adapters.add(self.net, adapters.REFERENCE, trains=False)
             self.train(self.training)  # switches off the dropout that comes with the new adapter
-        self.reference_renewed = True
+        self.reference_refreshed = True
         adapters.fill(self.net, adapters.REFERENCE, weights or adapters.weights(self.net, adapters.POLICY))
 
     def reference_weights(self) -> dict[str, Tensor]:
