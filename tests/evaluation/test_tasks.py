@@ -102,7 +102,7 @@ def test_base_leaves_out_problems_without_original_tests(golden: Path) -> None:
 def test_problems_of_ones_own_are_named_for_their_file() -> None:
     task = load_task(write("My Tasks.v2.jsonl", MBPP_ROW, HUMANEVAL_ROW | {"task_id": "own/9"}))
     assert (task.name, task.timeout, task.base) == ("my tasks.v2", 3.0, ())
-    assert [p.id for p in task.problems] == ["My Tasks/1", "own/9"]
+    assert [p.id for p in task.problems] == ["My Tasks.v2/1", "own/9"]
     assert [reference(p) for p in task.problems] == [
         "assert f(1) == 1\nassert f(2) == 2",
         f"\n{HUMANEVAL_ROW['test']}\ncheck(f)",
