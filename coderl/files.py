@@ -76,7 +76,7 @@ def read_json(path: Path, fix: str = "", kind: type | tuple[type, ...] | None = 
     """
     end = f"; {fix}" if fix else ""
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}){end}") from error
     except (ValueError, RecursionError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,11 +27,13 @@ _FEWEST = 40
 """Lexical tokens that a completion may always have, however short the reference is."""
 _UNKNOWN = 150
 """Lexical tokens allowed where a problem has no reference solution."""
-# Ways to pass tests without solving the task, or to disturb whoever runs the program. Searched as text:
-# compiling a hostile completion could crash this process.
+# Ways to pass tests without solving the task, to disturb whoever runs the program, or to hide what it is.
+# Searched as text: compiling a hostile completion could crash this process. Names are searched for wherever
+# they stand, as `run = exec` has no call, but not as attributes: `re.compile` is none of them.
 _UNCLEAN = re.compile(
     r"\bexcept[\s\\(]*(:|BaseException\b)"
-    r"|\b(eval|exec|compile|__import__|globals|locals|vars|breakpoint|exit|quit)\s*\("
+    r"|(?<![\w.])(eval|exec|compile|__import__|globals|locals|breakpoint)\b"
+    r"|(?<![\w.])(vars|exit|quit)\s*\("
     r"|\b(sys\s*\.\s*(exit|settrace|setprofile|_getframe|modules)|os\s*\.\s*(_exit|kill|fork|system|exec\w*))\b"
     r"|\b(inspect|gc|ctypes|builtins|__builtins__|__class__|__eq__|__hash__|assert)\b"
 )
@@ -139,7 +142,7 @@ def quality(sample: Sample) -> float:
     text = sample.completion.text
     if sample.execution.outcome != "passed" or not sample.completion.finished or len(text) > _LONGEST:
         return 0.0
-    if _UNCLEAN.search(text):
+    if _UNCLEAN.search(unicodedata.normalize("NFKC", text)):  # as Python reads names
         return 0.0
     reference = sample.problem.solution
     allowed = max(_FEWEST, _tokens(reference)) if reference.strip() else _UNKNOWN

@@ -7,6 +7,8 @@ project's own: the task as a user's message, the answer opened at a fenced block
 
 from __future__ import annotations
 
+import ast
+import warnings
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -34,8 +36,26 @@ CHAT_STOP: tuple[str, ...] = ("\n```",)
 
 
 def mbpp_prompt(text: str, first_test: str) -> str:
-    """InCoder's docstring prompt, as the harness's ``mbpp`` task writes it."""
-    return f'"""\n{text}\n{first_test}\n"""\n'
+    """InCoder's docstring prompt, as the harness's ``mbpp`` task writes it.
+
+    A text that would end the docstring, or that no string literal can hold as it is, such as a Windows path,
+    is escaped. MBPP has none.
+    """
+    prompt = f'"""\n{text}\n{first_test}\n"""\n'
+    if _is_docstring(prompt):
+        return prompt
+    escaped = f"{text}\n{first_test}".replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
+    return f'"""\n{escaped}\n"""\n'
+
+
+def _is_docstring(source: str) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of escapes that mean nothing
+        try:
+            body = ast.parse(source).body
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return False
+    return len(body) == 1 and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)
 
 
 def humaneval_prompt(raw: str) -> str:

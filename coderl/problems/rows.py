@@ -37,8 +37,8 @@ def problem_from_row(row: Row, where: str, *, source: str, split: str, strip: bo
         UserError: A field is missing or is of the wrong type.
     """
     # A string is an id as it is. A number, or the line where there is none, gets the source as its prefix.
-    task = row.get("task_id", where.rpartition(":")[2])
-    name = task if isinstance(task, str) and "task_id" in row else f"{source}/{task}"
+    task = row.get("task_id")
+    name = task if isinstance(task, str) else f"{source}/{where.rpartition(':')[2] if task is None else task}"
     if "test_list" not in row and ("entry_point" in row or "test" in row):
         return _humaneval_form(row, where, name, split, strip)
     return _mbpp_form(row, where, name, split)
@@ -54,11 +54,19 @@ def _mbpp_form(row: Row, where: str, name: str, split: str) -> Problem:
         prompt=mbpp_prompt(text, tests[0]),
         instruction=mbpp_instruction(text, tests[0]),
         tests=tuple(tests),
-        setup=_unix_newlines(text_field(row, "test_setup_code", where, "")),
+        setup=_setup(row, where),
         solution=_unix_newlines(text_field(row, "code", where, "")),
         stop=MBPP_STOP,
         split=split,
     )
+
+
+def _setup(row: Row, where: str) -> str:
+    """What runs before the tests: the imports that sanitized MBPP lists, and setup code."""
+    imports = row.get("test_imports") or []
+    if not isinstance(imports, list) or not all(isinstance(line, str) for line in imports):
+        raise UserError(f"{where}: 'test_imports' is to be a list of strings, each an import; {FORMS}")
+    return "\n".join([*imports, _unix_newlines(text_field(row, "test_setup_code", where, ""))]).strip("\n")
 
 
 def _humaneval_form(row: Row, where: str, name: str, split: str, strip: bool) -> Problem:

@@ -105,6 +105,10 @@ def test_completions_that_were_cut_off_have_no_quality() -> None:
         "import os; os._exit(0)",
         "class E:\n  def __eq__(self, o): return True",
         "assert True",
+        "(exec)(bytes.fromhex('78'))",
+        "e = exec\ne('1')",
+        "list(map(exec, ['1']))",
+        "\uff45\uff58\uff45\uff43('1')",
     ],
 )
 def test_constructs_that_honest_solutions_do_not_need_have_no_quality(trick: str) -> None:
@@ -119,6 +123,7 @@ def test_honest_programs_with_similar_words_keep_their_quality() -> None:
         "evaluate(x)",
         "s.compiled",
         "exits = 1",
+        "import re\nre.compile('a')",
     ):
         assert quality(sample(text)) == 1.0, text
 

@@ -100,3 +100,23 @@ def test_chat_messages_ask_with_the_instruction_else_the_prompt() -> None:
     assert chat_messages(MBPP) == [{"role": "user", "content": MBPP.instruction}]
     assert "assert add(1, 2) == 3" in MBPP.instruction
     assert chat_messages(Problem(id="x", prompt="p"))[0]["content"] == "p"
+
+
+@given(text=st.text(max_size=60), test=st.text(max_size=30))
+def test_any_text_becomes_a_docstring(text: str, test: str) -> None:
+    prompt = mbpp_prompt(text, test)
+    try:
+        value = ast.literal_eval(prompt.strip())
+    except (ValueError, SyntaxError):  # null bytes, which no source can hold
+        assert "\0" in text + test
+        return
+    plain = f"\n{text}\n{test}\n"
+    assert isinstance(value, str)
+    if "\\" not in plain:
+        assert value == plain.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def test_a_text_is_escaped_where_it_must_be_alone() -> None:
+    assert mbpp_prompt(r"A \d digit.", "assert f(1)") == '"""\nA \\d digit.\nassert f(1)\n"""\n'
+    for text in (r"C:\Users\ann", r"\N", r"\x", 'three """ quotes', 'ends with "'):
+        ast.parse(mbpp_prompt(text, "assert f(1)"))

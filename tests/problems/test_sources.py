@@ -264,3 +264,15 @@ def test_embedded_problems_are_served_by_split_and_missing_ones_are_an_error(
     write(tmp_path / "embedded" / "problems.jsonl", *rows)
     assert [p.id for p in Embedded().load("test")] == ["t/test"]
     assert Embedded().load("validation") == []
+
+
+def test_imports_that_tests_need_run_before_them_and_an_empty_id_is_none(tmp_path: Path) -> None:
+    rows = [
+        ROW | {"test_imports": ["import math", "import re"], "test_setup_code": "x = 1", "task_id": None}
+    ] * 2
+    first, second = JSONLProblems(train=write(tmp_path / "own.jsonl", *rows)).load("train")
+    assert first.setup == "import math\nimport re\nx = 1"
+    assert (first.id, second.id) == ("own/1", "own/2")
+    bad = JSONLProblems(train=write(tmp_path / "bad.jsonl", ROW | {"test_imports": "import math"}))
+    with pytest.raises(UserError, match=r"bad\.jsonl:1: 'test_imports' is to be a list"):
+        bad.load("train")
