@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Outcome = Literal[
     "passed", "failed", "timeout", "syntax_error", "error", "out_of_memory", "no_code", "infra_error"
 ]
-Grading = Literal["sealed", "rpc", "inline"]
+Grading = Literal["sealed", "partly", "rpc", "inline"]
 Judging = Literal["inline", "auto"]
 """How an evaluation grades: ``inline`` runs the tests beside the program, as bigcode's harness does; ``auto``
 keeps them out of its reach."""

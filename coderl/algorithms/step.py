@@ -76,6 +76,7 @@ class Rollout:
             "groups/no_signal": float(no_signal(self.rewards).float().mean()),
             "completion/length": self.tokens / count,
             "completion/clipped": sum(not s.completion.finished for s in self.samples) / count,
+            "grading/partly": sum(run.grading == "partly" for run in runs) / count,
             "grading/inline": sum(run.grading == "inline" for run in runs) / count,
         } | {f"outcome/{name}": outcomes[name] / count for name in get_args(Outcome)}
 

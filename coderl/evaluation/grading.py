@@ -208,6 +208,7 @@ def to_program(
         timeout,
         grading,
         harness=grading == "inline",
+        reference=problem.prompt + problem.solution if problem.solution else "",
     )
 
 

@@ -1,9 +1,9 @@
 """Runs model-written programs against their tests, in jailed processes that hold nothing worth stealing.
 
 ``Sandbox(...).run([Program(code, tests)])`` gives an :class:`~coderl.types.Execution` for each program. The
-answer is the proof: the process that holds the candidate is sent the expressions to evaluate and never what
-their values should be; the comparison is made here, on plain data. :mod:`coderl.sandbox.pool` describes the
-way of one verdict through the modules of this package.
+answer is the proof: the process that holds the candidate runs the tests and never sees what their values
+should be; the comparison is made here, on plain data. :mod:`coderl.sandbox.pool` describes the way of one
+verdict through the modules of this package.
 """
 
 from __future__ import annotations

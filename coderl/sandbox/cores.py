@@ -1,4 +1,4 @@
-"""The number of cores that this process may use: affinity, container limit, share among ranks."""
+"""What of a machine's cores, and of its processes, this process may use: affinity, container, other ranks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import os
 from pathlib import Path
 
 from coderl.launcher import local_ranks
+
+TASKS = 64
+"""Processes and threads of one run, where nothing else limits them."""
+_FEWEST_TASKS = 4
 
 
 def usable() -> int:
@@ -29,6 +33,22 @@ def _quota(root: Path = Path("/sys/fs/cgroup")) -> float:
         except (OSError, ValueError, ZeroDivisionError):  # no such control here, or "max"
             continue
     return granted
+
+
+def tasks_each(lanes: int, root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Processes and threads that a run in one of so many lanes may have.
+
+    Half of what the control groups above this process leave is kept for others.
+    """
+    left = math.inf
+    for folder in _groups(root):
+        try:
+            left = min(
+                left, int((folder / "pids.max").read_text()) - int((folder / "pids.current").read_text())
+            )
+        except (OSError, ValueError):  # no such control here, or "max"
+            continue
+    return max(_FEWEST_TASKS, int(min(TASKS, left / (2 * lanes))))
 
 
 def _groups(root: Path) -> list[Path]:

@@ -24,13 +24,12 @@ _BOOT = (
     "import sys; root, control = sys.argv[1:]; sys.path.insert(0, root); "
     "from inside.zygote import main; sys.path.remove(root); main(int(control))"
 )
+_FIRST_TO_GO = 'echo 1000 2>/dev/null >/proc/self/oom_score_adj; exec "$@"'
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _PRIVATE = "/tmp"
 """Working folder of the runs of a lane with a file system of its own."""
 _ROOT = "/lane"
 """Where this package and numpy lie there: their own places may be under ``/tmp``, as a test's clone is."""
-_SIZE = 64 << 20
-"""Bytes that a run's files may take, all together, in tier A."""
 _NEEDED = ("SETUID", "SETGID", "KILL", "CHOWN", "DAC_OVERRIDE", "FOWNER")
 """Capabilities that a lane started as root keeps: to change its user, and to clean up after runs."""
 
@@ -70,15 +69,22 @@ class Jail:
     filter: bytes = b""
     landlock: bool = False
 
-    def command(self, control: int) -> list[str]:
-        """The command line of a lane that listens on an inherited descriptor."""
+    def command(self, control: int, file_bytes: int) -> list[str]:
+        """The command line of a lane.
+
+        Args:
+            control: Inherited descriptor that it listens on.
+            file_bytes: Bytes that a run's files may take, all together.
+        """
         # Not -I: it would ignore PYTHONHASHSEED. The environment is ours, so nothing else can steer the
         # interpreter.
         flags = ["-s", "-S", "-P", "-B", "-X", "utf8"]
         root = _ROOT if self.bubblewrap else str(INSIDE.parent)
-        return [*self._enter(), view().interpreter, *flags, "-c", _BOOT, root, str(control)]
+        # Where memory runs out, the kernel ends a lane, and not the process that trains.
+        first = ["/bin/sh", "-c", _FIRST_TO_GO, "lane"] if os.path.exists("/bin/sh") else []
+        return [*first, *self._enter(file_bytes), view().interpreter, *flags, "-c", _BOOT, root, str(control)]
 
-    def _enter(self) -> list[str]:
+    def _enter(self, file_bytes: int) -> list[str]:
         """Bubblewrap's part of the command: new namespaces, and a root made of what is shown."""
         if not self.bubblewrap:
             return []
@@ -99,8 +105,11 @@ class Jail:
         for path in view().hidden:
             arguments += ["--remount-ro", path]
         for path in DEVICES:
-            arguments += ["--dev-bind-try", path, path]
-        arguments += ["--size", str(_SIZE), "--tmpfs", _PRIVATE]
+            if os.path.exists(
+                path
+            ):  # read-only: its times are the host's; what is written goes to the device
+                arguments += ["--dev-bind", path, path, "--remount-ro", path]
+        arguments += ["--size", str(file_bytes), "--tmpfs", _PRIVATE]
         return [*arguments, "--remount-ro", "/", "--chdir", "/", "--"]
 
     def environment(self, folder: str) -> dict[str, str]:
@@ -121,12 +130,13 @@ class Jail:
         """The folder that runs work in, as they see it."""
         return _PRIVATE if self.bubblewrap else os.path.join(folder, "work")
 
-    def settings(self, folder: str) -> bytes:
-        """The first message to a lane's zygote: its folders, filter and rules."""
+    def settings(self, folder: str, file_bytes: int) -> bytes:
+        """The first message to a lane's zygote: its folders, limit of files, filter and rules."""
         packages = [_moved(path) for path in view().packages] if self.bubblewrap else list(view().packages)
         settings = {
             "folder": "" if self.bubblewrap else folder,
             "work": self.work(folder),
+            "file_bytes": file_bytes,
             "filter": self.filter,
             "landlock": self.landlock,
             "read": [*view().leaves(), *packages] if self.landlock else [],

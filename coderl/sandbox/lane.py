@@ -6,6 +6,7 @@ It waits for nothing without a deadline: whatever runs in the lane, the trainer 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -16,8 +17,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from coderl.sandbox.cores import TASKS
 from coderl.sandbox.inside import wire
-from coderl.sandbox.inside.confine import PROCESSES, address_space, is_own, processes_of, tasks_of
+from coderl.sandbox.inside.confine import address_space, is_own, processes_of, tasks_of
 from coderl.sandbox.inside.wipe import wipe
 
 if TYPE_CHECKING:
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from coderl.sandbox.jail import Jail
 
 START_SECONDS = 60.0
+_MOST_GIVEN = 20
+"""Times that a run may have left the processor to others and still be said to have waited by its own will."""
+FILE_BYTES = 64 << 20
 MARGIN = 1024
 """Processes and threads that the trainer's user may start anew without taking from the runs' share."""
 _CHUNK = 1 << 18
@@ -49,9 +54,12 @@ class RawRun:
 
     Attributes:
         data: The child's records, as undecoded bytes.
-        how: ``wire.EXITED``, ``wire.TIMED_OUT``, ``wire.NOT_STARTED`` or ``wire.STOPPED``.
+        how: ``wire.EXITED``, ``wire.TIMED_OUT``, ``wire.NOT_STARTED``, ``wire.STOPPED`` or ``wire.FILLED``.
         status: Exit status, or minus the signal that killed the child.
         seconds: Wall time from fork to end.
+        cpu: Processor time, of all its threads.
+        gave_way: How often it had to leave the processor to others.
+        late: Seconds by which its lane woke up late meanwhile: nobody on this machine gets the processor.
         overflow: The child answered more than ``wire.OUTPUT_LIMIT``.
     """
 
@@ -59,7 +67,16 @@ class RawRun:
     how: int
     status: int
     seconds: float
+    cpu: float
+    gave_way: int
+    late: float
     overflow: bool
+
+    @property
+    def starved(self) -> bool:
+        """Whether its time was over before it had the processor for half of it, though it asked for more."""
+        waited = self.gave_way > _MOST_GIVEN or self.late > self.seconds / 10
+        return self.how == wire.TIMED_OUT and self.cpu < self.seconds / 2 and waited
 
 
 class Lane:
@@ -71,14 +88,17 @@ class Lane:
     Args:
         jail: How it is isolated.
         folder: Its own folder, made here; none is needed in a jail with a file system of its own.
+        file_bytes: Bytes that a run's files may take, all together.
+        tasks: Processes and threads that a run may have.
     """
 
-    def __init__(self, jail: Jail, folder: str) -> None:
+    def __init__(self, jail: Jail, folder: str, file_bytes: int = FILE_BYTES, tasks: int = TASKS) -> None:
         self.folder = "" if jail.bubblewrap else folder
         self.pid = 0
         self._uid = os.getuid()
         self._number = 0
         self._baseline = 0
+        self._tasks = tasks
         self._processes = 0
         self._ending = False
         if self.folder:
@@ -87,7 +107,7 @@ class Lane:
         self._control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         with theirs:
             self._process = subprocess.Popen(
-                jail.command(theirs.fileno()),
+                jail.command(theirs.fileno(), file_bytes),
                 env=jail.environment(folder),
                 cwd="/",
                 stdin=subprocess.DEVNULL,
@@ -97,7 +117,7 @@ class Lane:
                 start_new_session=True,
             )
         with contextlib.suppress(OSError):  # it ended at once: the greeting will not come
-            self._control.send(jail.settings(folder))
+            self._control.send(jail.settings(folder, file_bytes))
 
     def greet(self) -> None:
         """Wait until the zygote is up, the first time.
@@ -120,18 +140,19 @@ class Lane:
         self.pid = _CREDENTIALS.unpack(ancillary[0][2])[0]  # seen from here, not from inside its namespace
         self._baseline = address_space(self.pid)
         others = 0 if is_own(self._uid) else tasks_of(self._uid) + MARGIN
-        self._processes = others + PROCESSES
+        self._processes = others + self._tasks
 
-    def begin(self, descriptors: list[int], seconds: float, memory: int) -> None:
+    def begin(self, descriptors: list[int], seconds: float, cpu: float, memory: int) -> None:
         """Start a run in a fresh child.
 
         Args:
             descriptors: The run's socket, and the link's where there is one.
             seconds: Time budget, wall clock.
+            cpu: Seconds of processor time.
             memory: Bytes of address space above the zygote's.
         """
         self._number = (self._number + 1) % (1 << 32)
-        job = wire.JOB.pack(self._number, seconds, self._baseline + memory, self._processes)
+        job = wire.JOB.pack(self._number, seconds, cpu, self._baseline + memory, self._processes)
         socket.send_fds(self._control, [job], descriptors)
         if self._ending:  # while this run was on its way
             self.stop()
@@ -146,13 +167,14 @@ class Lane:
         with contextlib.suppress(OSError):  # the lane has ended, which the run's own thread notices
             self._control.send(wire.STOP.pack(self._number))
 
-    def finish(self, deadline: float) -> tuple[int, int, float]:
-        """How the run ended, its status and its seconds (see ``wire.DONE``), once all of it is dead."""
+    def finish(self, deadline: float) -> tuple[int, int, float, float, int, float]:
+        """How the run ended and what it took (see ``wire.DONE``), once all of it is dead."""
         self._control.settimeout(max(0.1, deadline - time.monotonic()))
-        number, how, status, taken = wire.DONE.unpack(self._control.recv(wire.DONE.size))
+        number, *rest = wire.DONE.unpack(self._control.recv(wire.DONE.size))
         if number != self._number:
             raise LaneLost("the zygote answered out of turn")
-        return how, status, taken
+        how, status, taken, cpu, gave_way, late = rest
+        return how, status, taken, cpu, gave_way, late
 
     def close(self, patience: float = 2.0) -> None:
         """End the lane and everything in it.
@@ -194,7 +216,7 @@ def _kill_all_of(uid: int) -> None:
 
 
 def run_together(
-    lanes: Sequence[Lane], payloads: Sequence[bytes], seconds: float, memory: int
+    lanes: Sequence[Lane], payloads: Sequence[bytes], seconds: float, memory: int, cpu: float = math.inf
 ) -> list[RawRun]:
     """Run one payload in each of one or two lanes, in fresh children; two are linked by a socket.
 
@@ -203,6 +225,7 @@ def run_together(
         payloads: One for each lane, as ``inside.runner.serve`` reads them.
         seconds: Time budget, wall clock, of both together.
         memory: Bytes of address space above the zygote's, for each.
+        cpu: Seconds of processor time, for each; by default more than the time budget allows.
 
     Raises:
         LaneLost: The run says nothing about the program; the lanes must be closed.
@@ -219,7 +242,8 @@ def run_together(
             for channel in channels:
                 stack.enter_context(channel.ours)
             for at, channel in enumerate(channels):
-                channel.begin([end.fileno() for end in links[at : at + 1]], seconds, memory)
+                link = [end.fileno() for end in links[at : at + 1]]
+                channel.begin(link, seconds, min(cpu, int(seconds) + 3), memory)
             for end in links:
                 end.close()
             deadline = time.monotonic() + seconds + GRACE_SECONDS
@@ -247,10 +271,10 @@ class Channel:
         self._received: list[bytes] = []
         self._received_bytes = 0
 
-    def begin(self, links: list[int], seconds: float, memory: int) -> None:
+    def begin(self, links: list[int], seconds: float, cpu: float, memory: int) -> None:
         """Start the run with its end of the socket."""
         with self._theirs:
-            self.lane.begin([self._theirs.fileno(), *links], seconds, memory)
+            self.lane.begin([self._theirs.fileno(), *links], seconds, cpu, memory)
 
     def send_some(self) -> bool:
         """Send as much as the socket takes; true if there is more."""
@@ -289,8 +313,9 @@ class Channel:
     def result(self, deadline: float) -> RawRun:
         """What came back, once the run has ended."""
         self.ours.close()  # a run that never stops answering is ended by that
-        how, status, taken = self.lane.finish(deadline)
-        return RawRun(b"".join(self._received), how, status, taken, self._received_bytes > wire.OUTPUT_LIMIT)
+        ended = self.lane.finish(deadline)
+        overflow = self._received_bytes > wire.OUTPUT_LIMIT
+        return RawRun(b"".join(self._received), *ended, overflow)
 
 
 def exchange(channels: Sequence[Channel], deadline: float) -> None:

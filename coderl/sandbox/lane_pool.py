@@ -7,22 +7,27 @@ import os
 import queue
 import shutil
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import TYPE_CHECKING
 
 from coderl.errors import UserError
+from coderl.sandbox import cores
 from coderl.sandbox.lane import Lane
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from coderl.sandbox.jail import Jail
 
 
 class LanePool:
     """A fixed number of lanes. One that was lost is replaced when its place is next taken."""
 
-    def __init__(self, jail: Jail, folder: str, places: int) -> None:
+    def __init__(self, jail: Jail, folder: str, places: int, file_bytes: int, tasks: int) -> None:
         self._jail = jail
+        self._limits = file_bytes, tasks
         self._folder = folder
         self._numbers = count()
         self._taken: set[Lane] = set()
@@ -35,7 +40,7 @@ class LanePool:
         """A lane for one run. Waits until one is free; hand it back with :meth:`give` or :meth:`lose`."""
         lane = self._lanes.get()
         try:
-            lane = lane or Lane(self._jail, f"{self._folder}-{next(self._numbers)}")
+            lane = lane or Lane(self._jail, f"{self._folder}-{next(self._numbers)}", *self._limits)
         except BaseException:
             self._lanes.put(None)
             raise
@@ -79,6 +84,7 @@ class LanePools:
     Args:
         jail: The isolation of the lanes.
         workers: Programs that run at a time.
+        file_bytes: Bytes that a program's files may take, all together.
 
     Attributes:
         threads: Each takes one program through its run.
@@ -91,21 +97,41 @@ class LanePools:
         UserError: The lanes cannot be started.
     """
 
-    def __init__(self, jail: Jail, workers: int) -> None:
+    def __init__(self, jail: Jail, workers: int, file_bytes: int) -> None:
         self._owner = os.getpid()
         self.closing = False
+        self._running = 0
+        self._turn = threading.Condition()
         self._folder = "" if jail.bubblewrap else tempfile.mkdtemp(prefix="coderl-")
         if self._folder:
             os.chmod(self._folder, 0o711)
         self.threads = ThreadPoolExecutor(workers, thread_name_prefix="coderl-lane")
-        self.candidates = LanePool(jail, os.path.join(self._folder, "candidates"), workers)
-        self.tests = LanePool(jail, os.path.join(self._folder, "tests"), workers)
+        limits = file_bytes, cores.tasks_each(workers)
+        self.candidates = LanePool(jail, os.path.join(self._folder, "candidates"), workers, *limits)
+        self.tests = LanePool(jail, os.path.join(self._folder, "tests"), workers, *limits)
         try:
             for lane in [self.candidates.take() for _ in range(workers)]:  # they start side by side
                 self.candidates.give(lane)
         except OSError as error:
             self.close()
             raise UserError(f"the sandbox cannot start its processes: {error}: lower its workers") from None
+
+    @contextlib.contextmanager
+    def running(self, alone: bool = False) -> Iterator[None]:
+        """While a program runs; alone, none runs beside it."""
+        if alone:
+            with self._turn:  # which keeps others from starting
+                self._turn.wait_for(lambda: not self._running or self.closing)
+                yield
+            return
+        with self._turn:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._running -= 1
+                self._turn.notify_all()
 
     def close(self) -> None:
         """End all lanes and threads, once."""

@@ -14,16 +14,18 @@ The way of one verdict:
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections import Counter, deque
 from concurrent.futures import CancelledError, Future
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Self, get_args
 
 from coderl.errors import UsageError
 from coderl.sandbox import cores
-from coderl.sandbox.checks.base import Unsuitable, safe
+from coderl.sandbox.checks.base import safe
 from coderl.sandbox.checks.choose import Chooser
 from coderl.sandbox.lane import Lane, LaneHung, LaneLost, RawRun, run_together
 from coderl.sandbox.lane_pool import LanePool, LanePools
@@ -43,6 +45,10 @@ MOST_WORKERS = 16
 """Lanes by default, at most."""
 MOST_ASKED = 1024
 """Lanes that may be asked for: more are a typing error, and take minutes to start."""
+TRUSTED_SECONDS = 20.0
+"""Time for what tests compare with, once for each problem's tests, if programs get no more."""
+PATIENCE = 4
+"""Times its time limit that a program may take, alone, to have the processor for as long as that."""
 AHEAD = 512
 """Programs in flight for each lane: what the others can get through while one waits out its time."""
 
@@ -56,9 +62,10 @@ class Sandbox(ProgramRunner):
     Args:
         workers: Lanes, each runs one program at a time; by default one for each usable core, 16 at most.
         timeout: Seconds of wall time for a program with all its tests.
-        grading: ``auto`` takes the strongest that a problem's tests allow: sealed, else rpc, else inline.
+        grading: ``auto`` takes the strongest that a problem's tests allow: sealed, rpc, partly or inline.
             Any other is an error where a test does not allow it.
         memory_mb: MiB of address space that a program may use above the interpreter's own.
+        file_mb: MiB that a program's files may take, all together.
         allow_weak_isolation: Accept tier C (see :mod:`coderl.sandbox.jail`).
 
     Raises:
@@ -70,13 +77,15 @@ class Sandbox(ProgramRunner):
         workers: int | None = None,
         timeout: float = 3.0,
         grading: GradingMode = "auto",
-        memory_mb: int = 1024,
+        memory_mb: int = 2048,
+        file_mb: int = 64,
         allow_weak_isolation: bool = False,
     ) -> None:
-        _check(workers, timeout, grading, memory_mb)
+        _check(workers, timeout, grading, memory_mb, file_mb)
         self.workers = workers or min(cores.usable(), MOST_WORKERS)
         self.timeout = timeout
         self.memory_mb = memory_mb
+        self.file_mb = file_mb
         self.allow_weak_isolation = allow_weak_isolation
         self._lock = threading.Lock()
         self._jail: Jail | None = None
@@ -117,7 +126,7 @@ class Sandbox(ProgramRunner):
         with self._lock:
             if self._lane_pools is None:
                 require(self.jail, self.allow_weak_isolation)
-                self._lane_pools = LanePools(self.jail, self.workers)
+                self._lane_pools = LanePools(self.jail, self.workers, self.file_mb << 20)
                 self._finalizer = weakref.finalize(self, self._lane_pools.close)
             return self._lane_pools
 
@@ -138,10 +147,8 @@ class Sandbox(ProgramRunner):
         """
         if not programs:
             return []
-        checks = [self._chooser.check(program) for program in programs]
         pools = self._started()
-        both = zip(programs, checks, strict=True)
-        futures = [pools.threads.submit(self._verdict, pools, program, check) for program, check in both]
+        futures = [pools.threads.submit(self._verdict, pools, program) for program in programs]
         try:
             _watch(futures, progress)
             return [future.result() for future in futures]
@@ -185,41 +192,74 @@ class Sandbox(ProgramRunner):
         pools = self._started()
         try:
             for program in programs:
-                yield pools.threads.submit(self._verdict, pools, program, self._chooser.check(program))
+                yield pools.threads.submit(self._verdict, pools, program)
         except Exception as error:
             failed: Future[Execution] = Future()
             failed.set_exception(error)
             yield failed
 
-    def _verdict(self, pools: LanePools, program: Program, check: Check) -> Execution:
-        """One verdict. A failure of ours is tried once more, in other lanes if need be."""
-        try:
-            result = self._attempt(pools, program, check)
-            if result.outcome == "infra_error":
-                result = self._attempt(pools, program, check, again=True)
-            return result
-        except Unsuitable as error:
-            return self._verdict(pools, program, self._chooser.instead(program, check, error))
+    def _verdict(self, pools: LanePools, program: Program) -> Execution:
+        """One verdict.
 
-    def _attempt(self, pools: LanePools, program: Program, check: Check, again: bool = False) -> Execution:
+        A failure of ours is tried once more, in other lanes if need be; and so, alone, is a program whose
+        time was over because others had the processor.
+        """
+        result, starved = self._attempt(pools, program)
+        if result.outcome == "infra_error" or starved:
+            result, starved = self._attempt(pools, program, again=True, alone=starved)
+        if starved:
+            return replace(result, outcome="infra_error", message="others had the processor for too long")
+        return result
+
+    def _attempt(
+        self, pools: LanePools, program: Program, again: bool = False, alone: bool = False
+    ) -> tuple[Execution, bool]:
+        """One verdict, and whether the program was kept from the processor."""
         seconds = self.timeout if program.timeout is None else program.timeout
+        check: Check | None = None
+        starved = False
+
+        def run(payloads: Sequence[bytes], trusted: bool = False) -> list[RawRun]:
+            nonlocal starved
+            with pools.running(alone):
+                # Alone, it is given more time for as much of the processor.
+                clock, cpu = (PATIENCE * seconds, seconds) if alone else (seconds, math.inf)
+                runs = self._run_in_lanes(pools, clock, payloads, trusted, cpu)
+            # A program that sleeps is no slower for others; alone, only a lane that wakes up late tells.
+            kept = [one.starved and (not alone or one.late > one.seconds / 10) for one in runs]
+            starved = starved or any(kept)
+            return runs
+
+        def run_trusted(payloads: Sequence[bytes], trusted: bool = True) -> list[RawRun]:
+            return self._run_in_lanes(pools, max(seconds, TRUSTED_SECONDS), payloads, trusted)
+
         try:
-            return check.grade(lambda payloads: self._run_in_lanes(pools, payloads, seconds), self.tier)
+            check = self._chooser.check(program, run_trusted)
+            return check.grade(run, self.tier), starved
         except (LaneLost, OSError) as error:
             if pools.closing:
                 raise CancelledError("the sandbox was closed") from None
             message = safe(f"the lane was lost: {error}")
             # One hung lane is bad luck, two are the program's doing and must not pass for a failure of ours.
-            outcome: Outcome = "error" if again and isinstance(error, LaneHung) else "infra_error"
-            return Execution(outcome, 0, check.total, message, 0.0, check.grading, self.tier)
+            hung = again and check and isinstance(error, LaneHung)
+            outcome: Outcome = "error" if hung else "infra_error"
+            total, grading = (check.total, check.grading) if check else (len(program.tests), "inline")
+            return Execution(outcome, 0, total, message, 0.0, grading, self.tier), False
 
-    def _run_in_lanes(self, pools: LanePools, payloads: Sequence[bytes], seconds: float) -> list[RawRun]:
-        """Run the candidate's payload and, if there is one, that of the tests, in a lane each."""
+    def _run_in_lanes(
+        self,
+        pools: LanePools,
+        seconds: float,
+        payloads: Sequence[bytes],
+        trusted: bool = False,
+        cpu: float = math.inf,
+    ) -> list[RawRun]:
+        """Run payloads in a lane each (see :class:`~coderl.sandbox.checks.base.RunInLanes`)."""
         taken: list[tuple[LanePool, Lane]] = []
         try:
-            for pool in (pools.candidates, pools.tests)[: len(payloads)]:
+            for pool in (pools.candidates, pools.tests)[trusted : trusted + len(payloads)]:
                 taken.append((pool, pool.take()))
-            runs = run_together([lane for _, lane in taken], payloads, seconds, self.memory_mb << 20)
+            runs = run_together([lane for _, lane in taken], payloads, seconds, self.memory_mb << 20, cpu)
         except BaseException:  # whatever it is, such as no memory: the places must not be lost with the lanes
             for pool, lane in taken:
                 pool.lose(lane)
@@ -266,7 +306,7 @@ def _watch(futures: list[Future[Execution]], progress: bool | Callable[[int, int
         pass
 
 
-def _check(workers: int | None, timeout: float, grading: str, memory_mb: int) -> None:
+def _check(workers: int | None, timeout: float, grading: str, memory_mb: int, file_mb: int) -> None:
     *modes, last = get_args(GradingMode)
     if grading not in (*modes, last):
         raise UsageError(f"unknown grading {grading!r}: use {', '.join(modes)} or {last}")
@@ -278,3 +318,5 @@ def _check(workers: int | None, timeout: float, grading: str, memory_mb: int) ->
         raise UsageError(f"sandbox timeout is {timeout}: use a number of seconds above 0")
     if memory_mb < 16:
         raise UsageError(f"sandbox memory_mb is {memory_mb}: use 16 or more")
+    if file_mb < 1:
+        raise UsageError(f"sandbox file_mb is {file_mb}: use 1 or more")

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from coderl.errors import UserError
+from coderl.sandbox.checks.base import Alone
 from coderl.sandbox.checks.sealed import Sealed
 from coderl.sandbox.jail import Jail, Primitive, enter_namespaces
 from coderl.sandbox.lane import Lane, LaneLost, run_together
@@ -115,7 +116,8 @@ def trial(jail: Jail) -> str:
     lane = None
     try:
         lane = Lane(jail, os.path.join(folder, "0"))
-        check = Sealed(Program(f"OUTSIDE = {outside!r}\n{_ESCAPES}", ("assert could() == []",)))
+        program = Program(f"OUTSIDE = {outside!r}\n{_ESCAPES}", ("assert could() == []",))
+        check = Sealed(program, Alone())
         result = check.verdict(run_together([lane], check.payloads, _SECONDS, 1 << 30), jail.tier)
     except (LaneLost, OSError) as error:
         return f"a lane cannot be started: {error}"

@@ -32,6 +32,7 @@ class Program:
             not Python is ignored.
         timeout: Seconds of wall time for all tests. None: the sandbox's.
         grading: How the verdict is reached. None: the sandbox's setting.
+        reference: A right program, if there is one. It tells which names are the program's.
         harness: Whether inline grading gives it the streams and builtins that it has in
             bigcode-evaluation-harness, where that can decide whether it passes.
     """
@@ -45,6 +46,12 @@ class Program:
     timeout: float | None = None
     grading: GradingMode | None = None
     harness: bool = False
+    reference: str = ""
+
+    @property
+    def trusted(self) -> tuple[tuple[str, ...], str, str, str, str, str]:
+        """All that decides how it is graded: tests, setup, test, entry point, helpers, reference."""
+        return self.tests, self.setup, self.test, self.entry_point, self.helpers, self.reference
 
 
 class ProgramRunner(ABC):

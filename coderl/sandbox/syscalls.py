@@ -17,7 +17,7 @@ ALLOWED = """
     read pread64 readv preadv preadv2 write pwrite64 writev pwritev pwritev2 lseek _llseek close
     close_range open openat creat stat lstat fstat newfstatat fstatat64 statx statfs fstatfs access
     faccessat faccessat2 getcwd chdir fchdir mkdir mkdirat rmdir unlink unlinkat rename renameat
-    renameat2 symlink symlinkat readlink readlinkat umask
+    symlink symlinkat readlink readlinkat umask
     ftruncate fallocate fsync fdatasync flock getdents getdents64
     getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr sendfile copy_file_range splice tee
     fadvise64 readahead dup dup2 dup3 pipe pipe2 eventfd eventfd2 select pselect6 poll ppoll
@@ -43,6 +43,8 @@ nothing and report success, which is what programs that copy files need."""
 _THREAD = 0x00010000  # CLONE_THREAD
 _NAMESPACES = 0x7E020080  # CLONE_NEWNS, NEWTIME, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 _UNIX = 1  # AF_UNIX
+_OUT_OF_BAND = 1  # MSG_OOB
+_WHITEOUT = 4  # RENAME_WHITEOUT, which makes a device node
 _FCNTL = (*range(8), 36, 37, 38, 1030, 1031, 1032)
 """Duplicating, flags, locks, pipe sizes. Not F_SETOWN with F_SETSIG, which signals other processes."""
 _IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
@@ -89,7 +91,8 @@ def compiled(by_owner: bool) -> bytes:
         refuse.add_rule(seccomp.ERRNO(0), name)
     allow("clone", (0, _THREAD | _NAMESPACES, _THREAD))
     allow("socketpair", (0, word, _UNIX))
-    allow("sendto", (4, everything, 0))  # to the other end, and to no address
+    allow("sendto", (4, everything, 0), (3, _OUT_OF_BAND, 0))  # to the other end, and to no address
+    allow("renameat2", (4, _WHITEOUT, 0))
     for name in ("kill", "tgkill"):
         allow(name, (0, word, OWN_PID))
     allow("prlimit64", (0, word, 0))

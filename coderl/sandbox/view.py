@@ -43,12 +43,14 @@ class View:
 
     def leaves(self) -> list[str]:
         """What is shown without what is hidden: paths that may be read with everything under them."""
-        return list(dict.fromkeys(leaf for path in self.shown for leaf in self._around(path)))
+        # A rule for a link is one for all that lies where it leads.
+        real = dict.fromkeys(map(os.path.realpath, self.shown))
+        return list(dict.fromkeys(leaf for path in real for leaf in self._around(path)))
 
     def _around(self, path: str) -> list[str]:
-        if path in self.hidden:
+        if path in self.hidden or os.path.islink(path):
             return []
-        if os.path.islink(path) or not any(hidden.startswith(f"{path}/") for hidden in self.hidden):
+        if not any(hidden.startswith(f"{path}/") for hidden in self.hidden):
             return [path]
         return [leaf for name in os.listdir(path) for leaf in self._around(os.path.join(path, name))]
 

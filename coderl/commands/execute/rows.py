@@ -68,7 +68,7 @@ def _program(fields: dict[str, Any], where: str) -> Program:
     if tests is not None:
         if not isinstance(tests, list) or not all(isinstance(test, str) for test in tests):
             raise UserError(f"{where}: field 'tests' is to be a list of strings, each an assert; {FORMS}")
-        return Program(code, tuple(tests), setup)
+        return Program(code, tuple(tests), setup, reference=_text(fields, "reference", where, ""))
     if fields.get("test") is None:
         raise UserError(f"{where}: there is neither 'tests' nor 'test'; {FORMS}")
     return Program(
@@ -77,6 +77,7 @@ def _program(fields: dict[str, Any], where: str) -> Program:
         test=_text(fields, "test", where),
         entry_point=_text(fields, "entry_point", where),
         helpers=_text(fields, "prompt", where, ""),
+        reference=_text(fields, "reference", where, ""),
     )
 
 

@@ -6,10 +6,11 @@ import ast
 import reprlib
 import signal
 import textwrap
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 from coderl.errors import UserError
 from coderl.sandbox.inside import wire
@@ -21,8 +22,20 @@ if TYPE_CHECKING:
     from coderl.sandbox.program import Program
     from coderl.types import Grading, Outcome, Tier
 
-RunInLanes = Callable[[Sequence[bytes]], "list[RawRun]"]
-"""Runs one payload in a candidate's lane; given two, the second in a lane for tests, linked to the first."""
+
+class RunInLanes(Protocol):
+    """Runs payloads in lanes."""
+
+    def __call__(self, payloads: Sequence[bytes], trusted: bool = False) -> list[RawRun]:
+        """Run one payload in a candidate's lane; given two, the second in a lane for tests, linked to it.
+
+        Args:
+            payloads: What to run.
+            trusted: Whether the first goes to a lane for tests, where there is never a candidate.
+        """
+
+
+T = TypeVar("T")
 
 _CLAIMABLE: tuple[Outcome, ...] = ("failed", "syntax_error", "error", "out_of_memory", "no_code")
 """Outcomes that a child may report about itself. ``passed`` and ``infra_error`` are not among them."""
@@ -35,6 +48,28 @@ class Unsuitable(Exception):
     """
 
 
+class Shared(Protocol):
+    """What is worked out once for all programs with the same tests."""
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What ``make`` gives, which is called once for a key. Other threads wait for it."""
+
+    def run_trusted(self, payloads: Sequence[bytes], trusted: bool = True) -> list[RawRun]:
+        """Run a payload in a lane without a candidate."""
+
+
+class Alone:
+    """For a single program whose tests compare with literals."""
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """See :class:`Shared`."""
+        return make()
+
+    def run_trusted(self, payloads: Sequence[bytes], trusted: bool = True) -> list[RawRun]:
+        """There is no lane to run it in."""
+        raise Unsuitable("the tests compare with something that has to be worked out")
+
+
 class Check(ABC):
     """One program, ready to be sent in one way of grading.
 
@@ -44,6 +79,7 @@ class Check(ABC):
 
     Args:
         program: The program. Only its *tests* are ever parsed in this process; the candidate is not.
+        shared: What is worked out once for all programs with the same tests.
 
     Attributes:
         grading: The name of this way to grade.
@@ -60,7 +96,7 @@ class Check(ABC):
     payloads: tuple[bytes, ...]
 
     @abstractmethod
-    def __init__(self, program: Program) -> None: ...
+    def __init__(self, program: Program, shared: Shared) -> None: ...
 
     @abstractmethod
     def count(self, candidate: Iterator[Record], tests: Iterator[Record] | None) -> Tally:
@@ -179,6 +215,8 @@ def _cut_short(run: RawRun, passed: int, when: str) -> tuple[Outcome, int, str]:
         return "error", passed, "it did not answer what it was asked"
     if run.how == wire.TIMED_OUT or run.status == -signal.SIGXCPU:
         return "timeout", passed, f"the time was up {when}"
+    if run.how == wire.FILLED:
+        return "error", passed, f"it wrote too many files, or too much, {when}"
     if run.overflow:
         return "error", passed, "the answers are too large"
     how = f"was killed by signal {-run.status}" if run.status < 0 else f"left with status {run.status}"
@@ -199,23 +237,23 @@ def safe(message: str) -> str:
     return "".join(c if c.isascii() and c.isprintable() else "?" for c in flat)[:200]
 
 
+def quiet() -> None:
+    """Ignore what the compiler finds odd in tests, such as ``is 4``: it is for nobody here to change."""
+    for kind in (SyntaxWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=kind, module="<test>$")
+
+
 def parse(source: str) -> ast.Module:
     """The syntax tree of trusted tests.
 
     Raises:
         UserError: They are not Python.
     """
+    quiet()
     try:
-        return ast.parse(source)
+        return ast.parse(source, "<test>")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         shown = textwrap.shorten(source, 60)
         raise UserError(
             f"a test is not valid Python: {error} in {shown!r}: fix the problem's tests"
         ) from None
-
-
-def used_names(tree: ast.AST) -> set[str]:
-    """Names that are read anywhere in a source."""
-    return {
-        node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
-    }

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from typing import TYPE_CHECKING
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
 
 from coderl.errors import UserError
 from coderl.sandbox.checks.base import Check, Unsuitable
 from coderl.sandbox.checks.inline import Inline
 from coderl.sandbox.checks.rpc import Rpc
-from coderl.sandbox.checks.sealed import Sealed
+from coderl.sandbox.checks.sealed import Partly, Sealed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    from coderl.sandbox.checks.base import RunInLanes, Shared, T
     from coderl.sandbox.program import GradingMode, Program
 
-CHECKS: tuple[type[Check], ...] = (Sealed, Rpc, Inline)
+_MOST_KEPT = 8192
+
+CHECKS: tuple[type[Check], ...] = (Sealed, Rpc, Partly, Inline)
 """The ways to grade, the strongest first. The last takes any tests."""
 
 
-def choose(program: Program, mode: GradingMode) -> tuple[Check, str]:
+def choose(program: Program, mode: GradingMode, shared: Shared) -> tuple[Check, str]:
     """The program in the strongest way that its tests allow, or in the one that is asked for.
 
     Returns:
@@ -30,20 +36,20 @@ def choose(program: Program, mode: GradingMode) -> tuple[Check, str]:
         UserError: A way was asked for by name and the tests do not allow it, or they are not Python.
     """
     if not (program.tests or program.test.strip()):
-        mode = "inline"  # no tests: it is only run
+        mode = CHECKS[-1].grading  # no tests: it is only run
     reasons: list[str] = []
     for kind in CHECKS:
         if mode not in ("auto", kind.grading):
             continue
         try:
-            return kind(program), "; ".join(reasons)
+            return kind(program, shared), "; ".join(dict.fromkeys(reasons))
         except Unsuitable as error:
             reasons.append(f"{kind.grading}: {error}")
     raise UserError(f"these tests cannot be graded {'; '.join(reasons)}: use grading: auto")
 
 
 class Chooser:
-    """Chooses for one sandbox, and remembers which tests turned out to be unsuitable when they ran.
+    """Chooses for one sandbox, and keeps what was worked out for each problem's tests.
 
     Args:
         mode: How programs are graded that do not ask for a way of their own.
@@ -55,35 +61,48 @@ class Chooser:
     def __init__(self, mode: GradingMode) -> None:
         self.mode: GradingMode = mode
         self.inline_reasons: Counter[str] = Counter()
-        self._unsuitable: dict[int, str] = {}  # reasons, by the hash of the tests
+        self._made: dict[Hashable, Future[Any]] = {}  # the oldest go first
         self._lock = threading.Lock()
 
-    def check(self, program: Program) -> Check:
+    def check(self, program: Program, run_trusted: RunInLanes) -> Check:
         """The program, ready to be sent.
+
+        Args:
+            program: The program.
+            run_trusted: Runs payloads in lanes without a candidate.
 
         Raises:
             UserError: See :func:`choose`.
         """
-        unsuitable = self._unsuitable.get(_tests_of(program), "")
-        check, reason = choose(program, "inline" if unsuitable else program.grading or self.mode)
-        if check.grading == "inline" and (reason := unsuitable or reason):
+        check, reason = choose(program, program.grading or self.mode, _Shared(self, run_trusted))
+        if check.grading == CHECKS[-1].grading and reason:
             with self._lock:
                 self.inline_reasons[reason] += 1
         return check
 
-    def instead(self, program: Program, check: Check, error: Unsuitable) -> Check:
-        """The program in another way than one that its tests turned out to be unsuitable for.
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """See :class:`~coderl.sandbox.checks.base.Shared`."""
+        with self._lock:
+            future = self._made.get(key)
+            mine = future is None
+            if future is None:
+                future = self._made[key] = Future()
+                while len(self._made) > _MOST_KEPT:
+                    del self._made[next(iter(self._made))]
+        if mine:
+            try:
+                future.set_result(make())
+            except BaseException as error:
+                with self._lock:  # a lane that was lost says nothing about the tests
+                    self._made.pop(key, None)
+                future.set_exception(error)
+        made: T = future.result()
+        return made
 
-        Raises:
-            UserError: That way was asked for by name.
-        """
-        if (program.grading or self.mode) != "auto":
-            raise UserError(
-                f"these tests cannot be graded {check.grading}: {error}: use grading: auto"
-            ) from None
-        self._unsuitable[_tests_of(program)] = f"{check.grading}: {error}"
-        return self.check(program)
 
+class _Shared:
+    """A chooser's memory, with the lanes of one program's run."""
 
-def _tests_of(program: Program) -> int:
-    return hash((program.tests, program.setup, program.test, program.entry_point, program.helpers))
+    def __init__(self, chooser: Chooser, run_trusted: RunInLanes) -> None:
+        self.once = chooser.once
+        self.run_trusted = run_trusted

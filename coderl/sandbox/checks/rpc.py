@@ -1,27 +1,28 @@
 """Rpc grading: the tests run as they are, in a process of their own, and call the candidate's from there.
 
-What the tests call of the candidate is a stub (:mod:`coderl.sandbox.inside.rpc`); plain data comes back. The
-candidate's process never sees a test, and the process of the tests never sees the candidate's code.
+It is exact for one kind of tests: loops and functions of the tests' own that call the program with plain
+values and do nothing with an answer but compare it, or hand it to a function of their own. What they call of
+the candidate is a stub (:mod:`coderl.sandbox.inside.rpc`); plain data comes back. Its process never sees a
+test, and the process of the tests never sees the candidate's code.
 """
 
 from __future__ import annotations
 
 import ast
-import builtins
-import sys
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from coderl.errors import UserError
-from coderl.sandbox.checks.base import Check, Tally, Unsuitable, count_reports, parse, used_names
-from coderl.sandbox.checks.seal import redefined
+from coderl.sandbox.checks import names
+from coderl.sandbox.checks.base import Check, Tally, Unsuitable, count_reports, parse
+from coderl.sandbox.checks.claims import statements
 from coderl.sandbox.inside import wire
 from coderl.sandbox.inside.codec import TRUSTED, encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from coderl.sandbox.checks.base import Shared
     from coderl.sandbox.inside.wire import Record
     from coderl.sandbox.lane import RawRun
     from coderl.sandbox.program import Program
@@ -33,8 +34,8 @@ class Rpc(Check):
 
     grading = "rpc"
 
-    def __init__(self, program: Program) -> None:
-        plan = rpc_plan(program.tests, program.setup, program.test, program.entry_point, program.helpers)
+    def __init__(self, program: Program, shared: Shared) -> None:
+        plan = rpc_plan(*program.trusted)
         self.total = len(plan.tests)
         tests = {
             "role": "tests",
@@ -42,10 +43,8 @@ class Rpc(Check):
             "setup": plan.setup,
             "tests": list(plan.tests),
             "names": list(plan.names),
-            "values": list(plan.values),
-            "modules": list(plan.modules),
         }
-        candidate = {"role": "candidate", "code": program.code}
+        candidate = {"role": "candidate", "code": program.code, "given": program.helpers}
         self.payloads = (encode(candidate, TRUSTED), encode(tests, TRUSTED))
 
     def verdict(self, runs: Sequence[RawRun], tier: Tier) -> Execution:
@@ -56,20 +55,9 @@ class Rpc(Check):
         return super().verdict((candidate, tests), tier)
 
     def count(self, candidate: Iterator[Record], tests: Iterator[Record] | None) -> Tally:
-        """Count the reports of the tests' run.
-
-        Raises:
-            Unsuitable: The tests pass an object of their own, which cannot cross.
-        """
+        """Count the reports of the tests' run."""
         assert tests is not None, "rpc grading runs the tests in a lane of their own"
-        return count_reports(_suitable(tests), self.total)
-
-
-def _suitable(tests: Iterator[Record]) -> Iterator[Record]:
-    for record in tests:
-        if record.kind == "unfit":
-            raise Unsuitable(record.value[1])
-        yield record
+        return count_reports(tests, self.total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,24 +66,20 @@ class RpcPlan:
 
     Attributes:
         tests: Source of each test.
-        names: Names of the candidate that they call: each becomes a stub.
-        values: Other names of it that they use, such as a function to hand on: looked up beforehand.
-        modules: Modules of the standard library that they use without importing them.
-        helpers: Source that runs before all, and sees nothing of the candidate.
+        names: Functions of the program that they call: each becomes a stub.
+        helpers: Source that runs before all, and sees nothing of the program.
         setup: Source that runs before the tests, with the stubs.
     """
 
     tests: tuple[str, ...]
     names: tuple[str, ...]
-    values: tuple[str, ...]
-    modules: tuple[str, ...]
     helpers: str
     setup: str
 
 
 @lru_cache(maxsize=4096)
 def rpc_plan(
-    program_tests: tuple[str, ...], setup: str, test: str, entry_point: str, helpers: str
+    program_tests: tuple[str, ...], setup: str, test: str, entry_point: str, helpers: str, reference: str
 ) -> RpcPlan:
     """The rpc plan of assert lines or of a ``check(candidate)``.
 
@@ -103,90 +87,195 @@ def rpc_plan(
         Unsuitable: There is none; the message is the reason.
         UserError: A test is not Python.
     """
-    helpers = helpers if _is_python(helpers) else ""
-    tests = program_tests or (f"{test}\ncheck({entry_point})" if entry_point else test,)
-    setup = setup if program_tests else ""
-    tree = parse("\n".join([helpers, setup, *tests]))
-    calls = [
-        node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-    ]
-    called = {node.func.id for node in calls if isinstance(node.func, ast.Name)}
-    bound, imported = _bound(tree)
-    used = used_names(tree) - bound - _BUILTIN
-    # A test may rely on a module that the candidate imports, or a later test.
-    modules = (used - called | imported) & sys.stdlib_module_names
-    names = used - modules
-    if not names and not entry_point:  # what is asked for has a builtin's name
-        names = {name for name in called & _BUILTIN - bound if redefined(name, calls)}
-    if entry_point and not program_tests:
-        names |= {entry_point}
-    if reason := _needs_candidate_process(tree, names):
-        raise Unsuitable(reason)
-    if not names:
-        raise Unsuitable("the tests use nothing that is not their own")
-    called = called & names | {entry_point} & names
-    stubs, values, needed = (tuple(sorted(part)) for part in (called, names - called, modules))
-    return RpcPlan(tests, stubs, values, needed, helpers, setup)
-
-
-def _needs_candidate_process(tree: ast.AST, names: set[str]) -> str:
-    """Why tests must run in the candidate's own process: what they ask cannot be asked from another.
-
-    Decided by the tests alone, so that no candidate can bring it about.
-    """
-    for node in ast.walk(tree):
-        classes: list[ast.AST | None] = []
-        if isinstance(node, ast.ExceptHandler):
-            classes = [node.type]
-        elif isinstance(node, ast.ClassDef):
-            classes = [*node.bases]
-        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass"):
-            classes = [*node.args[1:]]
-        elif isinstance(node, ast.Attribute) and node.attr.startswith("__"):
-            classes = [node.value]
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            modules = {getattr(node, "module", ""), *(alias.name for alias in node.names)}
-            if shared := modules & _SHARED:
-                return f"the tests use {min(shared)}, which must be the candidate's"
-        used = {inner.id for one in classes if one for inner in ast.walk(one) if isinstance(inner, ast.Name)}
-        if of_candidate := used & names:
-            return f"the tests need {min(of_candidate)} itself, not what it answers"
-    return ""
-
-
-_SHARED = frozenset(
-    (
-        *("asyncio", "inspect", "mock", "unittest.mock"),
-        *("redirect_stdout", "redirect_stderr", "StringIO", "io", "gc"),
-    )
-)
-"""Modules, and names from them, through which tests reach into the process they share with a candidate."""
-
-_BUILTIN = frozenset(dir(builtins)) | {"__name__", "__file__"}
-
-
-def _is_python(source: str) -> bool:
     try:
-        parse(source)
-    except UserError:
+        return _planned(program_tests, setup, test, entry_point, helpers)
+    except RecursionError:
+        raise Unsuitable("the tests are too deep to be looked through") from None
+
+
+def _planned(
+    program_tests: tuple[str, ...], setup: str, test: str, entry_point: str, helpers: str
+) -> RpcPlan:
+    tests = program_tests or (f"{test}\ncheck({entry_point})" if entry_point else test,)
+    shown = statements(helpers)
+    tree = ast.Module([*shown, *parse("\n".join([setup if program_tests else "", *tests])).body], [])
+    bound = names.binds(tree.body)
+    of_program = names.reads(tree) - bound - _PROVIDED
+    if entry_point and not program_tests:
+        of_program |= {entry_point}
+    if len(of_program) != 1:
+        raise Unsuitable("the tests use other than one function of the program")
+    (function,) = of_program
+    if function[:1].isupper():
+        raise Unsuitable(f"{function} makes objects of the program's own")
+    _Allowed(function, tree, shown).require()
+    return RpcPlan(tests, (function,), helpers if shown else "", setup if program_tests else "")
+
+
+_PROVIDED = names.BUILTINS | {"object", "print", "iter", "next", "hash", "id", "__name__"}
+_MODULES = names.MODULES | {"random", "time"}
+_STATEMENTS = (
+    *(ast.Assert, ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Expr, ast.For, ast.While, ast.If, ast.Pass),
+    *(ast.Import, ast.ImportFrom, ast.FunctionDef, ast.Return, ast.Break, ast.Continue),
+)
+_GIVEN = (
+    *(ast.Constant, ast.Name, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.Starred, ast.UnaryOp, ast.BinOp),
+    *(
+        ast.Subscript,
+        ast.Slice,
+        ast.keyword,
+        ast.Call,
+        ast.Attribute,
+        ast.operator,
+        ast.unaryop,
+        ast.expr_context,
+    ),
+)
+_COPIES = frozenset(
+    ("deepcopy", "copy", "list", "tuple", "set", "dict", "str", "int", "float", "len", "range")
+)
+_NUMERIC = frozenset(("abs", "round", "float", "fabs")) | names.CLOSENESS
+_OF_ARRAYS = frozenset(("dtype", "shape", "ndim", "size", "all", "any"))
+_NO_PLAIN_DATA = frozenset(
+    ("bytearray", "namedtuple", "defaultdict", "array", "partial", "seed", "memoryview")
+)
+
+
+class _Allowed:
+    """The kind of tests that mean the same wherever the program is.
+
+    Args:
+        program: The name of its function.
+        tree: The tests, with what comes before them.
+        shown: Of these, what the program has been shown, such as a prompt.
+    """
+
+    def __init__(self, program: str, tree: ast.Module, shown: Sequence[ast.stmt]) -> None:
+        self.tree = tree
+        self.shown = {id(one) for node in shown for one in ast.walk(node)}
+        self.parents = {id(child): one for one in ast.walk(tree) for child in ast.iter_child_nodes(one)}
+        self.functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+        self.program = {program}
+        check = self.functions.pop("check", None)
+        if check and len(check.args.args) == 1:  # what it is given is the program's function
+            self.program.add(check.args.args[0].arg)
+        self.answers: set[str] = set()
+
+    def require(self) -> None:
+        """Raise unless the tests are of this kind.
+
+        Raises:
+            Unsuitable: They are not; the message says what is not.
+        """
+        mine = [one for one in ast.walk(self.tree) if id(one) not in self.shown]
+        for one in mine:
+            if isinstance(one, ast.stmt) and not isinstance(one, _STATEMENTS):
+                raise Unsuitable(f"a {type(one).__name__.lower()} may look at the program itself")
+            if isinstance(one, (ast.Import, ast.ImportFrom)):
+                self._require_module(one)
+            word = one.attr if isinstance(one, ast.Attribute) else one.id if isinstance(one, ast.Name) else ""
+            if word in _NO_PLAIN_DATA:
+                raise Unsuitable(f"{word} is no plain data")
+        for function in self.functions.values():
+            self._require_comparing(function)
+            if names.reads(function) & self.program:
+                raise Unsuitable(f"{function.name} is a function of the tests that calls the program")
+        calls = [one for one in mine if isinstance(one, ast.Call) and self._is_program(one.func)]
+        if not any(map(self._repeats, calls)):
+            raise Unsuitable("the tests have no loop and no function of their own")
+        for call in calls:
+            self._require_plain(call)
+            self._require_compared(call)
+        if self.answers and len(calls) > 1:
+            raise Unsuitable("an answer is kept while the program is called again")
+        for one in mine:
+            if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Load):
+                self._require_use(one)
+
+    def _require_comparing(self, function: ast.FunctionDef) -> None:
+        """Raise unless a function of the tests takes answers for plain data, whatever they are."""
+        if id(function) in self.shown:
+            return
+        own = {one.arg for one in ast.walk(function) if isinstance(one, ast.arg)}
+        own |= {
+            one.id
+            for one in ast.walk(function)
+            if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)
+        }
+        for one in ast.walk(function):
+            asked = isinstance(one, (ast.Attribute, ast.Subscript)) and names.root(one) in own
+            if asked and not (isinstance(one, ast.Attribute) and one.attr in _OF_ARRAYS):
+                raise Unsuitable(f"{function.name} looks into what it is given")
+            calls = isinstance(one, ast.Call) and isinstance(one.func, ast.Name)
+            if calls and names.called(one) in own | {"next", "iter"}:
+                raise Unsuitable(f"{function.name} calls what it is given")
+
+    def _require_module(self, node: ast.Import | ast.ImportFrom) -> None:
+        modules = (
+            [node.module or ""] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names]
+        )
+        for module in modules:
+            if module.partition(".")[0] not in _MODULES:
+                raise Unsuitable(f"the tests use {module}, which must be the program's")
+
+    def _is_program(self, node: ast.AST) -> bool:
+        return isinstance(node, ast.Name) and node.id in self.program
+
+    def _repeats(self, node: ast.AST) -> bool:
+        """Whether it stands in a loop, or is handed to a function of the tests."""
+        while (parent := self.parents.get(id(node))) is not None:
+            if isinstance(parent, (ast.For, ast.While, ast.comprehension, ast.GeneratorExp, ast.ListComp)):
+                return True
+            if isinstance(parent, ast.Call) and names.called(parent) in self.functions:
+                return True
+            node = parent
         return False
-    return True
 
+    def _require_plain(self, call: ast.Call) -> None:
+        """Raise unless the program is given plain data that does not come from it."""
+        for part in [*call.args, *call.keywords]:
+            for one in ast.walk(part):
+                if not isinstance(one, _GIVEN) or (
+                    isinstance(one, ast.Call) and names.called(one) not in _COPIES
+                ):
+                    raise Unsuitable("what the program is given may not be plain data")
+                if isinstance(one, ast.Name) and one.id in self.functions.keys() | self.program:
+                    raise Unsuitable("the program is given a function or what it answered")
 
-def _bound(tree: ast.AST) -> tuple[set[str], set[str]]:
-    """Names that are given a value anywhere in a source, in whatever scope; and those that are modules'."""
-    found, imported = set(), set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
-            found.add(node.id)
-        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            found.add(node.name)
-        elif isinstance(node, ast.arg):
-            found.add(node.arg)
-        elif isinstance(node, ast.alias):
-            found.add((node.asname or node.name).partition(".")[0])
-        elif isinstance(node, (ast.ExceptHandler, ast.MatchAs, ast.MatchStar)):
-            found.add(node.name or "")
-        if isinstance(node, ast.Import):
-            imported |= {alias.name for alias in node.names if not alias.asname}
-    return found, imported
+    def _require_compared(self, node: ast.expr) -> None:
+        """Raise unless all that becomes of an answer is that it is compared or handed to a function."""
+        parent = self.parents[id(node)]
+        if isinstance(parent, ast.Starred):
+            parent = self.parents[id(parent)]
+        while isinstance(parent, (ast.BinOp, ast.UnaryOp, ast.BoolOp)):
+            parent = self.parents[id(parent)]
+        if isinstance(parent, ast.Compare):
+            if any(isinstance(one, (ast.Is, ast.IsNot)) for one in parent.ops):
+                raise Unsuitable("an answer is compared by identity")
+            return
+        if isinstance(parent, ast.Call) and names.called(parent) in self.functions.keys() | _NUMERIC:
+            return
+        if isinstance(parent, ast.Assert):
+            return
+        if (
+            isinstance(parent, ast.Assign)
+            and len(parent.targets) == 1
+            and isinstance(parent.targets[0], ast.Name)
+        ):
+            self.answers.add(parent.targets[0].id)
+            return
+        raise Unsuitable("an answer is used otherwise than to compare it")
+
+    def _require_use(self, name: ast.Name) -> None:
+        """Raise unless a name that holds an answer, or the program, is used as they may be."""
+        parent = self.parents[id(name)]
+        if name.id in self.answers:
+            self._require_compared(name)
+            while isinstance(parent, ast.expr | ast.keyword):
+                if isinstance(parent, ast.Call) and self._is_program(parent.func):
+                    raise Unsuitable("the program is given what it answered")
+                parent = self.parents[id(parent)]
+        elif self._is_program(name):
+            handed_to_check = isinstance(parent, ast.Call) and names.called(parent) == "check"
+            if not (isinstance(parent, ast.Call) and parent.func is name) and not handed_to_check:
+                raise Unsuitable(f"the tests need {name.id} itself, not what it answers")

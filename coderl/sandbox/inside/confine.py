@@ -9,6 +9,7 @@ user, signalling that user's other processes and reading their environment.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import resource
 import signal
@@ -30,10 +31,8 @@ WORD = struct.Struct("=I")
 OWN_PID = 0x5A6B7C3D
 """Stands in a filter for the run's own process id; more than any real one."""
 
-FILE_BYTES = 16 << 20
 STACK_BYTES = 64 << 20
 OPEN_FILES = 256
-PROCESSES = 128
 
 
 def _prctl(option: int, argument: int) -> None:
@@ -113,12 +112,12 @@ def tasks_of(uid: int) -> int:
     return total
 
 
-def _limit(limits: dict[int, int]) -> None:
-    """Hard limits, no higher than those there are."""
+def _limit(limits: dict[int, int], margin: int = 0) -> None:
+    """Hard limits, no higher than those there are; the soft ones lower by a margin."""
     for kind, value in limits.items():
         ceiling = resource.getrlimit(kind)[1]
         value = value if ceiling == resource.RLIM_INFINITY else min(value, ceiling)
-        resource.setrlimit(kind, (value, value))
+        resource.setrlimit(kind, (value - margin, value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +130,7 @@ class Confinement:
         parent: Process id of the zygote; the run dies with it.
         filter: System-call filter, if there is one.
         rules: Descriptor of a Landlock ruleset, or -1.
+        file_bytes: Largest file.
     """
 
     uid: int
@@ -138,6 +138,7 @@ class Confinement:
     parent: int
     filter: Filter | None = None
     rules: int = -1
+    file_bytes: int = 64 << 20
 
     def prepare(self) -> None:
         """Give up, in the zygote, what it does not need either: that saves each run the calls."""
@@ -146,21 +147,22 @@ class Confinement:
             os.setresgid(self.uid, self.uid, self.uid)
         os.umask(0o077)
         no_new_privileges()
-        fixed = {resource.RLIMIT_FSIZE: FILE_BYTES, resource.RLIMIT_NOFILE: OPEN_FILES}
+        fixed = {resource.RLIMIT_FSIZE: self.file_bytes, resource.RLIMIT_NOFILE: OPEN_FILES}
         _limit(fixed | {resource.RLIMIT_STACK: STACK_BYTES, resource.RLIMIT_CORE: 0})
 
-    def enter(self, memory: int, seconds: float, processes: int) -> None:
+    def enter(self, memory: int, cpu: float, processes: int) -> None:
         """Give up every right that a run does not need. Called in the child, before the payload is read.
 
         Args:
             memory: Bytes of address space.
-            seconds: The run's time budget. CPU time gets a little more: the deadline outside comes first.
+            cpu: Seconds of processor time.
             processes: Processes and threads of this user id.
         """
         os.setpgid(0, 0)  # not setsid: the kernel may make a scheduling group for a session, which is slow
         os.chdir(self.folder)
-        cpu = {resource.RLIMIT_CPU: int(seconds) + 3}
-        _limit(cpu | {resource.RLIMIT_AS: memory, resource.RLIMIT_NPROC: processes})
+        _limit({resource.RLIMIT_AS: memory, resource.RLIMIT_NPROC: processes})
+        # At the first limit comes SIGXCPU, which tells; at the second SIGKILL.
+        _limit({resource.RLIMIT_CPU: math.ceil(cpu) + 1}, margin=1)
         if os.getuid() == 0:
             os.setresuid(self.uid, self.uid, self.uid)
         if self.parent != 1:  # the first process of a namespace takes all others with it

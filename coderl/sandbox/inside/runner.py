@@ -10,23 +10,32 @@ from __future__ import annotations
 import ast
 import importlib
 import io
+import itertools
 import marshal
 import os
 import sys
 import warnings
+from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from .codec import TRUSTED, CodecError, decode
-from .rpc import Client, Named, Server, Unfit
+from .codec import SENT, TRUSTED, CodecError, Elements, Opaque, decode, encode
+from .outer import run_outer
+from .rpc import Client, Function, Server
 from .wire import Record, pack_record, read_frame, write_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from types import CodeType
 
     Send = Callable[[Record | bytes], None]
 
-_SHORT = 64
-"""Bytes of bytecode under which a module may be nothing but a docstring."""
+_PLAIN_DATA = (str, bytes, bytearray, list, tuple, dict, set, frozenset, range, deque)
+_MOST_ELEMENTS = 200_000
+_IN_ORDER = replace(SENT, ordered=SENT.nodes)
+_CLASSES_OF = type.__dict__["__mro__"].__get__
+_SHORT = 200
+"""Characters up to which an answer is looked at, whether it does anything."""
 
 
 def serve(descriptor: int, link: int) -> None:
@@ -46,10 +55,19 @@ def serve(descriptor: int, link: int) -> None:
     if payload["role"] == "tests":
         run_tests_remotely(Client(link), payload, send)
         return
+    if payload["role"] == "outer":
+        send(Record("outer", value=run_outer(payload["source"], payload["answers"])))
+        return
+    if "random" in payload["code"]:
+        reseed()
     if payload.get("harness"):
         look_like_the_harness(payload["code"])
     namespace: dict[str, Any] = {}
-    outcome, message = define(payload["code"], payload.get("setup", ""), namespace)
+    setup: Any = payload.get("setup", "")
+    if "inner" in payload:
+        setup, payload["tests"], payload["inputs"] = decode(payload.pop("inner"), TRUSTED)
+        setup = marshal.loads(setup) if setup else ""
+    outcome, message = define(payload["code"], setup, namespace, payload.get("given", ""))
     if outcome:
         send(Record("refused", value=(outcome, message)))
         return
@@ -59,7 +77,14 @@ def serve(descriptor: int, link: int) -> None:
     elif payload["role"] == "inline":
         run_inline(payload["tests"], payload["canaries"], namespace, payload.pop("token"), send)
     else:
-        run_sealed(payload["steps"], namespace, send)
+        run_inner(payload, namespace, send)
+
+
+def reseed() -> None:
+    """Give the run random numbers of its own: the modules' state is the lane's, and the same for all runs."""
+    for name in ("random", "numpy.random"):
+        if name in sys.modules:
+            sys.modules[name].seed()
 
 
 class _Swallow(io.StringIO):
@@ -115,20 +140,26 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}".strip(": ")
 
 
-def define(code: str, setup: str, namespace: dict[str, Any]) -> tuple[str, str]:
-    """Run the candidate, then the setup. Returns an outcome and a message, both empty without an error."""
+def define(code: str, setup: str | CodeType, namespace: dict[str, Any], given: str = "") -> tuple[str, str]:
+    """Run the candidate, then the setup, as source or bytecode.
+
+    Returns:
+        An outcome and a message, both empty without an error.
+    """
     try:
         program = compile(code, "<candidate>", "exec", dont_inherit=True)
-        if len(program.co_code) < _SHORT and not _has_statement(code):
-            return "no_code", "the program has no statement"
+        if adds_nothing(code, given):
+            return "no_code", "the program has no statement" if not given else "the answer adds no statement"
     except (SyntaxError, ValueError) as error:  # ValueError: null bytes, lone surrogates
         return "syntax_error", describe(error)
-    except (RecursionError, MemoryError, OverflowError) as error:
-        return "error", f"the parser gave up: {describe(error)}"
+    except (RecursionError, MemoryError, OverflowError) as error:  # it is nested too deeply
+        return "syntax_error", f"the parser gave up: {describe(error)}"
     try:
         exec(program, namespace)
         if setup:
-            exec(compile(setup, "<setup>", "exec", dont_inherit=True), namespace)
+            if isinstance(setup, str):
+                setup = compile(setup, "<setup>", "exec", dont_inherit=True)
+            exec(setup, namespace)
     except MemoryError as error:
         return "out_of_memory", describe(error)
     except BaseException as error:
@@ -136,21 +167,107 @@ def define(code: str, setup: str, namespace: dict[str, Any]) -> tuple[str, str]:
     return "", ""
 
 
-def _has_statement(code: str) -> bool:
-    body = ast.parse(code).body
-    return any(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in body)
+def adds_nothing(code: str, given: str) -> bool:
+    """Whether a program is what was given, and nothing that does anything.
+
+    Args:
+        code: The program.
+        given: What it begins with, such as a prompt; it may break off within a function.
+    """
+    added = len(code) - len(given)
+    if added > _SHORT:
+        return False
+    body = _doing(ast.parse(code).body)
+    if not given:
+        return not body
+    try:
+        begun = _doing(ast.parse(f"{given}\n    pass").body)
+    except SyntaxError:
+        begun = _doing(ast.parse(given).body)
+    return list(map(ast.dump, body)) == list(map(ast.dump, begun))
 
 
-def run_sealed(steps: list[bytes], namespace: dict[str, Any], send: Send) -> None:
-    """Send the value of each step's expression; the trusted side compares."""
-    for code in steps:
+def _doing(body: list[ast.stmt]) -> list[ast.stmt]:
+    """The statements that do something, in functions as well."""
+    found = [
+        node
+        for node in body
+        if not isinstance(node, ast.Pass)
+        and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+    ]
+    for node in found:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            node.body = _doing(node.body)
+    return found
+
+
+class Inner:
+    """The names that an inner program calls (see :mod:`coderl.sandbox.checks.cut`)."""
+
+    def __init__(self, send: Send, token: bytes, inputs: dict[str, list[list[bytes]]]) -> None:
+        self._send = send
+        self._token = token
+        self._starts = {place: iter(starts) for place, starts in inputs.items()}
+        self._given = {place: iter(starts[0]) for place, starts in inputs.items() if starts}
+        self._values: list[bytes] = []
+
+    def names(self) -> dict[str, Callable[..., Any]]:
+        """What the program finds under which name."""
+        return {
+            "__send__": self.value,
+            "__done__": self.done,
+            "__fail__": self.fail,
+            "__inputs__": self.inputs,
+            "__given__": self.given,
+        }
+
+    def value(self, value: Any, how: str) -> None:
+        """The value of an open side; it is encoded at once, for it may change."""
+        if how == "truth":
+            value = bool(value)
+        elif how == "elements" and not isinstance(value, _PLAIN_DATA):
+            if type(value).__module__ != "numpy" and hasattr(type(value), "__iter__"):
+                value = Elements(itertools.islice(value, _MOST_ELEMENTS))
+                if len(value) == _MOST_ELEMENTS:
+                    value = Opaque()
+        elif how == "type":
+            value = list(_CLASSES_OF(type(value)))
+        elif how == "constant" and not (value is None or value is ... or isinstance(value, type)):
+            value = value if value is True or value is False else Opaque()
+        # Where a dict is gone through, its order tells.
+        self._values.append(encode(value, _IN_ORDER if how == "elements" else SENT))
+
+    def done(self, _: int) -> None:
+        """A test has come to its end."""
+        values, self._values = self._values, []
+        self._send(Record("values", self._token, values))
+
+    def fail(self, _: int, error: BaseException) -> None:
+        """A test has raised."""
+        self._values = []
+        self._send(Record("raised", self._token, _failure(error)))
+
+    def given(self, place: str) -> Any:
+        """What the program is given at a place, each time that it comes there."""
+        return decode(next(self._given[place]), TRUSTED)
+
+    def inputs(self, place: str) -> Iterator[Any]:
+        """What a loop goes through, each time that it starts."""
+        for data in next(self._starts[place]):
+            yield decode(data, TRUSTED)
+
+
+def run_inner(payload: dict[str, Any], namespace: dict[str, Any], send: Send) -> None:
+    """Run the tests' inner program; the trusted side compares."""
+    token = payload.pop("token")
+    inner = Inner(send, token, payload["inputs"])
+    namespace |= inner.names()
+    for number, code in enumerate(payload["tests"]):
         try:
-            value = eval(marshal.loads(code), namespace)
-            packed = pack_record(Record("value", value=value))  # may raise: it may be too large to carry
+            exec(marshal.loads(code), namespace)
         except BaseException as error:
-            packed = pack_record(Record("raised", value=_failure(error)))
-        send(packed)
-    send(Record("end"))
+            inner.fail(number, error)
+    send(Record("end", token))
 
 
 def _failure(error: BaseException) -> tuple[str, str]:
@@ -175,21 +292,15 @@ def run_inline(
 
 
 def run_tests_remotely(client: Client, payload: dict[str, Any], send: Send) -> None:
-    """Run trusted tests here, with stubs for what the candidate defines there (see :mod:`.rpc`)."""
+    """Run trusted tests here, with stubs for the functions of the candidate there (see :mod:`.rpc`)."""
     namespace: dict[str, Any] = {}
     broken = _attempt(payload["helpers"], namespace)
-    namespace |= {name: importlib.import_module(name) for name in payload["modules"]}
-    namespace |= {name: Named(client, name) for name in payload["names"]}
-    try:
-        namespace |= {name: client.named(name) for name in payload["values"]}
-    except BaseException as error:
-        broken = _failure(error)
+    namespace |= {name: Function(client, name) for name in payload["names"]}
     broken = broken or _attempt(payload["setup"], namespace)
     for source in payload["tests"]:
         failure = broken or _attempt(source, namespace)
         if client.failure:
-            kind = "unfit" if isinstance(client.failure, Unfit) else "gone"
-            send(Record(kind, value=("failed", str(client.failure))))
+            send(Record("gone", value=("failed", str(client.failure))))
             return
         send(Record("passed") if failure is None else Record("raised", value=failure))
     if not client.asked:

@@ -13,25 +13,31 @@ import os
 import struct
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from .codec import CodecError, Opaque, decode, encode
+from .codec import SENT, CodecError, Limits, Opaque, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 HELLO = struct.Struct(">4sI")  # b"hey!", user id of the runs
-JOB = struct.Struct(">IdQI")  # run number, seconds, bytes of address space, processes and threads
+JOB = struct.Struct(">IddQI")  # run number, seconds, processor seconds, bytes of address space, tasks
 STOP = struct.Struct(">I")  # number of the run that need not go on
-DONE = struct.Struct(">IBid")  # run number, how it ended, exit status or signal (negative), seconds
+DONE = struct.Struct(">IBiddId")
+"""Run number, how it ended, exit status or -signal, seconds, processor seconds, times that it gave way, and
+seconds by which the lane itself woke up late."""
 LENGTH = struct.Struct(">I")
 GREETING = b"hey!"
-EXITED, TIMED_OUT, NOT_STARTED, STOPPED = range(4)
+EXITED, TIMED_OUT, NOT_STARTED, STOPPED, FILLED = range(5)
 SETTINGS_LIMIT = 1 << 17
 """Bytes of a lane's settings, which are one packet."""
 
 OUTPUT_LIMIT = 16 << 20
 """Bytes that one run may answer with, all records together."""
 
-Kind = Literal["ready", "broken", "refused", "defined", "value", "raised", "passed", "unfit", "gone", "end"]
+_RECORD = Limits(size=OUTPUT_LIMIT, nodes=4, depth=1)
+_CLAIM = Limits(size=4_096, nodes=4, depth=1)
+"""What of a record is decoded at once is small; the rest is left to whoever knows what there can be."""
+
+Kind = Literal["ready", "broken", "refused", "defined", "values", "raised", "passed", "outer", "gone", "end"]
 
 
 class Record(NamedTuple):
@@ -40,8 +46,9 @@ class Record(NamedTuple):
     Attributes:
         kind: A :data:`Kind`. ``ready`` and ``broken`` come before the candidate has run, so they can be
             believed; everything after them comes from a process that the candidate shares.
-        token: Proof, in inline grading, that the record comes from the runner.
-        value: The answer, or ``(outcome, message)``.
+        token: Proof, of a kind, that the record comes from the runner.
+        value: ``(outcome, message)``; or answers and closed sides, which are left encoded (``values``,
+        ``outer``).
     """
 
     kind: str
@@ -60,7 +67,7 @@ def pack_record(record: Record) -> bytes:
     Raises:
         CodecError: Its value is too large.
     """
-    return frame(encode((record.kind, record.token, encode(record.value))))
+    return frame(encode((record.kind, record.token, encode(record.value, SENT)), SENT))
 
 
 def write_all(descriptor: int, data: bytes) -> None:
@@ -100,18 +107,19 @@ def records(data: bytes) -> Iterator[Record]:
         if at + length > len(data):
             return
         try:
-            fields = decode(data[at : at + length])
+            fields = decode(data[at : at + length], _RECORD)
         except CodecError:
             return
         if not (type(fields) is tuple and tuple(map(type, fields)) == (str, bytes, bytes)):
             return
-        yield Record(fields[0], fields[1], _answer(fields[2]))
+        kept = fields[0] in ("values", "outer")
+        yield Record(fields[0], fields[1], fields[2] if kept else _answer(fields[2]))
         at += length
 
 
 def _answer(data: bytes) -> Any:
     """A record's value; one that cannot be read is equal to nothing, and costs only itself."""
     try:
-        return decode(data)
+        return decode(data, _CLAIM)
     except CodecError:
         return Opaque()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import resource
 import select
 import signal
 import site
@@ -37,6 +38,12 @@ RULES = 63
 """The descriptor of the Landlock ruleset, out of the way of both."""
 _OWN_FOLDER = stat.S_IFDIR | 0o700
 _POLL_SECONDS = 2.0
+_ON_TIME = 0.005
+_LOOK_SECONDS = 0.05
+"""Between two looks at the files that a run has written."""
+_MOST_FILES = 8_192
+_PRISTINE = (0, 0)
+"""Times of a working folder that no run has written in."""
 
 
 class Zygote:
@@ -53,12 +60,16 @@ class Zygote:
         self.work: str = settings["work"]
         self.pid = os.getpid()
         self.parent = os.getppid()
+        self.late = 0.0
         self.uid = confine.user_for_runs()
         self.owned = confine.is_own(self.uid)
+        self.usage = Usage(self.work, settings["file_bytes"], own_disk=not self.folder)
         self.clean()
         rules = self.rules(settings)
         guard = confine.Filter(settings["filter"]) if settings["filter"] else None
-        self.confinement = confine.Confinement(self.uid, self.work, self.pid, guard, rules)
+        self.confinement = confine.Confinement(
+            self.uid, self.work, self.pid, guard, rules, settings["file_bytes"]
+        )
 
     def rules(self, settings: dict[str, Any]) -> int:
         """The descriptor of the Landlock ruleset, or -1 without one."""
@@ -84,35 +95,39 @@ class Zygote:
             if len(data) == wire.JOB.size and not self.serve_job(wire.JOB.unpack(data), descriptors):
                 return
 
-    def serve_job(self, job: tuple[int, float, int, int], descriptors: list[int]) -> bool:
+    def serve_job(self, job: tuple[int, float, float, int, int], descriptors: list[int]) -> bool:
         """Run one job to its end and report it. False if the trusted side has gone."""
-        number, seconds, memory, processes = job
+        number, seconds, cpu, memory, processes = job
         began = time.monotonic()
         try:
             child = confine.fork()
         except OSError:
             child = -1
         if child == 0:
-            self.become_child(descriptors, memory, seconds, processes)
+            self.become_child(descriptors, memory, cpu, processes)
         for descriptor in descriptors:
             os.close(descriptor)
         if child < 0:
-            self.control.send(wire.DONE.pack(number, wire.NOT_STARTED, 0, 0.0))
+            self.control.send(wire.DONE.pack(number, wire.NOT_STARTED, 0, 0.0, 0.0, 0, 0.0))
             return True
         how, alive = self.watch(child, began + seconds)
         taken = time.monotonic() - began
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         status = self.reap(child, how == wire.EXITED)
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+        gave_way = min(used.ru_nivcsw - before.ru_nivcsw, (1 << 32) - 1)
         self.clean()
         if alive:
-            self.control.send(wire.DONE.pack(number, how, status, taken))
+            self.control.send(wire.DONE.pack(number, how, status, taken, cpu, gave_way, self.late))
         return alive
 
-    def become_child(self, descriptors: list[int], memory: int, seconds: float, processes: int) -> NoReturn:
+    def become_child(self, descriptors: list[int], memory: int, cpu: float, processes: int) -> NoReturn:
         """The forked side: confinement first, then the payload. Never returns."""
         try:
             _place(descriptors)
             try:
-                self.confinement.enter(memory, seconds, processes)
+                self.confinement.enter(memory, cpu, processes)
             except OSError as error:
                 os.write(CONTROL, wire.pack_record(wire.Record("broken", value=describe(error))))
                 os._exit(1)
@@ -127,17 +142,23 @@ class Zygote:
         Returns:
             How the run ended (``wire.EXITED`` ...), and whether the trusted side is still there.
         """
+        self.late = 0.0
         handle = os.pidfd_open(child)
         poller = select.poll()
         poller.register(handle, select.POLLIN)
         poller.register(self.control, select.POLLIN | select.POLLHUP)
         try:
             while (left := deadline - time.monotonic()) > 0:
-                events = dict(poller.poll(max(1, min(left, _POLL_SECONDS) * 1000)))
+                pause = min(left, _LOOK_SECONDS)
+                asleep = time.monotonic()
+                events = dict(poller.poll(max(1, pause * 1000)))
+                self.late += max(0.0, time.monotonic() - asleep - pause - _ON_TIME)
                 if handle in events:
                     return wire.EXITED, True
                 if events:
                     return wire.STOPPED, bool(self.control.recv(wire.STOP.size))
+                if self.usage.is_over():
+                    return wire.FILLED, True
                 if os.getppid() != self.parent:
                     return wire.STOPPED, False
             return wire.TIMED_OUT, True
@@ -188,12 +209,14 @@ class Zygote:
         """An empty working folder that belongs to the run's user."""
         with contextlib.suppress(OSError):
             state = os.lstat(self.work)
-            if (state.st_uid, state.st_mode) == (self.uid, _OWN_FOLDER) and not os.listdir(self.work):
+            touched = (state.st_mtime_ns, state.st_atime_ns) != _PRISTINE
+            if (state.st_uid, state.st_mode) == (self.uid, _OWN_FOLDER) and not touched:
                 return
         if not wipe(self.work):
             os.makedirs(self.work, exist_ok=True)
         os.chown(self.work, self.uid, -1)
         os.chmod(self.work, stat.S_IMODE(_OWN_FOLDER))
+        os.utime(self.work, ns=_PRISTINE)
 
     def leave(self) -> None:
         """Remove the lane's folder, and the sandbox's once it is empty."""
@@ -205,6 +228,36 @@ class Zygote:
                 os.rmdir(folder)
             except OSError:
                 return
+
+
+class Usage:
+    """What runs of a lane have written.
+
+    Args:
+        folder: Where they may write.
+        most: Bytes that they may.
+        own_disk: Whether it is a file system of its own, which limits the bytes itself.
+    """
+
+    def __init__(self, folder: str, most: int, own_disk: bool) -> None:
+        self._folder = folder
+        self._most = most
+        self._own_disk = own_disk
+
+    def is_over(self) -> bool:
+        """Whether it is too much, or too many files: to remove them takes longer than to make them."""
+        if self._own_disk:
+            disk = os.statvfs(self._folder)
+            return disk.f_files - disk.f_ffree > _MOST_FILES
+        count = size = 0
+        for folder, folders, files in os.walk(self._folder):
+            count += len(folders) + len(files)
+            for name in files:
+                with contextlib.suppress(OSError):
+                    size += os.lstat(os.path.join(folder, name)).st_blocks * 512
+            if count > _MOST_FILES or size > self._most:
+                return True
+        return False
 
 
 def _place(descriptors: list[int]) -> None:

@@ -148,6 +148,8 @@ AGREED = {
     "recursion of 900": DOWN + "def add(a, b):\n    return a + b + down(900)\n",
     "recursion of 50,000": DOWN + "import sys\nsys.setrecursionlimit(10**6)\n"
     "def add(a, b):\n    return a + b + down(50_000)\n",
+    "equals everything": "class A:\n    def __eq__(self, other):\n        return True\n"
+    "def add(a, b):\n    return A()\n",
 }
 
 ENDLESS = {
@@ -157,13 +159,6 @@ ENDLESS = {
 }
 
 APART = {
-    "equals everything: one of the tests made false, a canary, catches it": (
-        True,
-        {
-            "equal": "class A:\n    def __eq__(self, other):\n        return True\n"
-            "def add(a, b):\n    return A()\n"
-        },
-    ),
     "packages other than numpy are out of sight: they may hold the answers": (
         True,
         {"another package": "import pytest\n" + ADD},
