@@ -13,7 +13,7 @@ endif
 # Each worker takes a file of tests at a time: fixtures of a file are made once.
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
-.PHONY: help quickstart test test-fast check format house clean
+.PHONY: help quickstart test test-fast oracle check format house clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test: check ## Everything CI runs: formatting, lint, types, tests.
 
 test-fast: $(VENV)/.dev ## The tests of every package but the slow ones: what one runs while working.
 	$(PYTEST) -m 'not slow'
+
+oracle: $(VENV)/.dev ## Compare verdicts with plain Python's: all problems at hand, ten mutants of each.
+	$(BIN)/python -m tests.sandbox.test_oracle
 
 check: $(VENV)/.dev ## Formatting, lint and types.
 	$(BIN)/ruff format --check .
