@@ -105,10 +105,7 @@ class Jail:
         for path in view().hidden:
             arguments += ["--remount-ro", path]
         for path in DEVICES:
-            if os.path.exists(
-                path
-            ):  # read-only: its times are the host's; what is written goes to the device
-                arguments += ["--dev-bind", path, path, "--remount-ro", path]
+            arguments += ["--dev-bind-try", path, path]
         arguments += ["--size", str(file_bytes), "--tmpfs", _PRIVATE]
         return [*arguments, "--remount-ro", "/", "--chdir", "/", "--"]
 

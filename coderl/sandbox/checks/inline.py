@@ -31,14 +31,14 @@ class Inline(Check):
 
     def __init__(self, program: Program, shared: Shared) -> None:
         tests = inline_sources(program.tests, program.test, program.entry_point)
-        if all(asks_nothing(parse(test).body) for test in tests):
+        if not program.harness and all(asks_nothing(parse(test).body) for test in tests):
             tests = ()
         self.total = len(tests)
         self._token = secrets.token_bytes(16)
         payload = {
             "role": "inline",
             "code": program.code,
-            "given": program.helpers,
+            "given": "" if program.harness else program.helpers,
             "setup": program.setup,
             "token": self._token,
             "tests": list(tests),

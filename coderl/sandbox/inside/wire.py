@@ -47,8 +47,7 @@ class Record(NamedTuple):
         kind: A :data:`Kind`. ``ready`` and ``broken`` come before the candidate has run, so they can be
             believed; everything after them comes from a process that the candidate shares.
         token: Proof, of a kind, that the record comes from the runner.
-        value: ``(outcome, message)``; or answers and closed sides, which are left encoded (``values``,
-        ``outer``).
+        value: ``(outcome, message)``; or, still encoded, answers (``values``) and closed sides (``outer``).
     """
 
     kind: str
