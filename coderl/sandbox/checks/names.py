@@ -116,7 +116,6 @@ PARAMETRIC = frozenset(
     )
 )
 """Builtins that take one value, and beside it nothing but what to do with it."""
-OF_STRINGS = frozenset(name for name in dir(str) if not name.startswith("_"))
 OF_PLAIN_DATA = frozenset(
     (
         *(name for kind in _PLAIN_DATA for name in dir(kind)),

@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from coderl.types import Execution, Grading, Tier
 
 _WITH_DECIMALS = 512
-Answers = list[list[bytes] | None]
-"""What is to be judged: for each time that the outer program asks for answers, these, encoded, or None."""
+"""Bytes of the longest integer that is compared with a decimal."""
 
 
 @dataclass(frozen=True, slots=True)
