@@ -6,6 +6,7 @@ import ast
 import reprlib
 import signal
 import textwrap
+import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -237,6 +238,10 @@ def safe(message: str) -> str:
     return "".join(c if c.isascii() and c.isprintable() else "?" for c in flat)[:200]
 
 
+PARSER = threading.Lock()
+"""Held while a tree is made: Python counts how deep it is for all threads together (SystemError otherwise)."""
+
+
 def quiet() -> None:
     """Ignore what the compiler finds odd in tests, such as ``is 4``: it is for nobody here to change."""
     for kind in (SyntaxWarning, DeprecationWarning):
@@ -251,7 +256,8 @@ def parse(source: str) -> ast.Module:
     """
     quiet()
     try:
-        return ast.parse(source, "<test>")
+        with PARSER:
+            return ast.parse(source, "<test>")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         shown = textwrap.shorten(source, 60)
         raise UserError(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from coderl.sandbox.checks import names
-from coderl.sandbox.checks.base import Unsuitable
+from coderl.sandbox.checks.base import PARSER, Unsuitable
 from coderl.sandbox.checks.names import called, reads, root
 from coderl.sandbox.compare import Kind
 
@@ -134,7 +134,8 @@ def _holders(text: list[ast.stmt]) -> set[str]:
 def statements(source: str) -> list[ast.stmt]:
     """The statements of a source that need not be Python, such as an unfinished prompt."""
     try:
-        return ast.parse(source).body
+        with PARSER:
+            return ast.parse(source).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
 
