@@ -239,7 +239,7 @@ def safe(message: str) -> str:
 
 
 PARSER = threading.Lock()
-"""Held while a tree is made: Python counts how deep it is for all threads together (SystemError otherwise)."""
+"""Held while a tree is made: Python counts its depth for all threads together (else: SystemError)."""
 
 
 def quiet() -> None:
