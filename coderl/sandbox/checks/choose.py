@@ -35,6 +35,12 @@ def choose(program: Program, mode: GradingMode, shared: Shared) -> tuple[Check, 
     Raises:
         UserError: A way was asked for by name and the tests do not allow it, or they are not Python.
     """
+    kind, reason = shared.once((choose, mode, program.trusted), lambda: _way(program, mode, shared))
+    return kind(program, shared), reason
+
+
+def _way(program: Program, mode: GradingMode, shared: Shared) -> tuple[type[Check], str]:
+    """The way that a text is graded, and why in no stronger one: looked for once, by trying."""
     if not (program.tests or program.test.strip()):
         mode = CHECKS[-1].grading  # no tests: it is only run
     reasons: list[str] = []
@@ -42,7 +48,8 @@ def choose(program: Program, mode: GradingMode, shared: Shared) -> tuple[Check, 
         if mode not in ("auto", kind.grading):
             continue
         try:
-            return kind(program, shared), "; ".join(dict.fromkeys(reasons))
+            kind(program, shared)
+            return kind, "; ".join(dict.fromkeys(reasons))
         except Unsuitable as error:
             reasons.append(f"{kind.grading}: {error}")
     raise UserError(f"these tests cannot be graded {'; '.join(reasons)}: use grading: auto")

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
+from coderl.errors import UserError
 from coderl.sandbox.checks import names
-from coderl.sandbox.checks.base import PARSER, Unsuitable
+from coderl.sandbox.checks.base import Unsuitable, parse
 from coderl.sandbox.checks.names import called, reads, root
 from coderl.sandbox.compare import Kind
 
@@ -25,22 +26,12 @@ classes; or, where it is no plain data but can be gone through, as what that giv
 
 _MUTATORS = frozenset(
     (
-        *(
-            "__next__",
-            "add",
-            "append",
-            "appendleft",
-            "clear",
-            "discard",
-            "extend",
-            "insert",
-            "pop",
-            "popitem",
-            "popleft",
-        ),
-        *("next", "remove", "reverse", "rotate", "send", "setdefault", "sort", "subtract", "update", "write"),
+        *("__next__", "add", "append", "appendleft", "clear", "discard", "extend", "insert", "next", "pop"),
+        *("popitem", "popleft", "remove", "reverse", "rotate", "send", "setdefault", "sort", "subtract"),
+        *("update", "write"),
     )
 )
+"""Functions and methods that change what they are called with."""
 _WRAPPERS = frozenset(
     (
         *("abs", "all", "any", "bool", "dict", "float", "frozenset", "int", "len", "list", "max", "min"),
@@ -134,9 +125,8 @@ def _holders(text: list[ast.stmt]) -> set[str]:
 def statements(source: str) -> list[ast.stmt]:
     """The statements of a source that need not be Python, such as an unfinished prompt."""
     try:
-        with PARSER:
-            return ast.parse(source).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return parse(source).body
+    except UserError:
         return []
 
 
@@ -247,11 +237,8 @@ class Expressions:
         if called(test) == "isinstance" and len(test.args) == 2 and self.is_trusted("isinstance"):
             opened, classes = test.args
             if not self.is_open(classes) and self.is_strong(opened):
-                return (
-                    [opened],
-                    "type",
-                    Claim("isinstance", (ast.Call(ast.Name("__classes__", ast.Load()), [classes], []),)),
-                )
+                classes = ast.Call(ast.Name("__classes__", ast.Load()), [classes], [])
+                return [opened], "type", Claim("isinstance", (classes,))
         if not (self._is_asked(test) and self.is_strong(test)):
             raise Unsuitable("its truth is for the program to tell")
         return [test], "truth", Claim("truth")

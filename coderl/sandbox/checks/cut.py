@@ -71,17 +71,8 @@ class Cut:
 
 _OURS = frozenset(
     (
-        *(
-            "__send__",
-            "__done__",
-            "__fail__",
-            "__inputs__",
-            "__given__",
-            "__expect__",
-            "__judge__",
-            "__hand__",
-        ),
-        *("__classes__", "__alone__", "__loop__", "__fed__", "__give__"),
+        *("__send__", "__done__", "__fail__", "__inputs__", "__given__", "__expect__", "__judge__"),
+        *("__hand__", "__classes__", "__alone__", "__loop__", "__fed__", "__give__"),
     )
 )
 
@@ -123,6 +114,7 @@ def cut(
 
     Raises:
         UserError: The text is not Python.
+        Unsuitable: It uses a name that the inner or the outer program has.
     """
     right, shown = statements(reference), statements(helpers)
     own = frozenset(binds(right) - {name for node in right for name in _imports(node)} - binds(shown))
@@ -540,10 +532,7 @@ class _Cutter(Expressions):
             place = ast.Constant(self._place(node))
             gives.append(_call("__give__", place, node))
             return _call("__given__", place).value
-        if isinstance(
-            node,
-            (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.BoolOp, ast.IfExp),
-        ):
+        if isinstance(node, _NOT_ONCE):
             if self.values([node]):
                 raise _Leaves("break")
             return node
@@ -557,14 +546,9 @@ class _Cutter(Expressions):
     def _given(self, node: ast.AST) -> list[ast.expr]:
         """The closed parts of something open."""
         if isinstance(node, ast.expr) and not self.is_open(node) and not isinstance(node, ast.Starred):
-            return (
-                [node]
-                if isinstance(getattr(node, "ctx", ast.Load()), ast.Load) and self.values([node])
-                else []
-            )
-        if isinstance(node, (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
-            return _names(self.values([node]))
-        if isinstance(node, (ast.BoolOp, ast.IfExp)):  # not all of it may be evaluated
+            loaded = isinstance(getattr(node, "ctx", ast.Load()), ast.Load)
+            return [node] if loaded and self.values([node]) else []
+        if isinstance(node, _NOT_ONCE):
             return _names(self.values([node]))
         return [part for child in ast.iter_child_nodes(node) for part in self._given(child)]
 
@@ -676,6 +660,11 @@ def _asserts(node: ast.AST) -> bool:
     )
 
 
+_NOT_ONCE = (
+    *(ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp),
+    *(ast.BoolOp, ast.IfExp),
+)
+"""Expressions whose parts may be evaluated several times, or not at all."""
 _ITERATORS = frozenset(("zip", "map", "filter", "iter", "enumerate", "reversed"))
 _FAILING = frozenset(("exit", "_exit", "fail", "quit", "abort"))
 

@@ -31,7 +31,7 @@ class Inline(Check):
 
     def __init__(self, program: Program, shared: Shared) -> None:
         tests = inline_sources(program.tests, program.test, program.entry_point)
-        if not program.harness and all(asks_nothing(parse(test).body) for test in tests):
+        if not program.harness and shared.once((Inline, tests), lambda: _ask_nothing(tests)):
             tests = ()
         self.total = len(tests)
         self._token = secrets.token_bytes(16)
@@ -51,6 +51,10 @@ class Inline(Check):
     def count(self, candidate: Iterator[Record], tests: Iterator[Record] | None) -> Tally:
         """Count the reports that carry the token."""
         return count_reports(candidate, self.total, self._token)
+
+
+def _ask_nothing(tests: tuple[str, ...]) -> bool:
+    return all(asks_nothing(parse(test).body) for test in tests)
 
 
 def inline_sources(tests: tuple[str, ...], test: str = "", entry_point: str = "") -> tuple[str, ...]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from coderl.sandbox.checks import names
@@ -35,7 +34,7 @@ class Rpc(Check):
     grading = "rpc"
 
     def __init__(self, program: Program, shared: Shared) -> None:
-        plan = rpc_plan(*program.trusted)
+        plan = shared.once((rpc_plan, program.trusted), lambda: rpc_plan(*program.trusted))
         self.total = len(plan.tests)
         tests = {
             "role": "tests",
@@ -66,7 +65,7 @@ class RpcPlan:
 
     Attributes:
         tests: Source of each test.
-        names: Functions of the program that they call: each becomes a stub.
+        names: Functions of the program that they call; each becomes a stub.
         helpers: Source that runs before all, and sees nothing of the program.
         setup: Source that runs before the tests, with the stubs.
     """
@@ -77,7 +76,6 @@ class RpcPlan:
     setup: str
 
 
-@lru_cache(maxsize=4096)
 def rpc_plan(
     program_tests: tuple[str, ...], setup: str, test: str, entry_point: str, helpers: str, reference: str
 ) -> RpcPlan:

@@ -26,7 +26,6 @@ from coderl.sandbox.inside.codec import ANSWER, SENT, TRUSTED, Budget, CodecErro
 if TYPE_CHECKING:
     from coderl.sandbox.checks.base import RunInLanes, Shared
     from coderl.sandbox.inside.wire import Record
-    from coderl.sandbox.lane import RawRun
     from coderl.sandbox.program import Program
     from coderl.types import Execution, Grading, Tier
 
@@ -62,7 +61,10 @@ class Plan:
     def budget(self) -> Budget:
         """What decoding all answers may cost: more where right ones are many, or large."""
         sizes = [len(data or b"") for one in self.answers for data in one]
-        return Budget(replace(ANSWER, size=ANSWER.size + 2 * sum(sizes), nodes=ANSWER.nodes + 3 * len(sizes)))
+        size, nodes = ANSWER.size + 2 * sum(sizes), ANSWER.nodes + 3 * len(sizes)
+        # To compare an integer with a decimal takes time quadratic in its length.
+        integer = _WITH_DECIMALS if self.decimals else ANSWER.integer
+        return Budget(replace(ANSWER, size=size, nodes=nodes, integer=integer))
 
 
 def plan(program: Program, shared: Shared) -> Plan:
@@ -105,8 +107,7 @@ def _planned(program: Program, shared: Shared, spoiled: frozenset[str]) -> tuple
         literals = _literals(parts) if parts.steady else None
         if literals is not None:
             return _plan(parts, literals, {}), spoiled
-        payload = {"role": "outer", "source": parts.outer, "answers": None}
-        found = outer_result(*shared.run_trusted([encode(payload, TRUSTED)]))
+        found = _run_outer(shared.run_trusted, parts.outer, None)
         if found["failure"]:
             found["spoiled"] = dict.fromkeys(parts.claims, found["failure"])
         more = spoiled | found["spoiled"].keys()
@@ -202,9 +203,10 @@ class Partly(Check):
     grading: ClassVar[Grading] = "partly"
 
     def __init__(self, program: Program, shared: Shared, made: Plan | None = None) -> None:
-        self.plan = made = made or shared.once(program.trusted, lambda: plan(program, shared))
+        self.plan = made = made or shared.once((plan, program.trusted), lambda: plan(program, shared))
         self.total = len(made.expected)
         self.wrong: set[str] = set()
+        self._answers: list[tuple[int, str, list[bytes]]] = []  # that are to be judged: test, place, values
         self._refuse()
         self._token = secrets.token_bytes(16)
         payload = {
@@ -222,17 +224,11 @@ class Partly(Check):
 
     def grade(self, run: RunInLanes, tier: Tier) -> Execution:
         """Run the program, compare its answers, and have the rest of them judged."""
-        self._answers: list[tuple[int, str, list[bytes]]] = []
         result = super().grade(run, tier)
         if not self.plan.outer or result.outcome != "passed":
             return result
-        payload = {
-            "role": "outer",
-            "source": self.plan.outer,
-            "answers": [one for _, _, one in self._answers],
-        }
-        (judged,) = run((encode(payload, TRUSTED),), trusted=True)
-        found = outer_result(judged)
+        answers = [one for _, _, one in self._answers]
+        found = _run_outer(run, self.plan.outer, answers)
         if found["failure"] or len(found["verdicts"]) != len(self._answers):
             message = safe(found["failure"] or "its answers were not judged")
             return replace(result, outcome="failed", passed=0, message=message)
@@ -290,10 +286,7 @@ class Partly(Check):
             if mine[0] == same:
                 continue
             try:
-                # To compare an integer with a decimal takes time quadratic in its length.
-                value = decode(
-                    mine[0], budget=budget, integer=_WITH_DECIMALS if self.plan.decimals else 1 << 30
-                )
+                value = decode(mine[0], budget=budget)
             except CodecError as error:
                 self.wrong.add(place)
                 return f"wrong answer, which is not read to its end: {error}"
@@ -314,16 +307,13 @@ class Sealed(Partly):
         super()._refuse()
 
 
-def outer_result(run: RawRun) -> dict[str, Any]:
-    """What came of an outer program; a ``failure`` where nothing did."""
-    for record in wire.records(run.data):
+def _run_outer(run: RunInLanes, source: str, answers: list[list[bytes]] | None) -> dict[str, Any]:
+    """What came of an outer program, with or without answers to judge; a ``failure`` where nothing did."""
+    payload = {"role": "outer", "source": source, "answers": answers}
+    (done,) = run([encode(payload, TRUSTED)], trusted=True)
+    for record in wire.records(done.data):
         if record.kind == "outer":
             return dict(decode(record.value, TRUSTED))
-    why = "takes too long" if run.how == wire.TIMED_OUT else "ends without a result"
-    return {
-        "failure": f"what the tests compare {why}",
-        "trace": [],
-        "inputs": {},
-        "spoiled": {},
-        "verdicts": [],
-    }
+    why = "takes too long" if done.how == wire.TIMED_OUT else "ends without a result"
+    failure = f"what the tests compare {why}"
+    return {"failure": failure, "trace": [], "inputs": {}, "spoiled": {}, "verdicts": []}

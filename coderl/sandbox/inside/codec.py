@@ -93,6 +93,7 @@ class Limits:
         ordered: Sets and dicts of more elements than this are written in the order of their bytes, so that
             equal ones need no decoding to be found equal.
         opaque: Whether there may be what is not plain data.
+        integer: Bytes of the longest integer that is decoded.
     """
 
     size: int = 14 << 20
@@ -103,6 +104,7 @@ class Limits:
     key: int = 64
     ordered: int = 1
     opaque: bool = True
+    integer: int = 1 << 30
 
 
 ANSWER = Limits()
@@ -369,9 +371,8 @@ class Budget:
 class _Decoder:
     """One decoding under way."""
 
-    def __init__(self, data: bytes, budget: Budget, integer: int) -> None:
+    def __init__(self, data: bytes, budget: Budget) -> None:
         self.data = data
-        self.integer = integer
         self.limits = budget.limits
         self.budget = budget
         self.at = 0
@@ -439,8 +440,8 @@ class _Decoder:
         """The value without parts that a tag and its body stand for."""
         if self.keys and tag in _NUMBERS and len(body) > self.limits.key:
             raise CodecError("a key is too long a number")
-        if tag == b"i" and len(body) > self.integer:
-            raise CodecError("an integer is too long to be compared with a decimal")
+        if tag == b"i" and len(body) > self.limits.integer:
+            raise CodecError("an integer is too long")
         if tag == b"i" and body:
             return int.from_bytes(body, "big", signed=True)
         if tag == b"u":
@@ -493,21 +494,20 @@ def _array(kind: Any, *parts: Any) -> Any:
     return numpy.array(values, dtype=kind).reshape(shape)[()]
 
 
-def decode(data: bytes, limits: Limits = ANSWER, budget: Budget | None = None, integer: int = 1 << 30) -> Any:
+def decode(data: bytes, limits: Limits = ANSWER, budget: Budget | None = None) -> Any:
     """The value that :func:`encode` made the bytes from, as plain data.
 
     Args:
         data: The encoding.
         limits: How large it may be.
         budget: What there is left for it, in the place of ``limits``.
-        integer: Bytes of the longest integer.
 
     Raises:
         CodecError: The bytes are not exactly one encoded value within the limits.
     """
     budget = budget or Budget(limits)
     budget.charge(len(data))
-    decoder = _Decoder(data, budget, integer)
+    decoder = _Decoder(data, budget)
     try:
         value = decoder.value()
     except CodecError:

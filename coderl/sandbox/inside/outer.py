@@ -42,7 +42,7 @@ class Outer:
         answers: A program's, to be judged, in the order in which they are asked for.
     """
 
-    def __init__(self, answers: list[list[bytes] | None] | None = None) -> None:
+    def __init__(self, answers: list[list[bytes]] | None = None) -> None:
         self.trace: list[tuple[str, bytes]] = []
         self.inputs: dict[str, list[list[bytes]]] = {}
         self.spoiled: dict[str, str] = {}
@@ -84,13 +84,7 @@ class Outer:
             return
         data = next(self._answers)
         try:
-            wrong = (
-                "no answer"
-                if data is None
-                else ""
-                if judge(*(decode(one, SENT) for one in data))
-                else "wrong"
-            )
+            wrong = "" if judge(*(decode(one, SENT) for one in data)) else "wrong answer"
         except Exception as error:
             wrong = f"{type(error).__name__}: {error}"[:200]
         self.verdicts.append(wrong)
@@ -186,7 +180,7 @@ def _is_of_tests(value: object) -> bool:
     )
 
 
-def run_outer(source: str, answers: list[list[bytes] | None] | None) -> dict[str, Any]:
+def run_outer(source: str, answers: list[list[bytes]] | None) -> dict[str, Any]:
     """Run an outer program, and give what came of it as plain data.
 
     Args:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import CodeType
 
-    Send = Callable[[Record | bytes], None]
+    Send = Callable[[Record], None]
 
 _PLAIN_DATA = (str, bytes, bytearray, list, tuple, dict, set, frozenset, range, deque)
 _MOST_ELEMENTS = 200_000
@@ -46,8 +46,8 @@ def serve(descriptor: int, link: int) -> None:
         link: In rpc grading, the socket between the candidate's run and the tests'.
     """
 
-    def send(record: Record | bytes) -> None:
-        write_all(descriptor, record if isinstance(record, bytes) else pack_record(record))
+    def send(record: Record) -> None:
+        write_all(descriptor, pack_record(record))
 
     send(Record("ready"))
     payload = decode(read_frame(lambda count: os.read(descriptor, count)), TRUSTED)
