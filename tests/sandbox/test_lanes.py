@@ -321,3 +321,38 @@ def test_a_sandbox_that_is_dropped_while_it_runs_ends_quietly() -> None:
         gc.collect()
         time.sleep(0.05)
     assert (descriptors(), threading.active_count()) == before
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_files_are_limited_in_number_and_size(tier: str) -> None:
+    many = "import os\ndef f(x):\n for n in range(10**6): os.mkdir(os.path.join(os.getcwd(), str(n)))"
+    large = "def f(x):\n for n in range(20):\n  with open(str(n), 'wb') as file: file.write(bytes(1 << 20))"
+    slow = large + "\n import time; time.sleep(3)"
+    with jails.sandbox(tier, workers=1, timeout=20.0, file_mb=4) as pool:
+        results = pool.run([Program(code, SQUARES) for code in (many, slow)])
+        assert {result.outcome for result in results} <= {"error", "failed"}
+        assert "too many files" in results[0].message
+        assert pool.run([Program("def f(x): return x * x", SQUARES)])[0].outcome == "passed"
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_run_sees_neither_the_times_nor_the_random_numbers_of_the_one_before(tier: str) -> None:
+    leave = "import os\nos.utime('.', ns=(123456789, 987654321))\ndef f(x): return x * x"
+    look = "import os\ndef f(x): return os.stat('.').st_mtime_ns == 987654321"
+    draw = "import random\nx = random.random()\ndef f(_): return x"
+    with jails.sandbox(tier, workers=1) as pool:
+        assert pool.run([Program(leave, SQUARES)])[0].outcome == "passed"
+        assert pool.run([Program(look, ("assert f(0) == False",))])[0].outcome == "passed"
+        drawn = [result.message for result in pool.run([Program(draw, ("assert f(0) == 2",))] * 3)]
+    assert len(set(drawn)) == 3, drawn
+
+
+def test_where_memory_runs_out_a_lane_goes_first() -> None:
+    with jails.sandbox("A", workers=1) as pool:
+        pool.run([Program("def f(x): return x * x", SQUARES)])
+        assert pool._lane_pools is not None
+        lane = pool._lane_pools.candidates.take()
+        score = Path(f"/proc/{lane.pid}/oom_score_adj").read_text()
+        pool._lane_pools.candidates.give(lane)
+    assert score == "1000\n"
+    assert Path("/proc/self/oom_score_adj").read_text() != "1000\n"
