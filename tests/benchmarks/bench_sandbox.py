@@ -18,11 +18,12 @@ import resource
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -194,11 +195,17 @@ def in_a_process_of_its_own() -> dict[str, Any]:
 def grade(mode: Literal["rpc", "inline"], chosen: argparse.Namespace) -> dict[str, Any]:
     """The sandbox alone, in another grading, on the problems that allow it."""
     programs = [program(problem) for problem in load(chosen.problems)]
+    if mode == "rpc":  # which is for loops
+        programs = [replace(each, tests=(looped(each.tests),)) for each in programs]
     programs = [each for each in programs if allows(each, mode)]
     with Sandbox(timeout=10.0, grading=mode, allow_weak_isolation=True) as pool:
-        warm_up(pool)
+        pool.run(programs[:20])
         turns = [measured(lambda: ours(programs, pool), len(programs)) for _ in range(chosen.rounds)]
     return asdict(Figures.of(turns)) | {"problems": len(programs)}
+
+
+def looped(tests: Sequence[str]) -> str:
+    return "for _ in range(1):\n" + textwrap.indent("\n".join(tests), "    ")
 
 
 def allows(one: Program, mode: Literal["rpc", "inline"]) -> bool:
