@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from coderl.problems.prompts import (
@@ -102,7 +102,9 @@ def test_chat_messages_ask_with_the_instruction_else_the_prompt() -> None:
     assert chat_messages(Problem(id="x", prompt="p"))[0]["content"] == "p"
 
 
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
 @given(text=st.text(max_size=60), test=st.text(max_size=30))
+@example(text="", test="\\8")
 def test_any_text_becomes_a_docstring(text: str, test: str) -> None:
     prompt = mbpp_prompt(text, test)
     try:

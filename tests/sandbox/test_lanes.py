@@ -33,6 +33,7 @@ CHECK = "def check(f):\n    for i in (0, 1): assert f(i) == i"
 
 def children(of: int | None = None) -> set[int]:
     """Every live descendant of a process, this one by default."""
+    gc.collect()  # a sandbox that an earlier test forgot ends now, not halfway through this one
     of = of or os.getpid()
     parents: dict[int, int] = {}
     for path in Path("/proc").iterdir():
@@ -62,7 +63,7 @@ def alive(processes: set[int]) -> set[int]:
 
 
 def descriptors() -> int:
-    gc.collect()  # what earlier tests in this process left open is closed now, not halfway through this one
+    gc.collect()  # so do files that it left open
     return len(os.listdir("/proc/self/fd"))
 
 
