@@ -37,6 +37,7 @@ def group_advantages(
     scale: AdvantageScale = "group",
     baseline: Baseline = "group",
     mean_over_ranks: Callable[[Tensor], Tensor] = single_process,
+    contrast: float = 0.0,
 ) -> Tensor:
     """Group-relative advantages: rewards minus a baseline, divided by a standard deviation.
 
@@ -50,6 +51,10 @@ def group_advantages(
             arXiv:2402.14740), of the whole batch (``reinforce++``, arXiv:2501.03262), or nothing (``none``).
             With the first two, groups whose rewards are all equal get exactly 0.
         mean_over_ranks: Averages a value over ranks, so that the batch is that of all ranks.
+        contrast: What a right program is worth beyond a wrong one. A group of n samples is never divided by
+            less than ``contrast / sqrt(n)``, the deviation of one right program among wrong ones. Groups with
+            both have at least that, so for them nothing changes; where all pass, or none, the small
+            differences that are left stay small beside right and wrong. 0 divides by the deviation as it is.
 
     Returns:
         ``[P, G]`` float32, finite.
@@ -75,7 +80,8 @@ def group_advantages(
         return centred / (batch_std + EPS)
     # Around the group's mean for leave-one-out too, whose differences are larger by n / (n - 1).
     variance = within.square().sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)
-    return centred / (variance.sqrt() + EPS)
+    least = contrast / count.clamp(min=1).float().sqrt()
+    return centred / (torch.maximum(variance.sqrt(), least) + EPS)
 
 
 def no_signal(rewards: Tensor) -> Tensor:

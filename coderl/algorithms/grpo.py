@@ -146,7 +146,8 @@ class GRPO(PolicyGradient):
         return Credit(self._sample_advantages(rewards).flatten()[:, None].expand_as(experience.mask))
 
     def _sample_advantages(self, rewards: Tensor) -> Tensor:
-        return group_advantages(rewards, self.scale, self.baseline, self.mean_over_ranks)
+        contrast = sum(reward.weight * reward.contrast for reward in self.rewards)
+        return group_advantages(rewards, self.scale, self.baseline, self.mean_over_ranks, max(0.0, contrast))
 
     def loss(self, scores: Scores, batch: Experience) -> Loss:
         """The surrogate loss of ``loss_type``, plus ``kl_coefficient`` times the divergence by k2 or k3."""

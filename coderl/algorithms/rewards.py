@@ -61,9 +61,12 @@ class Reward(ABC):
 
     Attributes:
         weight: Factor in the sum over rewards.
+        contrast: What a right program gets beyond a wrong one, before the weight. GRPO does not blow up
+            differences in a group to more than their share of it. 0: this reward does not say.
     """
 
     weight: float = 1.0
+    contrast: float = 0.0
 
     @abstractmethod
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
@@ -123,6 +126,7 @@ class ExecutionReward(Reward):
         self.syntax_penalty = syntax_penalty
         self.quality_bonus = quality_bonus
         self.weight = weight
+        self.contrast = max_reward - min_reward
 
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
         """The reward of each sample."""

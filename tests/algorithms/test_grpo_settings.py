@@ -128,6 +128,8 @@ class Canned(RolloutEngine):
 class Listed(Reward):
     """Gives the rewards in `REWARDS`; one of them is unknown."""
 
+    contrast = 1.0  # as the execution reward, which the expected gradient is made with
+
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
         return [math.nan, *flat(REWARDS)[1:]]
 

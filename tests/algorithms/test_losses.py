@@ -68,6 +68,35 @@ def test_nearly_equal_rewards_have_a_signal() -> None:
     assert group_advantages(values)[0, 1] > 0
 
 
+def test_the_last_thousandth_of_a_bonus_does_not_pull_right_programs_apart() -> None:
+    group = torch.tensor([[1.1] * 7 + [1.099]])
+    assert group_advantages(group)[0].abs().max() > 1.9, "as far as right and wrong"
+    assert group_advantages(group, contrast=1.0)[0].abs().max() < 0.01
+
+
+right, wrong = st.floats(1.0, 1.1), st.sampled_from([-0.2, 0.0])
+
+
+@settings(deadline=None)
+@given(st.lists(right, min_size=1, max_size=7), st.lists(wrong, min_size=1, max_size=7))
+def test_in_a_group_with_right_and_wrong_programs_the_contrast_changes_nothing(
+    passing: list[float], failing: list[float]
+) -> None:
+    group = torch.tensor([passing + failing])
+    torch.testing.assert_close(group_advantages(group, contrast=1.0), group_advantages(group))
+
+
+@settings(deadline=None)
+@given(st.lists(st.one_of(right, wrong), min_size=2, max_size=8))
+def test_programs_with_the_same_outcome_differ_by_no_more_than_their_share_of_the_contrast(
+    values: list[float],
+) -> None:
+    advantages = group_advantages(torch.tensor([values]), contrast=1.0)[0].tolist()
+    for one, first in zip(values, advantages, strict=True):
+        for other, second in zip(values, advantages, strict=True):
+            assert abs(first - second) <= abs(one - other) * math.sqrt(len(values)) + 1e-4
+
+
 def test_an_infrastructure_error_does_not_change_the_other_advantages() -> None:
     with_nan = group_advantages(torch.tensor([[0.0, 1.0, 1.0, math.nan]]))
     without = group_advantages(torch.tensor([[0.0, 1.0, 1.0]]))
