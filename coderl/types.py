@@ -44,6 +44,7 @@ class Problem:
         solution: A known good continuation of ``prompt``, for supervised warm starts. May be empty.
         stop: Strings that end a completion.
         split: ``"train"``, ``"validation"`` or ``"test"``.
+        where: ``file:line`` that it was read from, for messages. Empty where it was made otherwise.
     """
 
     id: str
@@ -56,6 +57,7 @@ class Problem:
     solution: str = ""
     stop: tuple[str, ...] = ()
     split: str = "train"
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,12 @@ for key in [key for key in os.environ if key.startswith("CODERL_") and key not i
     del os.environ[key]  # the command line reads settings from such variables
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing that an earlier session kept is read, and nothing is left in the user's cache."""
+    os.environ["CODERL_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder with the public ``mbpp.jsonl``."""

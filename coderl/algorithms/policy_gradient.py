@@ -27,18 +27,21 @@ from coderl.algorithms.losses import (
 from coderl.algorithms.rewards import ExecutionReward, Reward, Sample, total
 from coderl.algorithms.step import Meter, Rollout
 from coderl.errors import UsageError, UserError
-from coderl.evaluation import Evaluation, EvaluationSettings, Evaluator, Ranks, Task, to_program
+from coderl.evaluation import Evaluation, EvaluationSettings, Evaluator, Ranks, Task
 from coderl.model.logprobs import EntropyMode, Scores
 from coderl.model.padding import pad_rows, spread
 from coderl.model.policy import Policy
 from coderl.model.provenance import prior_training
 from coderl.problems import prompts
+from coderl.review import KeptPasses, look, summary_lines
 from coderl.rollout.engine import RolloutEngine, Sampling
 from coderl.sandbox import ProgramRunner, default_sandbox
 from coderl.types import Credit, Experience, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from coderl.data import CodeDataModule
 
 log = logging.getLogger(__name__)
 
@@ -234,10 +237,34 @@ class PolicyGradient(PolicyModule, ABC):
     # -- engine and sandbox ----------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Start the sandbox, check settings and problems."""
+        """Start the sandbox, check settings and problems.
+
+        Before a fit, training problems are left out whose tests cannot be graded, or whose own solution does
+        not pass; such problems to validate on are named and kept. Collective.
+        """
         # First: a machine that allows no isolation is reported before any weights load.
         self.sandbox.start()
         super().setup(stage)
+        if stage == "fit" and self.datamodule is not None:
+            self._look_at(self.datamodule)
+
+    def _look_at(self, data: CodeDataModule) -> None:
+        faulty: frozenset[str] = frozenset()
+        if self.trainer.is_global_zero:
+            kept, form = KeptPasses(), self.policy.prompt_form
+            train = look(data.problems("train"), self.sandbox, form, kept, "looking at problems")
+            for line in summary_lines(train):
+                log.warning("cannot be trained on: %s", line)
+            faulty = frozenset(one.problem.id for one in train if one.fault)
+            trained = {one.problem.id for one in train}
+            held_out = data.problems("validation") if data.has("validation") else []
+            held_out = [problem for problem in held_out if problem.id not in trained]
+            for line in summary_lines(look(held_out, self.sandbox, form, kept)):
+                log.warning("kept for validation, though an answer can hardly pass: %s", line)
+        faulty = self.trainer.strategy.broadcast(faulty)
+        if faulty:
+            why = "their tests or solutions are at fault (`coderl check FILE` says more)"
+            data.keep(lambda problem: problem.id not in faulty, why, splits=["train"])
 
     def bind(self) -> None:
         """Give the loaded policy to the rollout engine. Later calls do nothing."""
@@ -288,7 +315,10 @@ class PolicyGradient(PolicyModule, ABC):
         programs = [prompts.program(problems[c.problem], c.text, form) for c in completions]
         with self._meter.time("execution"):
             runs = self.sandbox.run(
-                [to_program(problems[c.problem], code) for c, code in zip(completions, programs, strict=True)]
+                [
+                    prompts.to_program(problems[c.problem], code)
+                    for c, code in zip(completions, programs, strict=True)
+                ]
             )
         samples = [
             Sample(problem=problems[c.problem], completion=c, program=code, execution=run)

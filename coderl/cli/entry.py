@@ -53,6 +53,10 @@ TOOLS = {
         "coderl.commands.push:push",
         "an adapter or a merged model to the hub: `coderl push RUN/adapter`",
     ),
+    "check": Tool(
+        "coderl.commands.check:check",
+        "look at problems before training on them: `coderl check FILE.jsonl --mutants 10`",
+    ),
     "execute": Tool(
         "coderl.commands.execute:execute",
         "run programs in the sandbox: `coderl execute IN.jsonl --output OUT.jsonl`",

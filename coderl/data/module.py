@@ -72,7 +72,7 @@ class CodeDataModule(LightningDataModule):
             if count is not None and count < 1:
                 raise UsageError(f"data.{option} is {count}; it counts problems: give 1 or more")
         self._loaded: dict[str, list[Problem]] = {}
-        self._predicates: list[tuple[Callable[[Problem], bool], str]] = []
+        self._predicates: list[tuple[Callable[[Problem], bool], str, Collection[str]]] = []
         self._history: PassHistory | None = None
 
     def problems(self, split: str) -> list[Problem]:
@@ -85,18 +85,29 @@ class CodeDataModule(LightningDataModule):
         if not problems:
             why = f"; {self.source.hint(split)}"
             if self.source.load(split):
-                why = f", all were left out: {'; '.join(reason for _, reason in self._predicates)}"
+                reasons = [reason for _, reason, splits in self._predicates if split in splits]
+                why = f", all were left out: {'; '.join(reasons)}"
             raise UserError(f"{self.source.name}: the {split} split is empty{why}")
         return problems
 
-    def keep(self, predicate: Callable[[Problem], bool], reason: str = "unsuitable") -> int:
-        """Leave out the problems for which ``predicate`` is false, in every split, and log how many.
+    def has(self, split: str) -> bool:
+        """Whether a split has problems."""
+        return bool(self._load_split(split))
+
+    def keep(
+        self,
+        predicate: Callable[[Problem], bool],
+        reason: str = "unsuitable",
+        splits: Collection[str] = SPLITS,
+    ) -> int:
+        """Leave out the problems for which ``predicate`` is false, and log how many.
 
         Splits that are not loaded yet are filtered when they are.
 
         Args:
             predicate: True for the problems to keep.
             reason: Why the others are left out, for the log.
+            splits: The splits that are filtered.
 
         Returns:
             How many training problems were left out.
@@ -105,9 +116,9 @@ class CodeDataModule(LightningDataModule):
             UserError: No training problem is left.
         """
         before = len(self.problems("train"))
-        for split, problems in self._loaded.items():
-            self._loaded[split] = self._filter(split, problems, predicate, reason)
-        self._predicates.append((predicate, reason))
+        for split in self._loaded.keys() & set(splits):
+            self._loaded[split] = self._filter(split, self._loaded[split], predicate, reason)
+        self._predicates.append((predicate, reason, splits))
         return before - len(self._loaded["train"])
 
     def guard(self, held_out: Sequence[Problem], name: str) -> None:
@@ -173,7 +184,7 @@ class CodeDataModule(LightningDataModule):
             UserError: There are none, and ``coderl validate`` needs them.
         """
         asked = self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING
-        return self._in_order("validation") if asked or self._load_split("validation") else []
+        return self._in_order("validation") if asked or self.has("validation") else []
 
     def test_dataloader(self) -> Loader:
         """Test batches in order."""
@@ -266,8 +277,9 @@ class CodeDataModule(LightningDataModule):
             raise UsageError(f"no split '{split}'; there are {', '.join(SPLITS)}")
         if split not in self._loaded:
             problems = self.source.load(split)[: self.limits[split]]
-            for predicate, reason in self._predicates:
-                problems = self._filter(split, problems, predicate, reason)
+            for predicate, reason, splits in self._predicates:
+                if split in splits:
+                    problems = self._filter(split, problems, predicate, reason)
             self._loaded[split] = problems
         return self._loaded[split]
 
@@ -278,7 +290,7 @@ class CodeDataModule(LightningDataModule):
         if split == "train" and problems and not kept:
             raise UserError(
                 f"{self.source.name}: none of the {len(problems)} {split} problems is left: {reason}; "
-                "raise the limit, or choose another source"
+                "change that, or choose another source"
             )
         if len(kept) < len(problems):
             left_out = len(problems) - len(kept)

@@ -6,7 +6,7 @@ business.
 """
 
 from coderl.evaluation.evaluator import Evaluator, Ranks
-from coderl.evaluation.grading import Grader, run_with_retries, to_program
+from coderl.evaluation.grading import Grader, run_with_retries
 from coderl.evaluation.sampling import Store
 from coderl.evaluation.settings import EvaluationSettings
 from coderl.evaluation.tasks import TASKS, Task, load_task, reference
@@ -24,5 +24,4 @@ __all__ = [
     "load_task",
     "reference",
     "run_with_retries",
-    "to_program",
 ]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from coderl.errors import UserError
 from coderl.evaluation.tasks import Task, reference
-from coderl.sandbox import Program
+from coderl.problems.prompts import to_program
 from coderl.scores.results import Evaluation
 from coderl.scores.statistics import bootstrap_interval, pass_at_k
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from coderl.evaluation.settings import EvaluationSettings
-    from coderl.sandbox import ProgramRunner
-    from coderl.types import Execution, Judging, Problem
+    from coderl.sandbox import Program, ProgramRunner
+    from coderl.types import Execution, Problem
 
 INFRA_RETRIES = 2
 
@@ -191,25 +191,6 @@ def run_with_retries(jobs: Sequence[Program], runner: ProgramRunner) -> tuple[li
     for _ in range(INFRA_RETRIES):
         again("infra_error")
     return executions, again("timeout")
-
-
-def to_program(
-    problem: Problem, code: str, grading: Judging | None = None, timeout: float | None = None
-) -> Program:
-    """What the sandbox runs for the whole program ``code`` as an answer to ``problem``."""
-    helpers = "" if problem.tests else problem.prompt
-    return Program(
-        code,
-        problem.tests,
-        problem.setup,
-        problem.test,
-        problem.entry_point,
-        helpers,
-        timeout,
-        grading,
-        harness=grading == "inline",
-        reference=problem.prompt + problem.solution if problem.solution else "",
-    )
 
 
 def _count(row: Sequence[Execution]) -> tuple[int | None, int]:

@@ -59,7 +59,13 @@ def mutants(source: str, count: int, seed: int = 0) -> list[str]:
         original = ast.unparse(tree)
     except (SyntaxError, ValueError, RecursionError):
         return []
-    places = [(at, number) for at, node in enumerate(ast.walk(tree)) for number, _ in enumerate(_edits(node))]
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    places = [
+        (at, number)
+        for at, node in enumerate(ast.walk(tree))
+        for number, _ in enumerate(_edits(node))
+        if not (isinstance(node, ast.Constant) and id(node) in docstrings)
+    ]
     random.Random(seed).shuffle(places)
     found: dict[str, None] = {}
     for at, number in places:
@@ -107,8 +113,13 @@ def _edits(node: ast.AST) -> Iterator[Edit]:
         part = getattr(node, field, None)
         if isinstance(part, list) and len(part) > 1:  # a statement less
             for at, one in enumerate(part):
-                if not isinstance(one, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)):
+                needed = isinstance(one, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))
+                if not needed and not _is_docstring(one):
                     yield put(field, part[:at] + part[at + 1 :])
+
+
+def _is_docstring(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
 def _constants(value: object) -> tuple[object, ...]:

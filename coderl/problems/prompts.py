@@ -8,13 +8,16 @@ project's own: the task as a user's message, the answer opened at a fenced block
 from __future__ import annotations
 
 import ast
-import warnings
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
+
+from coderl.sandbox.checks.base import BadTests, parse
+from coderl.sandbox.program import Program
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from coderl.types import Problem
+    from coderl.types import Judging, Problem
 
 PromptForm = Literal["completion", "chat"]
 
@@ -49,13 +52,20 @@ def mbpp_prompt(text: str, first_test: str) -> str:
 
 
 def _is_docstring(source: str) -> bool:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of escapes that mean nothing
-        try:
-            body = ast.parse(source).body
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            return False
+    try:
+        body = parse(source).body
+    except BadTests:
+        return False
     return len(body) == 1 and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)
+
+
+def is_python(source: str) -> bool:
+    """Whether a trusted text is Python."""
+    try:
+        parse(source)
+    except BadTests:
+        return False
+    return True
 
 
 def humaneval_prompt(raw: str) -> str:
@@ -110,3 +120,33 @@ def program(problem: Problem, completion_text: str, form: PromptForm) -> str:
     # Imports and helpers before the function of a HumanEval prompt; nothing for other prompts.
     preamble, found, _ = problem.prompt.rpartition(f"def {problem.entry_point}(")
     return preamble + block if problem.entry_point and found else block
+
+
+@lru_cache(maxsize=4096)
+def right_program(prompt: str, solution: str) -> str:
+    """The whole right program of a problem's prompt and solution; empty where there is no solution.
+
+    A solution continues its prompt. Where a prompt is plain words, it is the whole program itself.
+    """
+    if not solution.strip():
+        return ""
+    return solution if is_python(solution) and not is_python(prompt + solution) else prompt + solution
+
+
+def to_program(
+    problem: Problem, code: str, grading: Judging | None = None, timeout: float | None = None
+) -> Program:
+    """What the sandbox runs for the whole program ``code`` as an answer to ``problem``."""
+    helpers = "" if problem.tests else problem.prompt
+    return Program(
+        code,
+        problem.tests,
+        problem.setup,
+        problem.test,
+        problem.entry_point,
+        helpers,
+        timeout,
+        grading,
+        harness=grading == "inline",
+        reference=right_program(problem.prompt, problem.solution),
+    )

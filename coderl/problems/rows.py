@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from coderl.errors import UserError
@@ -49,15 +50,18 @@ def _mbpp_form(row: Row, where: str, name: str, split: str) -> Problem:
     tests = row.get("test_list")
     if not isinstance(tests, (list, tuple)) or not tests or not all(isinstance(test, str) for test in tests):
         raise UserError(f"{where}: 'test_list' is to be a list with at least one test, as strings; {FORMS}")
+    # A test that was cut out of a function is indented as a whole, which is no Python by itself.
+    tests = tuple(map(textwrap.dedent, tests))
     return Problem(
         id=name,
         prompt=mbpp_prompt(text, tests[0]),
         instruction=mbpp_instruction(text, tests[0]),
-        tests=tuple(tests),
+        tests=tests,
         setup=_setup(row, where),
         solution=_unix_newlines(text_field(row, "code", where, "")),
         stop=MBPP_STOP,
         split=split,
+        where=where,
     )
 
 
@@ -82,6 +86,7 @@ def _humaneval_form(row: Row, where: str, name: str, split: str, strip: bool) ->
         solution="\n" + solution if solution and strip else solution,
         stop=HUMANEVAL_STOP,
         split=split,
+        where=where,
     )
 
 

@@ -15,6 +15,7 @@ The way of one verdict:
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import weakref
 from collections import Counter, deque
@@ -23,9 +24,10 @@ from dataclasses import replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Self, get_args
 
+from coderl import __version__
 from coderl.errors import UsageError
 from coderl.sandbox import cores
-from coderl.sandbox.checks.base import safe
+from coderl.sandbox.checks.base import BadTests, safe
 from coderl.sandbox.checks.choose import Chooser
 from coderl.sandbox.lane import Lane, LaneHung, LaneLost, RawRun, run_together
 from coderl.sandbox.lane_pool import LanePool, LanePools
@@ -36,10 +38,10 @@ from coderl.types import Execution
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from coderl.sandbox.checks.base import Check
+    from coderl.sandbox.checks.base import Check, RunInLanes
     from coderl.sandbox.jail import Jail
     from coderl.sandbox.program import Program
-    from coderl.types import Outcome, Tier
+    from coderl.types import Grading, Outcome, Tier
 
 MOST_WORKERS = 16
 """Lanes by default, at most."""
@@ -110,6 +112,12 @@ class Sandbox(ProgramRunner):
         return self._jail
 
     @property
+    def identity(self) -> str:
+        """Versions and limits, see :attr:`ProgramRunner.identity`."""
+        limits = self.timeout, self.memory_mb, self.file_mb, self.grading, self.tier
+        return repr((__version__, sys.version, *limits))
+
+    @property
     def tier(self) -> Tier:
         """The isolation tier: ``"A"``, ``"B"`` or ``"C"``."""
         return self.jail.tier
@@ -141,7 +149,7 @@ class Sandbox(ProgramRunner):
                 total.
 
         Raises:
-            UserError: Weak isolation that is not allowed, or tests that are not valid.
+            UserError: Weak isolation that is not allowed, or tests that cannot be graded as was asked for.
             CancelledError: The sandbox was closed meanwhile, by another thread.
             KeyboardInterrupt: Ctrl-C, which also closes the sandbox: nothing is waited for.
         """
@@ -187,6 +195,21 @@ class Sandbox(ProgramRunner):
             for future in in_flight:
                 future.cancel()
 
+    def way(self, program: Program) -> tuple[Grading, str]:
+        """How programs with these tests are graded, and why in no stronger way.
+
+        Args:
+            program: One of them; its code does not matter.
+
+        Returns:
+            The way, and the reason; empty where there is none stronger.
+
+        Raises:
+            UserError: A way was asked for by name and the tests do not allow it.
+            BadTests: The tests are not Python.
+        """
+        return self._chooser.way(program, *self._trusted_runs(self._started(), self.timeout))
+
     def _submitted(self, programs: Iterable[Program]) -> Iterator[Future[Execution]]:
         """The verdicts to come, as futures. An error ends them, and is the last of them."""
         pools = self._started()
@@ -230,12 +253,11 @@ class Sandbox(ProgramRunner):
             starved = starved or any(kept)
             return runs
 
-        def run_trusted(payloads: Sequence[bytes], trusted: bool = True) -> list[RawRun]:
-            return self._run_in_lanes(pools, max(seconds, TRUSTED_SECONDS), payloads, trusted)
-
         try:
-            check = self._chooser.check(program, run_trusted)
+            check = self._chooser.check(program, *self._trusted_runs(pools, seconds))
             return check.grade(run, self.tier), starved
+        except BadTests as error:
+            return Execution("failed", 0, len(program.tests) or 1, safe(str(error)), tier=self.tier), False
         except (LaneLost, OSError) as error:
             if pools.closing:
                 raise CancelledError("the sandbox was closed") from None
@@ -245,6 +267,18 @@ class Sandbox(ProgramRunner):
             outcome: Outcome = "error" if hung else "infra_error"
             total, grading = (check.total, check.grading) if check else (len(program.tests), "inline")
             return Execution(outcome, 0, total, message, 0.0, grading, self.tier), False
+
+    def _trusted_runs(self, pools: LanePools, seconds: float) -> tuple[RunInLanes, RunInLanes]:
+        """What runs tests alone, and what runs a right program (with tests of its own, in rpc grading)."""
+
+        def run_tests(payloads: Sequence[bytes], trusted: bool = True) -> list[RawRun]:
+            return self._run_in_lanes(pools, max(seconds, TRUSTED_SECONDS), payloads, trusted)
+
+        def run_right(payloads: Sequence[bytes], trusted: bool = True) -> list[RawRun]:
+            # Not less than any program has: what comes of it holds for all that have the same tests.
+            return self._run_in_lanes(pools, max(seconds, self.timeout), payloads, len(payloads) == 1)
+
+        return run_tests, run_right
 
     def _run_in_lanes(
         self,

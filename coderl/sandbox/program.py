@@ -65,6 +65,11 @@ class ProgramRunner(ABC):
 
     timeout: float
 
+    @property
+    def identity(self) -> str:
+        """All that verdicts depend on beside the program; empty where they are not to be kept."""
+        return ""
+
     @abstractmethod
     def run(self, programs: Sequence[Program]) -> list[Execution]:
         """One execution per program, in order; ``infra_error`` where nothing can be said about it."""

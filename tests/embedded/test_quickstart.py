@@ -11,9 +11,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from coderl.cli import run
-from coderl.evaluation import to_program
 from coderl.model.loading import resolve
 from coderl.problems import Embedded
+from coderl.problems.prompts import to_program
 from coderl.sandbox import Sandbox
 
 pytestmark = pytest.mark.slow

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from coderl.evaluation import Task, load_task, reference, run_with_retries, to_program
-from coderl.problems.prompts import mbpp_prompt, program
+from coderl.evaluation import Task, load_task, reference, run_with_retries
+from coderl.problems.prompts import mbpp_prompt, program, to_program
 from coderl.sandbox import Sandbox
 from coderl.scores import save_results
 from coderl.types import Problem

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS = {
     0: ["__init__", "errors", "files", "launcher", "types"],
     1: ["problems", "sandbox", "scores"],
-    2: ["embedded", "model"],
+    2: ["embedded", "model", "review"],
     3: ["data", "rollout", "runs"],
     4: ["evaluation", "publish", "report"],
     5: ["algorithms"],

@@ -144,6 +144,19 @@ def test_an_answer_that_adds_no_statement_is_no_code(sandbox: Sandbox, prompt: s
     assert one(sandbox, prompt + "    return 2 * x\n", **fields).outcome == "passed"
 
 
+@pytest.mark.parametrize("prompt", [*FORMS, "Write f, which doubles x.", "f(\0"])
+def test_in_chat_form_an_answer_without_code_is_no_code_and_others_are_judged(
+    sandbox: Sandbox, prompt: str
+) -> None:
+    test = "def check(candidate):\n    assert candidate(2) == 4\n"
+    fields: dict[str, Any] = {"test": test, "entry_point": "f", "helpers": prompt}
+    for empty in ("", "import math\n" if "import" in prompt else "# nothing"):
+        assert one(sandbox, empty, **fields).outcome == "no_code"
+    assert one(sandbox, "def f(x): return 2 * x", **fields).outcome == "passed"
+    assert one(sandbox, "def f(x): return x", **fields).outcome == "failed"
+    assert one(sandbox, "def f(x) return x", **fields).outcome == "syntax_error"
+
+
 def test_messages_are_safe_to_print(sandbox: Sandbox) -> None:
     result = one(sandbox, "raise ValueError('\\x1b[31m\\n\\r\\u202e' + 'a' * 10000)", *SQUARES)
     assert result.outcome == "error"
@@ -164,9 +177,10 @@ def test_a_program_without_tests_never_passes(sandbox: Sandbox) -> None:
     assert one(sandbox, "x = 1", test="def check(c): pass", entry_point="x").outcome == "failed"
 
 
-def test_tests_that_are_not_python_raise_a_user_error(sandbox: Sandbox) -> None:
-    with pytest.raises(UserError, match=r"not valid Python.*fix"):
-        one(sandbox, "x = 1", "assert f( == 3")
+def test_no_program_passes_tests_that_are_not_python(sandbox: Sandbox) -> None:
+    runs = sandbox.run([Program("f = int", ("assert f( == 3",)), Program("f = int", ("assert f('3') == 3",))])
+    assert [run.outcome for run in runs] == ["failed", "passed"]
+    assert runs[0].total == 1 and "not valid Python" in runs[0].message and "fix" in runs[0].message
 
 
 def test_sealed_grading_raises_where_tests_cannot_be_sealed(sandbox: Sandbox) -> None:

@@ -103,7 +103,7 @@ def evaluate(
     _require_counts(
         n_samples=n_samples, max_length_generation=max_length_generation, limit=limit, batch_size=batch_size
     )
-    from coderl.commands.evaluate.run import ModelRun, load_tasks, score_generations
+    from coderl.commands.evaluate.run import ModelRun, load_tasks, score_generations, warn_of_faults
     from coderl.model.loading import find_device
     from coderl.model.policy import Policy
     from coderl.model.provenance import quantization_of
@@ -118,6 +118,7 @@ def evaluate(
     with Sandbox(workers, seconds, "auto", memory_mb, file_mb, allow_weak_isolation) as sandbox:
         sandbox.start()  # where isolation is refused, that is reported before anything loads
         loaded = load_tasks(tasks, limit, timeout)
+        warn_of_faults(loaded, sandbox, chat)
         if temperature == 0 and n_samples > 1:
             print("temperature 0: all samples are alike, --n_samples 1 --k 1 says as much", file=sys.stderr)
         if load_generations_path is not None:

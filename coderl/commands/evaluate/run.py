@@ -20,6 +20,7 @@ from coderl.evaluation import EvaluationSettings, Evaluator, Grader, Store, Task
 from coderl.evaluation.tasks import TASKS
 from coderl.files import read_json
 from coderl.model.provenance import prior_training
+from coderl.review import KeptPasses, look, summary_lines
 from coderl.rollout import default_engine
 from coderl.rollout.memory import largest_batch
 from coderl.scores import Evaluation, results_name
@@ -57,6 +58,18 @@ def load_tasks(names: str, limit: int | None, timeout: float | None) -> list[Tas
     if twice := [name for name, count in Counter(results).items() if count > 1]:
         raise UsageError(f"two results would be called {twice[0]!r}: rename that .jsonl file")
     return loaded if timeout is None else [replace(task, timeout=timeout) for task in loaded]
+
+
+def warn_of_faults(tasks: Sequence[Task], runner: ProgramRunner, chat: bool) -> None:
+    """Name the problems of one's own files that no program can pass, or whose own solution does not.
+
+    They count like the others: what a score is the share of must not depend on what was found.
+    """
+    for task in tasks:
+        if task.name not in TASKS:
+            found = look(task.problems, runner, "chat" if chat else "completion", KeptPasses(), task.name)
+            for line in summary_lines(found):
+                print(f"{task.name}: counted, though hardly a program can pass: {line}", file=sys.stderr)
 
 
 def score_generations(

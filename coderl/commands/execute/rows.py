@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from coderl.errors import UserError
 from coderl.files import STDIO, read_json_lines
 from coderl.sandbox import Program
+from coderl.sandbox.checks.base import BadTests, parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,17 +70,30 @@ def _program(fields: dict[str, Any], where: str) -> Program:
     if tests is not None:
         if not isinstance(tests, list) or not all(isinstance(test, str) for test in tests):
             raise UserError(f"{where}: field 'tests' is to be a list of strings, each an assert; {FORMS}")
-        return Program(code, tuple(tests), setup, reference=_text(fields, "reference", where, ""))
+        # A test that was cut out of a function is indented as a whole.
+        tests = tuple(map(textwrap.dedent, tests))
+        _require_python(where, setup, *tests)
+        return Program(code, tests, setup, reference=_text(fields, "reference", where, ""))
     if fields.get("test") is None:
         raise UserError(f"{where}: there is neither 'tests' nor 'test'; {FORMS}")
+    test = _text(fields, "test", where)
+    _require_python(where, test)
     return Program(
         code,
         setup=setup,
-        test=_text(fields, "test", where),
+        test=test,
         entry_point=_text(fields, "entry_point", where),
         helpers=_text(fields, "prompt", where, ""),
         reference=_text(fields, "reference", where, ""),
     )
+
+
+def _require_python(where: str, *tests: str) -> None:
+    try:
+        for test in tests:
+            parse(test)
+    except BadTests as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _text(fields: dict[str, Any], name: str, where: str, default: str | None = None) -> str:

@@ -50,6 +50,10 @@ class Unsuitable(Exception):
     """
 
 
+class BadTests(UserError):
+    """The tests are not Python, so that no program passes them."""
+
+
 class Shared(Protocol):
     """What is worked out once for all programs with the same tests."""
 
@@ -57,7 +61,10 @@ class Shared(Protocol):
         """What ``make`` gives, which is called once for a key. Other threads wait for it."""
 
     def run_trusted(self, payloads: Sequence[bytes], trusted: bool = True) -> list[RawRun]:
-        """Run a payload in a lane without a candidate."""
+        """Run a payload in a lane without a candidate, with time to spare."""
+
+    def run_right(self, payloads: Sequence[bytes], trusted: bool = True) -> list[RawRun]:
+        """Run the payloads of a right program, with the time that any program has."""
 
 
 class Alone:
@@ -70,6 +77,8 @@ class Alone:
     def run_trusted(self, payloads: Sequence[bytes], trusted: bool = True) -> list[RawRun]:
         """There is no lane to run it in."""
         raise Unsuitable("the tests compare with something that has to be worked out")
+
+    run_right = run_trusted
 
 
 class Check(ABC):
@@ -90,7 +99,7 @@ class Check(ABC):
 
     Raises:
         Unsuitable: Its tests cannot be graded in this way.
-        UserError: Its tests are not valid Python.
+        BadTests: Its tests are not valid Python.
     """
 
     grading: ClassVar[Grading]
@@ -248,7 +257,7 @@ def parse(source: str) -> ast.Module:
     """The syntax tree of trusted tests.
 
     Raises:
-        UserError: They are not Python.
+        BadTests: They are not Python.
     """
     quiet()
     try:
@@ -256,6 +265,4 @@ def parse(source: str) -> ast.Module:
             return ast.parse(source, "<test>")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         shown = textwrap.shorten(source, 60)
-        raise UserError(
-            f"a test is not valid Python: {error} in {shown!r}: fix the problem's tests"
-        ) from None
+        raise BadTests(f"a test is not valid Python: {error} in {shown!r}: fix the problem's tests") from None

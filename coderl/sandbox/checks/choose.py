@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from coderl.sandbox.checks.base import RunInLanes, Shared, T
     from coderl.sandbox.program import GradingMode, Program
+    from coderl.types import Grading
 
 _MOST_KEPT = 8192
 
@@ -33,7 +34,8 @@ def choose(program: Program, mode: GradingMode, shared: Shared) -> tuple[Check, 
         tried).
 
     Raises:
-        UserError: A way was asked for by name and the tests do not allow it, or they are not Python.
+        UserError: A way was asked for by name and the tests do not allow it.
+        BadTests: The tests are not Python.
     """
     kind, reason = shared.once((choose, mode, program.trusted), lambda: _way(program, mode, shared))
     return kind(program, shared), reason
@@ -43,16 +45,20 @@ def _way(program: Program, mode: GradingMode, shared: Shared) -> tuple[type[Chec
     """The way that a text is graded, and why in no stronger one: looked for once, by trying."""
     if not (program.tests or program.test.strip()):
         mode = CHECKS[-1].grading  # no tests: it is only run
-    reasons: list[str] = []
+    reasons: dict[str, str] = {}  # from what is wrong to the strongest way that it rules out
     for kind in CHECKS:
         if mode not in ("auto", kind.grading):
             continue
         try:
             kind(program, shared)
-            return kind, "; ".join(dict.fromkeys(reasons))
+            return kind, _joined(reasons)
         except Unsuitable as error:
-            reasons.append(f"{kind.grading}: {error}")
-    raise UserError(f"these tests cannot be graded {'; '.join(reasons)}: use grading: auto")
+            reasons.setdefault(str(error), kind.grading)
+    raise UserError(f"these tests cannot be graded {_joined(reasons)}: use grading: auto")
+
+
+def _joined(reasons: dict[str, str]) -> str:
+    return "; ".join(f"{way}: {reason}" for reason, way in reasons.items())
 
 
 class Chooser:
@@ -71,21 +77,29 @@ class Chooser:
         self._made: dict[Hashable, Future[Any]] = {}  # the oldest go first
         self._lock = threading.Lock()
 
-    def check(self, program: Program, run_trusted: RunInLanes) -> Check:
+    def check(self, program: Program, run_trusted: RunInLanes, run_right: RunInLanes) -> Check:
         """The program, ready to be sent.
 
         Args:
             program: The program.
-            run_trusted: Runs payloads in lanes without a candidate.
+            run_trusted: See :meth:`Shared.run_trusted`.
+            run_right: See :meth:`Shared.run_right`.
 
         Raises:
             UserError: See :func:`choose`.
         """
-        check, reason = choose(program, program.grading or self.mode, _Shared(self, run_trusted))
+        shared = _Shared(self, run_trusted, run_right)
+        check, reason = choose(program, program.grading or self.mode, shared)
         if check.grading == CHECKS[-1].grading and reason:
             with self._lock:
                 self.inline_reasons[reason] += 1
         return check
+
+    def way(self, program: Program, run_trusted: RunInLanes, run_right: RunInLanes) -> tuple[Grading, str]:
+        """How the program is graded, and why in no stronger way; arguments and errors as of :meth:`check`."""
+        shared = _Shared(self, run_trusted, run_right)
+        check, reason = choose(program, program.grading or self.mode, shared)
+        return check.grading, reason
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """See :class:`~coderl.sandbox.checks.base.Shared`."""
@@ -110,6 +124,6 @@ class Chooser:
 class _Shared:
     """A chooser's memory, with the lanes of one program's run."""
 
-    def __init__(self, chooser: Chooser, run_trusted: RunInLanes) -> None:
+    def __init__(self, chooser: Chooser, run_trusted: RunInLanes, run_right: RunInLanes) -> None:
         self.once = chooser.once
-        self.run_trusted = run_trusted
+        self.run_trusted, self.run_right = run_trusted, run_right

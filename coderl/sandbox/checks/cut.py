@@ -113,7 +113,7 @@ def cut(
         spoiled: Places of asserts whose closed sides turned out not to be closed.
 
     Raises:
-        UserError: The text is not Python.
+        BadTests: The text is not Python.
         Unsuitable: It uses a name that the inner or the outer program has.
     """
     right, shown = statements(reference), statements(helpers)

@@ -53,6 +53,11 @@ class Inline(Check):
         return count_reports(candidate, self.total, self._token)
 
 
+def passes_inline(program: Program, shared: Shared) -> bool:
+    """Whether a trusted program passes in plain Python."""
+    return Inline(program, shared).grade(shared.run_right, "A").outcome == "passed"
+
+
 def _ask_nothing(tests: tuple[str, ...]) -> bool:
     return all(asks_nothing(parse(test).body) for test in tests)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from coderl.sandbox.checks import names
 from coderl.sandbox.checks.base import Check, Tally, Unsuitable, count_reports, parse
 from coderl.sandbox.checks.claims import statements
+from coderl.sandbox.checks.inline import passes_inline
 from coderl.sandbox.inside import wire
 from coderl.sandbox.inside.codec import TRUSTED, encode
 
@@ -33,8 +34,8 @@ class Rpc(Check):
 
     grading = "rpc"
 
-    def __init__(self, program: Program, shared: Shared) -> None:
-        plan = shared.once((rpc_plan, program.trusted), lambda: rpc_plan(*program.trusted))
+    def __init__(self, program: Program, shared: Shared, plan: RpcPlan | None = None) -> None:
+        plan = plan or shared.once((rpc_plan, program.trusted), lambda: _tried(program, shared))
         self.total = len(plan.tests)
         tests = {
             "role": "tests",
@@ -57,6 +58,17 @@ class Rpc(Check):
         """Count the reports of the tests' run."""
         assert tests is not None, "rpc grading runs the tests in a lane of their own"
         return count_reports(tests, self.total)
+
+
+def _tried(program: Program, shared: Shared) -> RpcPlan:
+    """The program's rpc plan, if a right program passes it that passes in plain Python."""
+    plan = rpc_plan(*program.trusted)
+    if program.reference:
+        right = replace(program, code=program.reference)
+        mine = Rpc(right, shared, plan).grade(shared.run_right, "A")
+        if mine.outcome != "passed" and passes_inline(right, shared):
+            raise Unsuitable("the row's own solution passes in plain Python and not so")
+    return plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +95,7 @@ def rpc_plan(
 
     Raises:
         Unsuitable: There is none; the message is the reason.
-        UserError: A test is not Python.
+        BadTests: A test is not Python.
     """
     try:
         return _planned(program_tests, setup, test, entry_point, helpers)

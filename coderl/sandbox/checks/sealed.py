@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from coderl.sandbox.checks.base import Check, Tally, Unsuitable, quiet, safe, show, wrong_answer
 from coderl.sandbox.checks.cut import Cut, cut
-from coderl.sandbox.checks.inline import Inline
+from coderl.sandbox.checks.inline import passes_inline
 from coderl.sandbox.compare import Expectation
 from coderl.sandbox.inside import wire
 from coderl.sandbox.inside.codec import ANSWER, SENT, TRUSTED, Budget, CodecError, Limits, decode, encode
@@ -74,7 +74,7 @@ def plan(program: Program, shared: Shared) -> Plan:
     that equals what is expected, the asserts in question are believed.
 
     Raises:
-        UserError: The tests are not Python.
+        BadTests: The tests are not Python.
         Unsuitable: They cannot be taken apart.
     """
     spoiled: frozenset[str] = frozenset()
@@ -94,10 +94,9 @@ def _wrongly_refused(program: Program, made: Plan, shared: Shared) -> set[str]:
     """The places where a right program is refused that passes in plain Python."""
     right = replace(program, code=program.reference)
     check = Partly(right, shared, made)
-    if check.grade(shared.run_trusted, "A").outcome == "passed" or not check.wrong:
+    if check.grade(shared.run_right, "A").outcome == "passed" or not check.wrong:
         return set()
-    plain = Inline(right, shared).grade(shared.run_trusted, "A")
-    return check.wrong if plain.outcome == "passed" else set()
+    return check.wrong if passes_inline(right, shared) else set()
 
 
 def _planned(program: Program, shared: Shared, spoiled: frozenset[str]) -> tuple[Plan, frozenset[str]]:

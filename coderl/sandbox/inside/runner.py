@@ -172,19 +172,21 @@ def adds_nothing(code: str, given: str) -> bool:
 
     Args:
         code: The program.
-        given: What it begins with, such as a prompt; it may break off within a function.
+        given: What it begins with, such as a prompt; it may break off within a function, or be plain words.
     """
     added = len(code) - len(given)
     if added > _SHORT:
         return False
     body = _doing(ast.parse(code).body)
-    if not given:
-        return not body
-    try:
-        begun = _doing(ast.parse(f"{given}\n    pass").body)
-    except SyntaxError:
-        begun = _doing(ast.parse(given).body)
-    return list(map(ast.dump, body)) == list(map(ast.dump, begun))
+    begun: list[ast.stmt] = []
+    for start in (f"{given}\n    pass", given):
+        try:
+            begun = _doing(ast.parse(start).body)
+            break
+        except (SyntaxError, ValueError):
+            continue
+    # In chat form an answer without code leaves the first part of a prompt, such as its imports, or nothing.
+    return list(map(ast.dump, body)) == list(map(ast.dump, begun[: len(body)]))
 
 
 def _doing(body: list[ast.stmt]) -> list[ast.stmt]:
