@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 from pathlib import Path
@@ -71,7 +70,7 @@ class TestQuota:
         group = tmp_path / "pod" / "trainer"
         group.mkdir(parents=True)
         monkeypatch.undo()  # the autouse fixture's: here the quota is what is tested
-        monkeypatch.setattr(cores, "_groups", lambda root: [group, group.parent, root])
+        monkeypatch.setattr(cores, "_groups", lambda _, root: [group, group.parent, root])
         return tmp_path
 
     def test_there_is_no_limit_without_a_file(self, root: Path) -> None:
@@ -90,11 +89,33 @@ class TestQuota:
         (root / "cpu.max").write_text(text)
         assert cores._quota(root) == math.inf
 
+    @pytest.mark.parametrize(("limit", "expected"), [("150000", 1.5), ("-1", math.inf), ("x", math.inf)])
+    def test_version_1_has_two_files(self, limit: str, expected: float, root: Path) -> None:
+        (root / "pod" / "cpu.cfs_quota_us").write_text(f"{limit}\n")
+        (root / "pod" / "cpu.cfs_period_us").write_text("100000\n")
+        assert cores._quota(root) == expected
 
-def test_groups_are_this_process_own_and_those_above(tmp_path: Path) -> None:
-    lines = Path("/proc/self/cgroup").read_text().splitlines()
-    own = next((line[3:].lstrip("/") for line in lines if line.startswith("0::")), "")
-    groups = cores._groups(tmp_path)
-    assert groups[0] == tmp_path / own
-    assert groups[-1] == tmp_path
-    assert all(above == below.parent for below, above in itertools.pairwise(groups))
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("0::/pod/one", ["pod/one", "pod", "."]),
+        ("0::/", ["."]),
+        ("8:pids:/pod\n3:cpu,cpuacct:/pod/one\n", ["cpu/pod/one", "cpu/pod", "cpu"]),
+        ("1:cpu:/\n0::/pod", ["cpu", "pod", "."]),
+    ],
+)
+def test_groups_are_this_process_own_and_those_above(lines: str, expected: list[str], tmp_path: Path) -> None:
+    (tmp_path / "groups").write_text(lines)
+    assert cores._groups("cpu", tmp_path, tmp_path / "groups") == [tmp_path / name for name in expected]
+
+
+def test_lanes_share_half_of_the_processes_that_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cores, "_groups", lambda _, root: [root])
+    assert cores.tasks_each(4, tmp_path) == cores.TASKS
+    (tmp_path / "pids.max").write_text("150\n")
+    (tmp_path / "pids.current").write_text("30\n")
+    assert cores.tasks_each(4, tmp_path) == 15
+    assert cores.tasks_each(100, tmp_path) == 4
