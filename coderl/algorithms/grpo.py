@@ -11,6 +11,7 @@ from coderl.algorithms.advantages import AdvantageScale, Baseline, group_advanta
 from coderl.algorithms.base import passes_options_on
 from coderl.algorithms.losses import KLEstimator, LossType, kl_divergence, policy_loss
 from coderl.algorithms.policy_gradient import Loss, PolicyGradient, PolicyGradientOptions
+from coderl.algorithms.rewards import total_contrast
 from coderl.algorithms.step import Rollout
 from coderl.errors import UsageError
 from coderl.model.logprobs import Scores
@@ -146,8 +147,9 @@ class GRPO(PolicyGradient):
         return Credit(self._sample_advantages(rewards).flatten()[:, None].expand_as(experience.mask))
 
     def _sample_advantages(self, rewards: Tensor) -> Tensor:
-        contrast = sum(reward.weight * reward.contrast for reward in self.rewards)
-        return group_advantages(rewards, self.scale, self.baseline, self.mean_over_ranks, max(0.0, contrast))
+        # A penalty on long answers may leave less between right and wrong than the rewards say.
+        contrast = 0.0 if self.overlong_buffer else total_contrast(self.rewards)
+        return group_advantages(rewards, self.scale, self.baseline, self.mean_over_ranks, contrast)
 
     def loss(self, scores: Scores, batch: Experience) -> Loss:
         """The surrogate loss of ``loss_type``, plus ``kl_coefficient`` times the divergence by k2 or k3."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
@@ -33,17 +34,19 @@ from coderl.model.padding import pad_rows, spread
 from coderl.model.policy import Policy
 from coderl.model.provenance import prior_training
 from coderl.problems import prompts
+from coderl.problems.sources import SPLITS
 from coderl.review import KeptPasses, look, summary_lines
 from coderl.rollout.engine import RolloutEngine, Sampling
 from coderl.sandbox import ProgramRunner, default_sandbox
 from coderl.types import Credit, Experience, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from coderl.data import CodeDataModule
 
 log = logging.getLogger(__name__)
+
+_LOOKED_AT: dict[str, Sequence[str]] = {"fit": SPLITS, "validate": ["validation"], "test": ["test"]}
+"""The splits whose problems are looked at, by Lightning's stage."""
 
 Loss = tuple[Tensor, dict[str, Tensor]]
 """Per-token loss ``[B, T]``, and per-token metrics ``[B, T]`` that are logged as means over the step."""
@@ -237,34 +240,47 @@ class PolicyGradient(PolicyModule, ABC):
     # -- engine and sandbox ----------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Start the sandbox, check settings and problems.
+        """Start the sandbox, check settings, look at the problems (:func:`coderl.review.look`). Collective.
 
-        Before a fit, training problems are left out whose tests cannot be graded, or whose own solution does
-        not pass; such problems to validate on are named and kept. Collective.
+        Training problems at fault are left out. Those of other splits are named and kept, so that scores are
+        shares of the same problems for everybody.
+
+        Raises:
+            UserError: No training problem is left, or the isolation is weak and that is not allowed.
         """
         # First: a machine that allows no isolation is reported before any weights load.
         self.sandbox.start()
         super().setup(stage)
-        if stage == "fit" and self.datamodule is not None:
-            self._look_at(self.datamodule)
-
-    def _look_at(self, data: CodeDataModule) -> None:
+        if self.datamodule is None:
+            return
         faulty: frozenset[str] = frozenset()
+        error = ""
         if self.trainer.is_global_zero:
-            kept, form = KeptPasses(), self.policy.prompt_form
-            train = look(data.problems("train"), self.sandbox, form, kept, "looking at problems")
-            for line in summary_lines(train):
-                log.warning("cannot be trained on: %s", line)
-            faulty = frozenset(one.problem.id for one in train if one.fault)
-            trained = {one.problem.id for one in train}
-            held_out = data.problems("validation") if data.has("validation") else []
-            held_out = [problem for problem in held_out if problem.id not in trained]
-            for line in summary_lines(look(held_out, self.sandbox, form, kept)):
-                log.warning("kept for validation, though an answer can hardly pass: %s", line)
-        faulty = self.trainer.strategy.broadcast(faulty)
+            try:
+                faulty = self._faulty(self.datamodule, _LOOKED_AT.get(stage, ()))
+            except UserError as problem:  # every process is to end with it, not to wait for this one
+                error = str(problem)
+        faulty, error = self.trainer.strategy.broadcast((faulty, error))
+        if error:
+            raise UserError(error)
         if faulty:
             why = "their tests or solutions are at fault (`coderl check FILE` says more)"
-            data.keep(lambda problem: problem.id not in faulty, why, splits=["train"])
+            self.datamodule.keep(lambda problem: problem.id not in faulty, why, splits=["train"])
+
+    def _faulty(self, data: CodeDataModule, splits: Sequence[str]) -> frozenset[str]:
+        """The ids of training problems at fault; faults are logged."""
+        kept, faulty, seen = KeptPasses(), set[str](), set[str]()
+        for split in splits:
+            problems = data.problems(split) if data.has(split) else []
+            some = [problem for problem in problems if problem.id not in seen]  # HumanEval has one split
+            seen |= {problem.id for problem in some}
+            found = look(some, self.sandbox, self.policy.prompt_form, kept, f"looking at {split} problems")
+            for line in summary_lines(found):
+                done = "left out of training" if split == "train" else f"kept in {split}, all the same"
+                log.warning("%s: %s", done, line)
+            if split == "train":
+                faulty = {one.problem.id for one in found if one.fault}
+        return frozenset(faulty)
 
     def bind(self) -> None:
         """Give the loaded policy to the rollout engine. Later calls do nothing."""

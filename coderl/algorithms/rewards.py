@@ -61,12 +61,13 @@ class Reward(ABC):
 
     Attributes:
         weight: Factor in the sum over rewards.
-        contrast: What a right program gets beyond a wrong one, before the weight. GRPO does not blow up
-            differences in a group to more than their share of it. 0: this reward does not say.
+        contrast: What every right program gets beyond every wrong one, at least, before the weight. If all
+            rewards of a run say it, GRPO keeps smaller differences small beside it, see
+            :func:`~coderl.algorithms.advantages.group_advantages`. None: it cannot be said.
     """
 
     weight: float = 1.0
-    contrast: float = 0.0
+    contrast: float | None = None
 
     @abstractmethod
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
@@ -139,6 +140,12 @@ class ExecutionReward(Reward):
         if outcome == "passed":
             return self.max_reward + self.quality_bonus * quality(sample)
         return self.syntax_penalty if outcome in ("syntax_error", "no_code") else self.min_reward
+
+
+def total_contrast(rewards: Sequence[Reward]) -> float:
+    """What right programs get beyond wrong ones in all; 0 where not every reward says it."""
+    contrasts = [reward.weight * reward.contrast for reward in rewards if reward.contrast is not None]
+    return max(0.0, sum(contrasts)) if len(contrasts) == len(rewards) else 0.0
 
 
 def quality(sample: Sample) -> float:

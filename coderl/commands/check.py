@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import json as jsons
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from coderl.errors import UsageError, UserError
-from coderl.files import read_json_lines
+from coderl.files import name_of, read_json_lines
 from coderl.problems.prompts import right_program, to_program
 from coderl.problems.rows import FORMS, problem_from_row
 from coderl.problems.sources import jsonl_stem
+from coderl.report.programs import visible
 from coderl.review import Finding, Strength, look, measure
-from coderl.review.strength import change
+from coderl.review.strength import change, kind_of
 from coderl.sandbox import Sandbox
-from coderl.sandbox.checks.base import safe
-from coderl.types import Grading, Problem
+from coderl.types import Execution, Grading, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 AT_A_TIME = 128
-"""Problems whose solutions, or changed solutions, are run at a time."""
+"""Rows that are printed together: a batch costs the time of its slowest program."""
+_WIDEST = 60
+"""Characters of the columns of places and ids, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +35,28 @@ class Row:
 
     Attributes:
         where: Its ``file:line``.
-        id: Its problem's id; empty where the row is none.
+        id: Its problem's id; empty where it holds none.
         fault: Why it cannot be used; empty where it can.
+        problem: Its problem; None where it holds none, or one with the id of an earlier row.
         grading: How programs are graded; None where that is not known.
         reason: Why in no stronger way.
-        finding: The look at its problem; None where the row is none.
+        verdict: That on its solution; None where that was not run.
         strength: What its tests catch; None where that was not asked for.
     """
 
     where: str
     id: str = ""
     fault: str = ""
+    problem: Problem | None = None
     grading: Grading | None = None
     reason: str = ""
-    finding: Finding | None = None
+    verdict: Execution | None = None
     strength: Strength | None = None
+
+    @property
+    def state(self) -> str:
+        """In a word: ``ok``, ``weak`` or ``FAULT``."""
+        return "FAULT" if self.fault else "weak" if self.strength and self.strength.weak else "ok"
 
 
 def check(
@@ -66,10 +75,11 @@ def check(
 
     A line for each row says how programs are graded, whether its solution (code, canonical_solution) passes,
     and how long that takes. Below it stands what to mend, or why there is no stronger way to grade it. Rows
-    marked FAULT are what training leaves out. With --mutants the tests are tried as well: on solutions that
-    were changed in one place each, and on trivial programs, such as one that returns None. Rows marked weak
-    let a trivial program through, or most of the changes. Not every change makes a program wrong: look at the
-    one that is shown. Exit code 1: a row cannot be used.
+    marked FAULT cannot be used: training leaves them out, or refuses the file where a row holds no problem.
+    With --mutants the tests are tried as well: on solutions that were changed in one place each, and on
+    trivial programs, such as one that returns None. Rows marked weak let a trivial program through, or most
+    of the changes. Not every change makes a program wrong: look at the one that is shown. Exit code 1: a row
+    cannot be used.
 
     Args:
         files: JSON-lines files of problems, as for JSONLProblems; gzipped if named .gz.
@@ -93,153 +103,158 @@ def check(
     from tqdm.auto import tqdm
 
     started = time.monotonic()
-    parts = [_problems(file) for file in files]
-    for file, part in zip(files, parts, strict=True):
-        if not part:
-            raise UserError(f"{file} holds no problems; {FORMS}")
-    given = list(chain.from_iterable(parts))
-    widths = max(len(one.where) for one in given), max(len(one.id) for one in given)
-    rows: list[Row] = []
+    rows = [row for file in files for row in _read(file)]
+    widths = [
+        min(_WIDEST, max(len(text) for text in column)) for column in zip(*map(_names, rows), strict=True)
+    ]
     with Sandbox(workers, timeout, "auto", memory_mb, file_mb, allow_weak_isolation) as sandbox:
         sandbox.start()
-        bar = tqdm(total=len(given), desc="looking at problems", unit="row", leave=False, disable=None)
+        bar = tqdm(total=len(rows), desc="looking at problems", unit="row", leave=False, disable=None)
+        size = max(1, AT_A_TIME // (mutants + 1))
         with bar:
-            for at in range(0, len(given), AT_A_TIME):
-                found = _looked_at(given[at : at + AT_A_TIME], sandbox, mutants, chat, seed)
-                rows += found
-                for row in found if not json else ():
-                    tqdm.write("\n".join(lines(row, mutants, widths)), file=sys.stdout)
-                bar.update(len(found))
-    if json:
-        print(document(rows))
-    else:
-        print("\n".join(summary(rows, mutants, time.monotonic() - started)))
-    if faulty := sum(bool(row.fault) for row in rows):
-        raise UserError(f"{faulty} of {len(rows)} rows cannot be used: training leaves them out")
+            for at in range(0, len(rows), size):
+                part = slice(at, at + size)
+                rows[part] = _looked_at(rows[part], sandbox, mutants, chat, seed)
+                for row in rows[part] if not json else ():
+                    tqdm.write("\n".join(lines(row, widths)), file=sys.stdout)
+                bar.update(len(rows[part]))
+    totals = Totals(rows, time.monotonic() - started)
+    print(document(rows, totals) if json else "\n".join(totals.lines()))
+    if faulty := len(rows) - totals.usable:
+        refused = sum(row.problem is None for row in rows)
+        ways = [f"leaves {faulty - refused} out"] * (faulty > refused)
+        ways += [f"refuses files with the other {refused}" if ways else "refuses such files"] * (refused > 0)
+        raise UserError(f"{faulty} of {len(rows)} rows cannot be used: training {' and '.join(ways)}")
 
 
-def _problems(file: str) -> list[Problem | Row]:
-    """The problems of a file in order, and in the place of each row that is none, what is wrong with it."""
-    found: list[Problem | Row] = []
+def _read(file: str) -> list[Row]:
+    """The rows of a file in order, not yet looked at."""
+    rows: list[Row] = []
     places: dict[str, str] = {}
     for where, fields in read_json_lines(file, FORMS):
         try:
             problem = problem_from_row(fields, where, source=jsonl_stem(file), split="train")
         except UserError as error:
-            found.append(Row(where, fault=str(error).removeprefix(f"{where}: ")))
+            rows.append(Row(where, fault=str(error).removeprefix(f"{where}: ")))
             continue
         if (earlier := places.setdefault(problem.id, where)) != where:
             twice = f"its task_id was used in {earlier}: give each row its own"
-            found.append(Row(where, problem.id, fault=twice))
-            continue
-        found.append(problem)
+            rows.append(Row(where, problem.id, twice))
+        else:
+            rows.append(Row(where, problem.id, problem=problem))
+    if not rows:
+        raise UserError(f"{name_of(file)} holds no problems; {FORMS}")
+    return rows
+
+
+def _looked_at(rows: Sequence[Row], sandbox: Sandbox, mutants: int, chat: bool, seed: int) -> list[Row]:
+    """The rows with what is found of their problems."""
+    places = [at for at, row in enumerate(rows) if row.problem]
+    findings = look([row.problem for row in rows if row.problem], sandbox, "chat" if chat else "completion")
+    strengths: Sequence[Strength | None] = [None] * len(findings)
+    if mutants:
+        strengths = measure(findings, sandbox, mutants, seed)
+    found = list(rows)
+    for at, finding, strength in zip(places, findings, strengths, strict=True):
+        way = _way(finding, sandbox)
+        found[at] = replace(rows[at], fault=finding.fault, verdict=finding.solution, strength=strength, **way)
     return found
 
 
-def _looked_at(
-    given: Sequence[Problem | Row], sandbox: Sandbox, mutants: int, chat: bool, seed: int
-) -> list[Row]:
-    problems = [one for one in given if isinstance(one, Problem)]
-    findings = look(problems, sandbox, "chat" if chat else "completion")
-    strengths: Iterator[Strength | None] = iter(
-        measure(findings, sandbox, mutants, seed) if mutants else [None] * len(findings)
-    )
-    rows = (_row(found, next(strengths), sandbox) for found in findings)
-    return [next(rows) if isinstance(one, Problem) else one for one in given]
+def _way(finding: Finding, sandbox: Sandbox) -> dict[str, Any]:
+    """How programs are graded, and why in no stronger way, unless the text is at fault."""
+    if finding.fault and not finding.solution:
+        return {}
+    problem = finding.problem
+    grading, reason = sandbox.way(to_program(problem, right_program(problem.prompt, problem.solution)))
+    return {"grading": grading, "reason": reason}
 
 
-def _row(found: Finding, strength: Strength | None, sandbox: Sandbox) -> Row:
-    problem = found.problem
-    grading, reason = None, ""
-    if not found.fault or found.solution:
-        right = right_program(problem.prompt, problem.solution)
-        grading, reason = sandbox.way(to_program(problem, right))
-    return Row(found.where, problem.id, found.fault, grading, reason, found, strength)
+def _names(row: Row) -> tuple[str, str]:
+    return visible(row.where).replace("\n", "\\n"), visible(row.id).replace("\n", "\\n")
 
 
-def lines(row: Row, mutants: int, widths: tuple[int, int]) -> list[str]:
+def lines(row: Row, widths: Sequence[int]) -> list[str]:
     """A row as lines: its state, and below it what there is to say about it.
 
     Args:
         row: The row.
-        mutants: How many changes of a solution were asked for.
         widths: Characters of the columns of places and of ids.
     """
-    verdict = row.finding.solution if row.finding else None
-    strength = row.strength
     notes = [row.fault] if row.fault else []
     if row.reason:
-        notes.append(f"graded {row.grading}, not {row.reason}")
-    if row.finding and not row.fault and not verdict:
-        notes.append("it has no solution to try" + (", nor changes of it" if mutants else ""))
-    if strength and row.finding and strength.survivors:
-        problem = row.finding.problem
-        shown = change(right_program(problem.prompt, problem.solution), strength.survivors[0])
-        notes.append(f"{strength.caught} of {strength.total} changes are caught, not: {safe(shown)}")
-    if strength and strength.trivial:
-        notes.append(f"passes as well: {safe(', '.join(strength.trivial))}")
-    state = "FAULT" if row.fault else "weak" if strength and strength.weak else "ok"
-    taken = f"{verdict.outcome:<13}  {verdict.seconds:.3f} s" if verdict else "-"
-    place, name = row.where.ljust(widths[0]), row.id.ljust(widths[1])
-    head = f"{state:<5}  {place}  {name}  {row.grading or '-':<6}  {taken}"
+        notes.append(f"graded {row.grading}; no stronger way will do ({row.reason})")
+    if row.problem and not row.fault and not row.verdict:
+        notes.append("it has no solution to try")
+    if row.problem and row.strength and row.strength.survivors:
+        right = right_program(row.problem.prompt, row.problem.solution)
+        shown = visible(change(right, row.strength.survivors[0]))
+        notes.append(f"{row.strength.caught} of {row.strength.total} changes are caught, not: {shown}")
+    if row.strength and row.strength.trivial:
+        notes.append(f"passes as well: {visible(', '.join(row.strength.trivial))}")
+    taken = f"{row.verdict.outcome:<13}  {row.verdict.seconds:.3f} s" if row.verdict else "-"
+    place, name = (text.ljust(width) for text, width in zip(_names(row), widths, strict=True))
+    head = f"{row.state:<5}  {place}  {name}  {row.grading or '-':<6}  {taken}"
     return [head, *(f"       -> {note}" for note in notes)]
 
 
-def summary(rows: Sequence[Row], mutants: int, seconds: float) -> list[str]:
-    """What was found in all rows, as lines."""
-    usable = sum(not row.fault for row in rows)
-    gradings = Counter(row.grading for row in rows if row.grading)
-    graded = ", ".join(f"{gradings[way]:,} {way}" for way in get_args(Grading) if gradings[way])
-    verdicts = [row.finding.solution for row in rows if row.finding and row.finding.solution]
-    passed = sum(verdict.outcome == "passed" for verdict in verdicts)
-    found = [
-        f"{len(rows):,} rows in {seconds:.1f} s, {usable:,} can be used; graded: {graded or 'none'}",
-        f"solutions: {passed:,} pass, {len(verdicts) - passed:,} do not; "
-        f"{len(rows) - len(verdicts):,} rows have none to run",
-    ]
-    strengths = [row.strength for row in rows if row.strength]
-    if mutants and strengths:
-        caught, total = sum(one.caught for one in strengths), sum(one.total for one in strengths)
-        through = sum(bool(one.survivors) for one in strengths)
-        trivial = Counter(
-            label
-            if label in ("pass", "return None", "return the argument")
-            else "return the first expected value"
-            for one in strengths
-            for label in one.trivial
-        )
-        share = f" ({caught / total:.1%})" if total else ""
-        weak = sum(one.weak for one in strengths)
-        found.append(
-            f"changes: {caught:,} of {total:,} caught{share}; "
-            f"{through:,} rows let one through, {weak:,} are weak"
-        )
-        named = ", ".join(f"{label} in {number:,}" for label, number in trivial.most_common())
-        found.append(f"trivial programs that pass: {named or 'none'}")
-    return found
+class Totals:
+    """Counts over all rows.
+
+    Args:
+        rows: All rows, looked at.
+        seconds: How long that took.
+    """
+
+    def __init__(self, rows: Sequence[Row], seconds: float) -> None:
+        self.rows, self.seconds = len(rows), seconds
+        self.usable = sum(not row.fault for row in rows)
+        self.gradings = Counter(row.grading for row in rows if row.grading)
+        self.outcomes = Counter(row.verdict.outcome for row in rows if row.verdict)
+        strengths = [row.strength for row in rows if row.strength]
+        self.caught, self.changes = sum(s.caught for s in strengths), sum(s.total for s in strengths)
+        self.letting_through = sum(bool(s.survivors) for s in strengths)
+        self.weak = sum(s.weak for s in strengths)
+        self.trivial = Counter(kind_of(label) for s in strengths for label in s.trivial)
+        self.tried = bool(strengths)
+
+    def lines(self) -> list[str]:
+        """As lines."""
+        ways = [f"{self.gradings[way]:,} {way}" for way in get_args(Grading) if self.gradings[way]]
+        ran, passed = self.outcomes.total(), self.outcomes["passed"]
+        found = [
+            f"{self.rows:,} rows in {self.seconds:.1f} s, {self.usable:,} can be used; "
+            f"graded: {', '.join(ways) or 'none'}",
+            f"solutions: {passed:,} pass, {ran - passed:,} do not; {self.rows - ran:,} rows had none to run",
+        ]
+        if self.tried:
+            share = f" ({self.caught / self.changes:.1%})" if self.changes else ""
+            found.append(
+                f"changes: {self.caught:,} of {self.changes:,} caught{share}; "
+                f"{self.letting_through:,} rows let one through, {self.weak:,} are weak"
+            )
+            named = ", ".join(f"{kind} in {number:,}" for kind, number in self.trivial.most_common())
+            found.append(f"trivial programs that pass: {named or 'none'}")
+        return found
 
 
-def document(rows: Sequence[Row]) -> str:
+def document(rows: Sequence[Row], totals: Totals) -> str:
     """All rows as one JSON document."""
-    import json
-
-    def fields(row: Row) -> dict[str, Any]:
-        verdict, strength = row.finding.solution if row.finding else None, row.strength
-        return {
+    found = [
+        {
             "where": row.where,
             "id": row.id,
+            "state": row.state,
             "fault": row.fault,
             "grading": row.grading,
             "reason": row.reason,
-            "outcome": verdict and verdict.outcome,
-            "seconds": verdict and round(verdict.seconds, 6),
-            "message": verdict and verdict.message,
-            "changes": strength
-            and {"caught": strength.caught, "total": strength.total, "survivors": strength.survivors},
-            "trivial": strength and strength.trivial,
+            "outcome": row.verdict and row.verdict.outcome,
+            "seconds": row.verdict and round(row.verdict.seconds, 6),
+            "message": row.verdict and row.verdict.message,
+            "changes": row.strength
+            and {name: getattr(row.strength, name) for name in ("caught", "total", "survivors")},
+            "trivial": row.strength and row.strength.trivial,
         }
-
-    gradings = Counter(row.grading for row in rows if row.grading)
-    usable = sum(not row.fault for row in rows)
-    values = {"rows": len(rows), "usable": usable, "gradings": dict(gradings)}
-    return json.dumps(values | {"found": [fields(row) for row in rows]}, indent=2)
+        for row in rows
+    ]
+    return jsons.dumps(vars(totals) | {"found": found}, indent=2)

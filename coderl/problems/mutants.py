@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
-import copy
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+
+from coderl.sandbox.checks.base import BadTests, parse, quiet
 
 _COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
     ast.Lt: (ast.LtE, ast.GtE),
@@ -40,85 +41,95 @@ _CALLS = {
     "append": "extend",
 }
 
-Edit = Callable[[], None]
+Edit = tuple[ast.AST, str, object]
+"""A node, one of its fields, and the value that the field is given."""
 
 
-def mutants(source: str, count: int, seed: int = 0) -> list[str]:
+def mutants(source: str, count: int, seed: int = 0, first_line: int = 1) -> list[str]:
     """Programs that differ from one in a single place each.
 
     Args:
         source: The program.
         count: How many, at most; a short program may not have so many.
         seed: Which ones, where there are more.
+        first_line: The first line that may be changed; what stands before it was given.
 
     Returns:
         Sources, all different; none where the program is not Python.
     """
     try:
-        tree = ast.parse(source)
+        tree = parse(source)
         original = ast.unparse(tree)
-    except (SyntaxError, ValueError, RecursionError):
+    except (BadTests, ValueError, RecursionError):
         return []
-    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    places = [
-        (at, number)
-        for at, node in enumerate(ast.walk(tree))
-        for number, _ in enumerate(_edits(node))
-        if not (isinstance(node, ast.Constant) and id(node) in docstrings)
+    edits = [
+        edit
+        for node in _nodes(tree)
+        for edit in _edits(node)
+        if isinstance(node, ast.Module) or getattr(node, "lineno", first_line) >= first_line
     ]
-    random.Random(seed).shuffle(places)
+    random.Random(seed).shuffle(edits)
     found: dict[str, None] = {}
-    for at, number in places:
+    quiet()
+    for node, field, value in edits:
         if len(found) == count:
             break
-        changed = copy.deepcopy(tree)
-        node = next(one for place, one in enumerate(ast.walk(changed)) if place == at)
-        list(_edits(node))[number]()
+        before = getattr(node, field)
+        setattr(node, field, value)
         try:
-            text = ast.unparse(ast.fix_missing_locations(changed))
-            compile(text, "<mutant>", "exec")
+            text = ast.unparse(tree)
+            compile(text, "<test>", "exec")
         except (SyntaxError, ValueError, RecursionError):
             continue
+        finally:
+            setattr(node, field, before)
         if text != original:
             found[text] = None
     return list(found)
 
 
+def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a program, without docstrings and what runs only as a script."""
+    for node in ast.iter_child_nodes(tree):
+        if not _is_unused(node):
+            yield from _nodes(node)
+    yield tree
+
+
 def _edits(node: ast.AST) -> Iterator[Edit]:
-    """The changes that can be made to one node, in place."""
-
-    def put(field: str, value: object) -> Edit:
-        return lambda: setattr(node, field, value)
-
+    """The changes that can be made to one node."""
     if isinstance(node, ast.Compare):
         for other in _COMPARISONS.get(type(node.ops[0]), ()):
-            yield put("ops", [other(), *node.ops[1:]])
+            yield node, "ops", [other(), *node.ops[1:]]
     elif isinstance(node, (ast.BinOp, ast.AugAssign)):
         for operation in _OPERATIONS.get(type(node.op), ()):
-            yield put("op", operation())
+            yield node, "op", operation()
     elif isinstance(node, ast.BoolOp):
-        yield put("op", ast.Or() if isinstance(node.op, ast.And) else ast.And())
+        yield node, "op", ast.Or() if isinstance(node.op, ast.And) else ast.And()
     elif isinstance(node, (ast.If, ast.While, ast.IfExp)):
-        yield put("test", ast.UnaryOp(ast.Not(), node.test))
+        yield node, "test", ast.UnaryOp(ast.Not(), node.test)
     elif isinstance(node, ast.Constant):
-        yield from (put("value", value) for value in _constants(node.value))
+        yield from ((node, "value", value) for value in _constants(node.value))
     elif isinstance(node, ast.Return) and node.value is not None:
-        yield put("value", ast.Constant(None))
+        yield node, "value", ast.Constant(None)
     elif isinstance(node, ast.Call):
         if isinstance(node.func, ast.Name) and node.func.id in _CALLS:
-            yield put("func", ast.Name(_CALLS[node.func.id], ast.Load()))
+            yield node, "func", ast.Name(_CALLS[node.func.id], ast.Load())
         if len(node.args) > 1:
-            yield put("args", node.args[::-1])
+            yield node, "args", node.args[::-1]
     for field in ("body", "orelse"):
         part = getattr(node, field, None)
         if isinstance(part, list) and len(part) > 1:  # a statement less
             for at, one in enumerate(part):
                 needed = isinstance(one, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))
-                if not needed and not _is_docstring(one):
-                    yield put(field, part[:at] + part[at + 1 :])
+                if not needed and not _is_unused(one):
+                    yield node, field, part[:at] + part[at + 1 :]
 
 
-def _is_docstring(node: ast.AST) -> bool:
+def _is_unused(node: ast.AST) -> bool:
+    """Whether it is a docstring, or runs only where the program is a script."""
+    if isinstance(node, ast.If):
+        return any(isinstance(one, ast.Name) and one.id == "__name__" for one in ast.walk(node.test))
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 

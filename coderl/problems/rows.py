@@ -11,6 +11,7 @@ from coderl.problems.prompts import (
     MBPP_STOP,
     humaneval_instruction,
     humaneval_prompt,
+    is_python,
     mbpp_instruction,
     mbpp_prompt,
 )
@@ -40,6 +41,10 @@ def problem_from_row(row: Row, where: str, *, source: str, split: str, strip: bo
     # A string is an id as it is. A number, or the line where there is none, gets the source as its prefix.
     task = row.get("task_id")
     name = task if isinstance(task, str) else f"{source}/{where.rpartition(':')[2] if task is None else task}"
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # half of a character, which no file can hold
+        raise UserError(f"{where}: field 'task_id' is {task!r}, which is no text; give it another") from None
     if "test_list" not in row and ("entry_point" in row or "test" in row):
         return _humaneval_form(row, where, name, split, strip)
     return _mbpp_form(row, where, name, split)
@@ -50,8 +55,7 @@ def _mbpp_form(row: Row, where: str, name: str, split: str) -> Problem:
     tests = row.get("test_list")
     if not isinstance(tests, (list, tuple)) or not tests or not all(isinstance(test, str) for test in tests):
         raise UserError(f"{where}: 'test_list' is to be a list with at least one test, as strings; {FORMS}")
-    # A test that was cut out of a function is indented as a whole, which is no Python by itself.
-    tests = tuple(map(textwrap.dedent, tests))
+    tests = tuple(map(unindented, tests))
     return Problem(
         id=name,
         prompt=mbpp_prompt(text, tests[0]),
@@ -80,7 +84,7 @@ def _humaneval_form(row: Row, where: str, name: str, split: str, strip: bool) ->
         id=name,
         prompt=humaneval_prompt(prompt) if strip else prompt,
         instruction=humaneval_instruction(prompt),
-        test=text_field(row, "test", where),
+        test=unindented(text_field(row, "test", where)),
         entry_point=text_field(row, "entry_point", where),
         # The prompt's final newline is stripped, so the solution that continues it begins with one.
         solution="\n" + solution if solution and strip else solution,
@@ -88,6 +92,14 @@ def _humaneval_form(row: Row, where: str, name: str, split: str, strip: bool) ->
         split=split,
         where=where,
     )
+
+
+def unindented(test: str) -> str:
+    """A test without the indentation that all its lines have, as where it was cut out of a function.
+
+    Anything else stays as it is: in a string of several lines, blanks count.
+    """
+    return test if is_python(test) else textwrap.dedent(test)
 
 
 def text_field(row: Row, field: str, where: str, default: str | None = None) -> str:

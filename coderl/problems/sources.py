@@ -75,9 +75,10 @@ class MBPP(ProblemSource):
         wanted = self.ids[split]
         chosen = [(where, row) for where, row in rows if row.get("task_id") in wanted]
         problems = unique_problems(chosen, self.name, split)
-        return (
-            [replace(p, setup="") for p in problems] if split == "test" and self.harness_setup else problems
-        )
+        if split != "test" or not self.harness_setup:
+            return problems
+        # Without set-up code the published solution of 367 does not pass, so it is no solution there.
+        return [replace(p, setup="", solution="" if p.setup else p.solution) for p in problems]
 
     def hint(self, split: str) -> str:
         """What the file should hold."""

@@ -1,4 +1,4 @@
-"""Remembers which solutions have passed their tests, so that the same data are not run before each fit."""
+"""Remembers which problems were found to be right, so that the same data are not run before each fit."""
 
 from __future__ import annotations
 
@@ -23,23 +23,27 @@ log = logging.getLogger(__name__)
 
 
 class KeptPasses:
-    """Hashes of programs that passed, with all that this depended on, in one SQLite file.
+    """Hashes of problems' programs that had the verdicts they should have, in one SQLite file.
 
-    Failures are not kept: they are few, and the user is about to mend them. A file that cannot be used costs
-    time and no more: everything is run again.
+    Faults are not kept: they are few, and the user is about to mend them. A file that cannot be used costs
+    time and no more: everything is run again. A damaged one is written anew.
 
     Args:
         path: The file. None: ``passes.sqlite`` in ``$CODERL_CACHE_DIR``, by default ``~/.cache/coderl``.
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self.path = path or _cache_folder() / "passes.sqlite"
+        try:
+            self.path: Path | None = path or _cache_folder() / "passes.sqlite"
+        except RuntimeError as error:  # there is no home
+            log.debug("nothing is kept: %s", error)
+            self.path = None
 
     def known(self, keys: Sequence[str]) -> set[str]:
         """Those of the keys that are kept."""
         found: set[str] = set()
         try:
-            if self.path.is_file():
+            if self.path is not None and self.path.is_file():
                 with closing(sqlite3.connect(self.path)) as base:
                     for at in range(0, len(keys), _AT_A_TIME):
                         part = keys[at : at + _AT_A_TIME]
@@ -48,12 +52,14 @@ class KeptPasses:
                         found.update(key for (key,) in rows)
         except (sqlite3.Error, OSError) as error:
             log.debug("%s cannot be read (%s): all solutions are run", self.path, error)
+            if self.path is not None and isinstance(error, sqlite3.DatabaseError) and _damaged(error):
+                self.path.unlink(missing_ok=True)
         return found
 
     def add(self, keys: Iterable[str]) -> None:
         """Keep the keys."""
         rows = [(key,) for key in keys]
-        if not rows:
+        if not rows or self.path is None:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,9 +70,13 @@ class KeptPasses:
             log.debug("%s cannot be written (%s): solutions are run again next time", self.path, error)
 
 
-def key_of(program: Program, identity: str) -> str:
-    """The hash of a program with its tests and all that its verdict depends on, 64 hexadecimal digits."""
-    return hashlib.sha256(repr((identity, program)).encode("utf-8", "surrogatepass")).hexdigest()
+def _damaged(error: sqlite3.DatabaseError) -> bool:
+    return getattr(error, "sqlite_errorname", "") in ("SQLITE_NOTADB", "SQLITE_CORRUPT")
+
+
+def key_of(programs: Iterable[Program], identity: str) -> str:
+    """The hash of programs with their tests and all that their verdicts depend on, 64 hexadecimal digits."""
+    return hashlib.sha256(repr((identity, *programs)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _cache_folder() -> Path:

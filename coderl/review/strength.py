@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coderl.problems.mutants import mutants
-from coderl.problems.prompts import is_python, right_program, to_program
+from coderl.problems.prompts import right_program, to_program
+from coderl.review.look import asked_for
 from coderl.sandbox.checks import names
 from coderl.sandbox.checks.base import parse
 
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
     from coderl.types import Problem
 
 SLOWEST = 10.0
-"""Times the solution's own seconds after which a changed solution is caught by the clock."""
+"""Times the solution's own seconds after which a changed solution counts as caught."""
 LEAST_SECONDS = 0.5
-"""Seconds that any of them has, at least."""
+"""Seconds that a changed solution has, however fast the solution is."""
+_BODIES = {"return None": "None", "return the argument": "arguments[0] if arguments else None"}
+"""What trivial functions return, by label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class Strength:
         caught: Changed solutions that do not pass.
         survivors: Sources of the changed solutions that pass. Some are no worse than the solution: not every
             change makes a program wrong.
-        trivial: Which trivial programs pass, such as ``return None``.
+        trivial: Which trivial programs pass, by what they do, such as ``return None``.
     """
 
     caught: int
@@ -74,9 +77,11 @@ def measure(findings: Sequence[Finding], runner: ProgramRunner, count: int, seed
         problem, took = found.problem, found.solution.seconds if found.solution else runner.timeout
         seconds = min(runner.timeout, max(LEAST_SECONDS, SLOWEST * took))
         right = right_program(problem.prompt, problem.solution)
-        sources = [(label, code) for label, code in trivial_programs(problem).items()]
+        sources = list(trivial_programs(problem).items())
         if found.solution and found.solution.outcome == "passed":
-            sources += [("", code) for code in mutants(right, count, seed)]
+            # What a prompt defines was given, and is not the solution's.
+            given = problem.prompt.count("\n") + 1 if right.startswith(problem.prompt) else 0
+            sources += [("", code) for code in mutants(right, count, seed, given)]
         labels += [(place, label) for label, _ in sources]
         jobs += [to_program(problem, code, timeout=seconds) for _, code in sources]
     passing: list[list[str]] = [[] for _ in findings]
@@ -98,39 +103,36 @@ def measure(findings: Sequence[Finding], runner: ProgramRunner, count: int, seed
 def trivial_programs(problem: Problem) -> dict[str, str]:
     """Programs that do not solve a problem, by what they do."""
     found = {"pass": "pass"}
-    functions = _functions(problem)
-    bodies = {"return None": "None", "return the argument": "arguments[0] if arguments else None"}
-    if expected := _first_expected(problem):
-        bodies[f"return {expected}"] = expected
-    for label, value in bodies.items() if functions else ():
-        found[label] = "\n".join(
-            f"def {name}(*arguments, **options):\n    return {value}" for name in functions
-        )
+    asked = asked_for(problem)
+    if not asked:
+        return found
+    expected = _first_expected(problem)
+    bodies = _BODIES | ({f"return {expected}": expected} if expected else {})
+    for label, value in bodies.items():
+        found[label] = "\n".join(f"def {name}(*arguments, **options):\n    return {value}" for name in asked)
     return found
 
 
-def _functions(problem: Problem) -> list[str]:
-    """The functions of the program that the tests call."""
-    if problem.entry_point:
-        return [problem.entry_point]
-    tests = [one for test in problem.tests for one in parse(test).body]
-    right = right_program(problem.prompt, problem.solution)
-    defined = names.binds(parse(right).body) if right and is_python(right) else set()
-    called = [names.called(node) for one in tests for node in ast.walk(one)]
-    return list(dict.fromkeys(name for name in called if name in defined))
+def kind_of(label: str) -> str:
+    """A trivial program's kind, by its label: constants are all of one kind."""
+    return label if label in ("pass", *_BODIES) else "return the first expected value"
 
 
 def _first_expected(problem: Problem) -> str:
-    """The literal that the first assert with one compares with, as source; empty where there is none."""
-    for test in problem.tests or (problem.test,):
-        for node in ast.walk(parse(test)):
-            claim = node.test if isinstance(node, ast.Assert) else None
-            if isinstance(claim, ast.Compare) and isinstance(claim.ops[0], ast.Eq):
-                for side in (claim.comparators[0], claim.left):
-                    if _is_literal(side):
-                        return ast.unparse(side)
-            if isinstance(claim, ast.Call):
-                return "True"
+    """The literal that the first assert compares with, as source; empty where there is none."""
+    tests = [node for test in problem.tests or (problem.test,) for node in ast.walk(parse(test))]
+    for node in tests:
+        if not isinstance(node, ast.Assert):
+            continue
+        claim, sides = node.test, list[ast.expr]()
+        if isinstance(claim, ast.Compare) and isinstance(claim.ops[0], ast.Eq):
+            sides = [claim.comparators[0], claim.left]
+        elif isinstance(claim, ast.Call) and names.called(claim) in names.CLOSENESS:
+            sides = claim.args[1::-1]
+        elif isinstance(claim, ast.Call):
+            return "True"
+        if literals := [side for side in sides if _is_literal(side)]:
+            return ast.unparse(literals[0])
     return ""
 
 
@@ -153,7 +155,7 @@ def change(right: str, changed: str, width: int = 70) -> str:
     before, after = ast.unparse(parse(right)).splitlines(), changed.splitlines()
     for kind, a, b, c, d in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
         if kind != "equal":
-            old, new = " ".join(before[a:b]).strip(), " ".join(after[c:d]).strip()
+            old, new = (" ".join(map(str.strip, part)) for part in (before[a:b], after[c:d]))
             parts = (at for at, (one, other) in enumerate(zip(old, new, strict=False)) if one != other)
             start = next(parts, min(len(old), len(new))) - width // 3
             old, new = (_part(text, start, width) for text in (old, new))

@@ -21,13 +21,14 @@ import weakref
 from collections import Counter, deque
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
+from importlib.metadata import version
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Self, get_args
 
 from coderl import __version__
 from coderl.errors import UsageError
 from coderl.sandbox import cores
-from coderl.sandbox.checks.base import BadTests, safe
+from coderl.sandbox.checks.base import BadTests, LostRun, safe
 from coderl.sandbox.checks.choose import Chooser
 from coderl.sandbox.lane import Lane, LaneHung, LaneLost, RawRun, run_together
 from coderl.sandbox.lane_pool import LanePool, LanePools
@@ -115,7 +116,7 @@ class Sandbox(ProgramRunner):
     def identity(self) -> str:
         """Versions and limits, see :attr:`ProgramRunner.identity`."""
         limits = self.timeout, self.memory_mb, self.file_mb, self.grading, self.tier
-        return repr((__version__, sys.version, *limits))
+        return repr((__version__, sys.version, version("numpy"), *limits))
 
     @property
     def tier(self) -> Tier:
@@ -258,7 +259,7 @@ class Sandbox(ProgramRunner):
             return check.grade(run, self.tier), starved
         except BadTests as error:
             return Execution("failed", 0, len(program.tests) or 1, safe(str(error)), tier=self.tier), False
-        except (LaneLost, OSError) as error:
+        except (LaneLost, LostRun, OSError) as error:
             if pools.closing:
                 raise CancelledError("the sandbox was closed") from None
             message = safe(f"the lane was lost: {error}")
@@ -269,14 +270,17 @@ class Sandbox(ProgramRunner):
             return Execution(outcome, 0, total, message, 0.0, grading, self.tier), False
 
     def _trusted_runs(self, pools: LanePools, seconds: float) -> tuple[RunInLanes, RunInLanes]:
-        """What runs tests alone, and what runs a right program (with tests of its own, in rpc grading)."""
+        """What runs tests alone, and what runs a right program, in the lanes for tests if it is alone."""
 
         def run_tests(payloads: Sequence[bytes], trusted: bool = True) -> list[RawRun]:
             return self._run_in_lanes(pools, max(seconds, TRUSTED_SECONDS), payloads, trusted)
 
         def run_right(payloads: Sequence[bytes], trusted: bool = True) -> list[RawRun]:
-            # Not less than any program has: what comes of it holds for all that have the same tests.
-            return self._run_in_lanes(pools, max(seconds, self.timeout), payloads, len(payloads) == 1)
+            # What comes of it holds for all programs with the same tests, so it must not depend on how busy
+            # the machine is: the processor time is limited, and the clock only for programs that sleep.
+            cpu = max(seconds, self.timeout)
+            clock = max(cpu, TRUSTED_SECONDS)
+            return self._run_in_lanes(pools, clock, payloads, trusted=len(payloads) == 1, cpu=cpu)
 
         return run_tests, run_right
 

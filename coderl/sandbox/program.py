@@ -32,7 +32,8 @@ class Program:
             not Python is ignored.
         timeout: Seconds of wall time for all tests. None: the sandbox's.
         grading: How the verdict is reached. None: the sandbox's setting.
-        reference: A right program, if there is one. It tells which names are the program's.
+        reference: A right program, if there is one. It tells which names are the program's, and tests are
+            taken apart so that it passes where it passes in plain Python.
         harness: Whether inline grading gives it the streams and builtins that it has in
             bigcode-evaluation-harness, where that can decide whether it passes.
     """

@@ -128,8 +128,6 @@ class Canned(RolloutEngine):
 class Listed(Reward):
     """Gives the rewards in `REWARDS`; one of them is unknown."""
 
-    contrast = 1.0  # as the execution reward, which the expected gradient is made with
-
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
         return [math.nan, *flat(REWARDS)[1:]]
 
@@ -175,4 +173,4 @@ def test_the_overlong_penalty_lowers_the_reward_within_the_buffer(
     assert (got[1] == flat(REWARDS)[1]) is (buffer == 0)
     samples = [replace(s, completion=c) for s, c in zip(rollout.samples, completions, strict=True)]
     given = Rollout(samples, torch.tensor([math.nan, *expected[1:]]).view(3, 4))
-    close(module.gradient, run(llama, given).gradients[0])
+    close(module.gradient, run(llama, given, rewards=[Listed()]).gradients[0])

@@ -55,21 +55,30 @@ def test_each_row_has_a_line_and_faults_are_named(capsys: pytest.CaptureFixture[
     ]
     for words in (
         "its own solution does not pass, failed (test 1: wrong answer 1)",
-        "graded inline, not sealed: both of its sides are the program's: f(1) == f(1)",
+        "graded inline; no stronger way will do (sealed: both of its sides are the program's: f(1) == f(1)",
         "'test_list' is to be a list",
         "its task_id was used in own.jsonl:1",
         "6 rows in",
         "3 can be used; graded: 3 sealed, 1 inline",
     ):
         assert words in out, words
-    assert err.strip() == "coderl: error: 3 of 6 rows cannot be used: training leaves them out"
+    assert err.strip() == (
+        "coderl: error: 3 of 6 rows cannot be used: training leaves 1 out and refuses files with the other 2"
+    )
 
 
 def test_good_files_exit_with_0_and_each_is_read(capsys: pytest.CaptureFixture[str]) -> None:
     write("a.jsonl", [GOOD])
     write("b.jsonl", [GOOD, GOOD])
-    assert checked("a.jsonl", "b.jsonl") == 0
-    assert "3 rows in" in capsys.readouterr().out
+    assert checked("a.jsonl", "b.jsonl", "a.jsonl") == 0, "files may share ids"
+    assert "4 rows in" in capsys.readouterr().out
+
+
+def test_names_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    write("a.jsonl", [GOOD | {"task_id": "\x1b[31mred\nnext"}])
+    assert checked("a.jsonl") == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "\\x1b[31mred\\nnext" in out
 
 
 def test_mutants_show_what_the_tests_let_through(capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,9 +54,20 @@ def test_what_is_right_has_no_fault(made: Problem, sandbox: Sandbox) -> None:
 
 FAULTS = {
     "a test is not valid Python: .*'assert f\\('": problem(test_list=["assert f(1) == 2", "assert f("]),
-    "setup that is cut off|not valid Python": problem(test_setup_code="x = ("),
+    "its set-up code or imports are not Python: ": problem(test_setup_code="x = ("),
+    "its set-up code or imports are": problem(test_imports=["import math as"]),
     "check nothing": problem(test_list=[""]),
     "its tests check nothing": problem(test_list=["assert True", "pass"]),
+    "its tests check nothing: write": problem(test_list=["f(1) == 2", "print(f(1))"]),
+    "check nothing: write": problem(test_list=["assert (f(1) == 3, 'x')"]),
+    "nothing: a program passes": problem(test_list=["def test():\n    assert f(1) == 2"]),
+    "a program passes that only raises": problem(
+        test_list=["try:\n    assert f(1) == 2\nexcept Exception:\n    pass"]
+    ),
+    "passes that only raises": in_humaneval_form(
+        test="def check(candidate):\n    return\n    assert candidate(1) == 2"
+    ),
+    "only raises": in_humaneval_form(test="async def check(candidate):\n    assert candidate(1) == 2"),
     "does not define check": in_humaneval_form(test="assert f(1) == 2"),
     "tests check nothing: ": in_humaneval_form(test="def check(candidate):\n    pass"),
     "prompt is not Python": in_humaneval_form(prompt="Add one.", canonical_solution=RIGHT),
@@ -77,9 +88,24 @@ def test_what_is_at_fault_is_said(words: str, sandbox: Sandbox) -> None:
         raise UserError(line)
 
 
-def test_a_test_that_is_indented_as_a_whole_is_read(sandbox: Sandbox) -> None:
-    (found,) = look([problem(test_list=["    assert f(1) == 2\n    assert f(2) == 3\n"])], sandbox)
+@pytest.mark.parametrize(
+    "made",
+    [
+        problem(test_list=["    assert f(1) == 2\n    assert f(2) == 3\n"]),
+        in_humaneval_form(test="  def check(candidate):\n      assert candidate(1) == 2\n"),
+        problem(test_list=['assert f() == """a\n   \nb"""'], code="def f(): return 'a\\n   \\nb'"),
+    ],
+)
+def test_a_test_that_is_indented_as_a_whole_is_read_and_others_stay_as_they_are(
+    made: Problem, sandbox: Sandbox
+) -> None:
+    (found,) = look([made], sandbox)
     assert not found.fault and found.solution is not None and found.solution.outcome == "passed"
+
+
+def test_two_problems_with_one_id_are_both_looked_at(sandbox: Sandbox) -> None:
+    first, second = look([problem(), problem(code="def f(x): return x")], sandbox)
+    assert not first.fault and second.fault
 
 
 def test_plain_words_are_a_prompt_in_chat_form(sandbox: Sandbox) -> None:
@@ -100,7 +126,7 @@ def test_what_several_problems_share_is_said_once(sandbox: Sandbox) -> None:
 
 
 class Counting(ProgramRunner):
-    """Lets everything pass, and counts."""
+    """Lets everything pass but what only raises, and counts."""
 
     timeout = 1.0
 
@@ -113,7 +139,8 @@ class Counting(ProgramRunner):
 
     def run(self, programs: Sequence[Program]) -> list[Execution]:
         self.ran += len(programs)
-        return [Execution(self.outcome, 1, 1)] * len(programs)
+        raises = ["raise Nothing" in program.code for program in programs]
+        return [Execution("error" if only else self.outcome, 1, 1) for only in raises]
 
 
 def test_what_passed_is_not_run_again_unless_something_changed(tmp_path: Path) -> None:
@@ -128,17 +155,35 @@ def test_what_passed_is_not_run_again_unless_something_changed(tmp_path: Path) -
     assert ran(Counting("a")) == 0
     assert ran(Counting("b")) == 3, "other limits"
     assert ran(Counting("a"), [problem(code=RIGHT + "\n"), problem(2)]) == 1, "another solution"
+    assert ran(Counting("a"), [problem(code="")]) == 1, "without a solution one runs that only raises"
+    assert ran(Counting("a"), [problem(code="")]) == 0
+    assert ran(Counting("a"), [in_humaneval_form()]) == 2, "its solution and one that only raises"
     assert ran(Counting("")) == 3, "a runner that does not say what it depends on"
     assert ran(Counting("c", "failed")) == ran(Counting("c", "failed")) == 3, "failures are tried again"
     assert ran(Counting("a")) == 0
 
 
-@pytest.mark.parametrize("spoil", ["damaged", "folder", "unreadable"])
+def test_a_damaged_file_of_passes_is_written_anew(tmp_path: Path) -> None:
+    path = tmp_path / "passes.sqlite"
+    path.write_bytes(b"no database" * 500)
+    runner = Counting("a")
+    for _ in range(4):
+        look([problem()], runner, kept=KeptPasses(path))
+    assert runner.ran == 1, "the damaged file is removed at once"
+
+
+def test_without_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CODERL_CACHE_DIR", "~nobody-of-this-name/cache")
+    runner = Counting("a")
+    for _ in range(2):
+        look([problem()], runner, kept=KeptPasses())
+    assert runner.ran == 2
+
+
+@pytest.mark.parametrize("spoil", ["folder", "unreadable"])
 def test_a_file_of_passes_that_cannot_be_used_costs_only_time(spoil: str, tmp_path: Path) -> None:
     path = tmp_path / "passes.sqlite"
-    if spoil == "damaged":
-        path.write_bytes(b"no database" * 500)
-    elif spoil == "folder":
+    if spoil == "folder":
         path.mkdir()
     else:
         path = Path("/proc/nothing/passes.sqlite")
@@ -154,17 +199,45 @@ def test_the_file_of_passes_is_a_database_of_hashes(tmp_path: Path) -> None:
     assert [len(key) for (key,) in sqlite3.connect(path).execute("SELECT key FROM passes")] == [64]
 
 
-def test_a_grading_that_a_problem_does_not_allow_names_its_line(sandbox: Sandbox) -> None:
+@pytest.mark.parametrize("code", ["def f(x): return 1", ""])
+def test_a_grading_that_a_problem_does_not_allow_names_its_line(code: str) -> None:
     with (
         Sandbox(workers=1, grading="sealed", allow_weak_isolation=True) as sealed,
         pytest.raises(UserError, match=r"own.jsonl:7: .*f\(1\) == f\(2\).*use grading: auto"),
     ):
-        look([problem(3), problem(7, task_id="x", test_list=["assert f(1) == f(2)"])], sealed)
+        look([problem(3), problem(7, code=code, test_list=["assert f(1) == f(2)"])], sealed)
 
 
-def test_an_infrastructure_error_is_no_fault() -> None:
-    (found,) = look([problem()], Counting("a", "infra_error"))
+def test_an_infrastructure_error_is_no_fault_and_is_not_kept(tmp_path: Path) -> None:
+    kept = KeptPasses(tmp_path / "passes.sqlite")
+    (found,) = look([problem()], Counting("a", "infra_error"), kept=kept)
     assert not found.fault
+    runner = Counting("a")
+    look([problem()], runner, kept=kept)
+    assert runner.ran == 1
+
+
+# --- under load, what decides how programs are graded must not change
+
+OBJECTS = """import time
+
+class Same:
+    def __init__(self, x): self.x = x
+    def __eq__(self, other): return other == self.x
+
+def f(x):
+    until = time.process_time() + 0.4
+    while time.process_time() < until: pass
+    return Same(x)
+"""
+
+
+def test_a_busy_machine_does_not_change_how_programs_are_graded() -> None:
+    """Eight lanes on few cores: each solution needs 0.4 s of processor time and has 1 s on the clock."""
+    problems = [problem(n, code=OBJECTS + f"# {n}", test_list=[f"assert f({n}) == {n}"]) for n in range(12)]
+    with Sandbox(workers=8, timeout=1.0, allow_weak_isolation=True) as crowded:
+        found = look(problems, crowded)
+    assert [one.fault for one in found] == [""] * 12
 
 
 # --- before a fit

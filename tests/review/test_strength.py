@@ -46,13 +46,14 @@ def test_changes_are_counted_as_plain_python_judges_them(tests: list[str], sandb
 
 
 def test_one_test_lets_a_constant_through_and_two_do_not(sandbox: Sandbox) -> None:
-    one, two = (
-        problem(code=SIGN, test_list=tests) for tests in (["assert f(3) == 1"], ["assert f(3) == 1"] * 2)
-    )
+    one = problem(code=SIGN, test_list=["assert f(3) == 1"])
     two = problem(2, code=SIGN, test_list=["assert f(3) == 1", "assert f(-3) == -1"])
     first, second = measure(look([one, two], sandbox), sandbox, 3)
     assert (first.trivial, second.trivial) == (("return 1",), ())
     assert first.weak
+
+
+NONE_AND_ARGUMENT = ["pass", "return None", "return the argument"]
 
 
 @pytest.mark.parametrize(
@@ -61,13 +62,30 @@ def test_one_test_lets_a_constant_through_and_two_do_not(sandbox: Sandbox) -> No
         (problem(), ["pass", "return None", "return the argument", "return 2"]),
         (in_humaneval_form(), ["pass", "return None", "return the argument", "return 2"]),
         (problem(test_list=["assert f(2)"]), ["pass", "return None", "return the argument", "return True"]),
-        (problem(code=""), ["pass"]),
+        (problem(code=""), ["pass", "return None", "return the argument", "return 2"]),
+        (
+            problem(test_list=["import math\nassert math.isclose(f(1), 2.5)"]),
+            [*NONE_AND_ARGUMENT, "return 2.5"],
+        ),
+        (problem(test_list=["assert 1 == 1"]), ["pass"]),
     ],
 )
 def test_trivial_programs_are_made_of_the_functions_that_the_tests_call(
     made: Problem, names: list[str]
 ) -> None:
     assert list(trivial_programs(made)) == names
+
+
+def test_what_the_prompt_defines_is_not_changed(sandbox: Sandbox) -> None:
+    helper = "def unused(x):\n    return x * 2 + 1 - 3\n\n\n"
+    made = in_humaneval_form(prompt=f'{helper}def f(x):\n    """One more."""\n')
+    (strength,) = measure(look([made], sandbox), sandbox, 100)
+    assert (strength.caught, strength.survivors) == (5, ())
+
+
+def test_what_runs_only_as_a_script_is_not_changed() -> None:
+    source = "def f(x):\n    return x\n\nif __name__ == '__main__':\n    print(f(1) + 2)"
+    assert all("print(f(1) + 2)" in code for code in mutants(source, 50))
 
 
 def test_a_problem_at_fault_is_not_tried(sandbox: Sandbox) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from coderl.commands.execute.rows import read_rows
 from coderl.problems import Embedded
 from coderl.problems.mutants import mutants
 from coderl.sandbox import Program, Sandbox
@@ -62,6 +63,13 @@ def humaneval() -> Iterator[Named]:
 
 def honest() -> Iterator[Named]:
     return ((row["name"], program(row)) for row in HONEST if runs_here(row))
+
+
+def of_files(paths: Sequence[Path]) -> Iterator[Named]:
+    """Rows of ``coderl execute``, without those that attack."""
+    for path in paths:
+        for row in read_rows(str(path)):
+            yield f"{path.name}:{row.id}", row.program
 
 
 def with_mutants(named: Sequence[Named], count: int, seed: int) -> list[Named]:
@@ -173,9 +181,11 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, default=os.environ.get("CODERL_DATA_DIR"), help="folder of mbpp.jsonl"
     )
+    parser.add_argument("--rows", type=Path, nargs="*", default=[], help="files of `coderl execute`")
     chosen = parser.parse_args()
     sources = {"embedded": embedded(), "humaneval": humaneval(), "honest": honest()}
     sources |= {"mbpp": mbpp(chosen.data)} if chosen.data else {}
+    sources |= {"rows": of_files(chosen.rows)} if chosen.rows else {}
     wrong = 0
     for name, source in sources.items():
         began = time.monotonic()

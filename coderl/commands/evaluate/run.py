@@ -61,15 +61,15 @@ def load_tasks(names: str, limit: int | None, timeout: float | None) -> list[Tas
 
 
 def warn_of_faults(tasks: Sequence[Task], runner: ProgramRunner, chat: bool) -> None:
-    """Name the problems of one's own files that no program can pass, or whose own solution does not.
+    """Name the problems of one's own files whose tests or solutions are at fault.
 
-    They count like the others: what a score is the share of must not depend on what was found.
+    They count like the others, so that scores are shares of the same problems for everybody.
     """
     for task in tasks:
         if task.name not in TASKS:
             found = look(task.problems, runner, "chat" if chat else "completion", KeptPasses(), task.name)
             for line in summary_lines(found):
-                print(f"{task.name}: counted, though hardly a program can pass: {line}", file=sys.stderr)
+                print(f"{task.name}: counted all the same: {line}", file=sys.stderr)
 
 
 def score_generations(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from coderl.errors import UserError
 from coderl.files import STDIO, read_json_lines
+from coderl.problems.rows import unindented
 from coderl.sandbox import Program
 from coderl.sandbox.checks.base import BadTests, parse
 
@@ -70,13 +70,12 @@ def _program(fields: dict[str, Any], where: str) -> Program:
     if tests is not None:
         if not isinstance(tests, list) or not all(isinstance(test, str) for test in tests):
             raise UserError(f"{where}: field 'tests' is to be a list of strings, each an assert; {FORMS}")
-        # A test that was cut out of a function is indented as a whole.
-        tests = tuple(map(textwrap.dedent, tests))
+        tests = tuple(map(unindented, tests))
         _require_python(where, setup, *tests)
         return Program(code, tests, setup, reference=_text(fields, "reference", where, ""))
     if fields.get("test") is None:
         raise UserError(f"{where}: there is neither 'tests' nor 'test'; {FORMS}")
-    test = _text(fields, "test", where)
+    test = unindented(_text(fields, "test", where))
     _require_python(where, test)
     return Program(
         code,

@@ -50,6 +50,10 @@ class Unsuitable(Exception):
     """
 
 
+class LostRun(Exception):
+    """A run that says nothing, through no fault of what was run."""
+
+
 class BadTests(UserError):
     """The tests are not Python, so that no program passes them."""
 
@@ -64,7 +68,7 @@ class Shared(Protocol):
         """Run a payload in a lane without a candidate, with time to spare."""
 
     def run_right(self, payloads: Sequence[bytes], trusted: bool = True) -> list[RawRun]:
-        """Run the payloads of a right program, with the time that any program has."""
+        """Run the payloads of a right program, with as much of the processor as any program."""
 
 
 class Alone:
@@ -157,6 +161,18 @@ class Check(ABC):
             return ("passed", tally.passed, "") if self.total else ("failed", 0, "there are no tests")
         outcome, message = tally.failure or ("failed", "")
         return outcome, tally.passed, message
+
+
+def tried(check: Check, shared: Shared) -> Outcome:
+    """The verdict on a right program, on which the grading of all others may depend.
+
+    Raises:
+        LostRun: There is none. Nothing may be concluded from that.
+    """
+    result = check.grade(shared.run_right, "A")
+    if result.outcome == "infra_error":
+        raise LostRun(f"a right program could not be run: {result.message}")
+    return result.outcome
 
 
 @dataclass(slots=True)

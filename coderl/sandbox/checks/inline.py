@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING
 
-from coderl.sandbox.checks.base import Check, Tally, count_reports, parse
+from coderl.sandbox.checks.base import Check, Tally, count_reports, parse, tried
 from coderl.sandbox.checks.claims import asks_nothing
 from coderl.sandbox.inside.codec import TRUSTED, encode
 
@@ -55,7 +55,7 @@ class Inline(Check):
 
 def passes_inline(program: Program, shared: Shared) -> bool:
     """Whether a trusted program passes in plain Python."""
-    return Inline(program, shared).grade(shared.run_right, "A").outcome == "passed"
+    return tried(Inline(program, shared), shared) == "passed"
 
 
 def _ask_nothing(tests: tuple[str, ...]) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from coderl.sandbox.checks.base import Check, Tally, Unsuitable, quiet, safe, show, wrong_answer
+from coderl.sandbox.checks.base import Check, Tally, Unsuitable, quiet, safe, show, tried, wrong_answer
 from coderl.sandbox.checks.cut import Cut, cut
 from coderl.sandbox.checks.inline import passes_inline
 from coderl.sandbox.compare import Expectation
@@ -94,7 +94,7 @@ def _wrongly_refused(program: Program, made: Plan, shared: Shared) -> set[str]:
     """The places where a right program is refused that passes in plain Python."""
     right = replace(program, code=program.reference)
     check = Partly(right, shared, made)
-    if check.grade(shared.run_right, "A").outcome == "passed" or not check.wrong:
+    if tried(check, shared) == "passed" or not check.wrong:
         return set()
     return check.wrong if passes_inline(right, shared) else set()
 
