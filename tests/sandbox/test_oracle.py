@@ -32,7 +32,7 @@ APART = {
     "HumanEval/50": "its tests use encode_shift of the prompt, and do not believe a mutant's",
     "HumanEval/32": "its tests draw random polynomials: a wrong program passes by chance, and not each time",
     "check_with_helpers": "its tests use is_even of the prompt, and do not believe a mutant's",
-    "deep_recursion_in_thread": "a mutant that does not wait for its thread passes by chance, and not each time",
+    "deep_recursion_in_thread": "a mutant that does not wait for its thread passes by chance",
 }
 """Problems whose mutants are judged otherwise, and why."""
 
