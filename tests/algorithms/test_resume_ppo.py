@@ -64,11 +64,16 @@ class Passing(Reward):
 
 
 class ByText(Sandbox):
-    """Lets programs pass by their text, so that some problems have mixed outcomes and some have none."""
+    """Lets programs pass by their text, so that some problems have mixed outcomes and some have none.
+
+    Those that only raise, with which problems are looked at before a fit, do not.
+    """
 
     def run(self, programs: Sequence[Program], progress: Any = False) -> list[Execution]:
         return [
-            Execution("passed", 1, 1) if len(program.code) % 3 == 0 else Execution("failed", 0, 1)
+            Execution("passed", 1, 1)
+            if len(program.code) % 3 == 0 and "raise Nothing" not in program.code
+            else Execution("failed", 0, 1)
             for program in programs
         ]
 
