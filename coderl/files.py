@@ -14,6 +14,7 @@ import tempfile
 import zlib
 from contextlib import contextmanager, nullcontext, suppress
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from coderl.errors import UserError
@@ -21,10 +22,20 @@ from coderl.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
 STDIO = "-"
 """The path that stands for standard input or output."""
+
+
+def cache_folder() -> Path:
+    """Where things are kept that can be made again: ``$CODERL_CACHE_DIR``, else ``~/.cache/coderl``.
+
+    Raises:
+        RuntimeError: This user has no home.
+    """
+    if given := os.environ.get("CODERL_CACHE_DIR"):
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "coderl"
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:

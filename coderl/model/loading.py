@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from copy import copy
 from importlib import resources
 from pathlib import Path
@@ -15,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from coderl.errors import UsageError, UserError, named_line
-from coderl.files import replacing_folder
+from coderl.files import cache_folder, replacing_folder
 from coderl.model.architectures import auto_class
 from coderl.types import ComputeDtype, Quantization
 
@@ -121,12 +120,6 @@ def resolve(model: str, gguf_file: str | None = None) -> str:
     return str(path) if path.is_dir() else model
 
 
-def cache_dir() -> Path:
-    """``$CODERL_CACHE_DIR``, else ``coderl`` in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "coderl"
-    return Path(os.environ.get("CODERL_CACHE_DIR", default))
-
-
 def _converted(folder: Path, gguf_file: str) -> Path:
     """Folder of the plain checkpoint converted from a GGUF file: once per content, whole or not at all."""
     source = folder / gguf_file
@@ -135,7 +128,7 @@ def _converted(folder: Path, gguf_file: str) -> Path:
         raise UserError(f"gguf_file {gguf_file} is not in {folder}: GGUF files there: {found}")
     stat = source.stat()  # stands for the content: hashing gigabytes would take longer than loading them
     key = hashlib.sha256(f"{source.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:16]
-    target = cache_dir() / f"{source.stem}-{key}"
+    target = cache_folder() / f"{source.stem}-{key}"
     if not (target / "config.json").is_file():
         log.info("converting %s to a plain checkpoint, once, in %s", gguf_file, target)
         fix = "free the space, or set CODERL_CACHE_DIR to another folder"

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import sqlite3
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from coderl.files import cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from coderl.sandbox.program import Program
 
-CACHE_DIR = "CODERL_CACHE_DIR"
 _AT_A_TIME = 500
 """Keys in one question: fewer than SQLite takes."""
 
@@ -29,12 +29,12 @@ class KeptPasses:
     time and no more: everything is run again. A damaged one is written anew.
 
     Args:
-        path: The file. None: ``passes.sqlite`` in ``$CODERL_CACHE_DIR``, by default ``~/.cache/coderl``.
+        path: The file. None: ``passes.sqlite`` in :func:`~coderl.files.cache_folder`.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         try:
-            self.path: Path | None = path or _cache_folder() / "passes.sqlite"
+            self.path: Path | None = path or cache_folder() / "passes.sqlite"
         except RuntimeError as error:  # there is no home
             log.debug("nothing is kept: %s", error)
             self.path = None
@@ -77,9 +77,3 @@ def _damaged(error: sqlite3.DatabaseError) -> bool:
 def key_of(programs: Iterable[Program], identity: str) -> str:
     """The hash of programs with their tests and all that their verdicts depend on, 64 hexadecimal digits."""
     return hashlib.sha256(repr((identity, *programs)).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _cache_folder() -> Path:
-    if given := os.environ.get(CACHE_DIR):
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "coderl"

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from coderl.errors import UserError
+from coderl.files import cache_folder
 from coderl.model import loading
 from coderl.model.adapters import LoRA
 from coderl.model.policy import Policy
@@ -54,8 +55,8 @@ def smollm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
 @pytest.mark.slow
 def test_a_gguf_file_is_converted_once(smollm: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, first = smollm
-    assert Path(first).parent == loading.cache_dir()
-    assert [path.name for path in loading.cache_dir().iterdir()] == [Path(first).name]
+    assert Path(first).parent == cache_folder()
+    assert [path.name for path in cache_folder().iterdir()] == [Path(first).name]
     monkeypatch.setattr(loading, "_convert", lambda *_: pytest.fail("converted again"))
     start = time.monotonic()
     assert loading.resolve(folder, GGUF) == first
@@ -128,9 +129,9 @@ def test_a_hub_id_is_left_as_it_is_and_the_embedded_model_is_a_folder() -> None:
 def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("CODERL_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert loading.cache_dir() == tmp_path / "coderl"
+    assert cache_folder() == tmp_path / "coderl"
     monkeypatch.setenv("CODERL_CACHE_DIR", str(tmp_path / "mine"))
-    assert loading.cache_dir() == tmp_path / "mine"
+    assert cache_folder() == tmp_path / "mine"
 
 
 def test_a_cpu_computes_in_float32_unless_another_dtype_is_set() -> None:
