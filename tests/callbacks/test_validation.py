@@ -178,7 +178,12 @@ def rows(path: Path, count: int) -> Path:
     """A file of problems in MBPP form that are not in the tiny source."""
     text = "Write a function that adds {} to the double of its argument and says so."
     lines = [
-        {"task_id": i, "text": text.format(i), "test_list": [f"assert f(1) == {2 + i}"], "code": "x"}
+        {
+            "task_id": i,
+            "text": text.format(i),
+            "test_list": [f"assert f(1) == {2 + i}"],
+            "code": f"def f(x): return 2 * x + {i}",
+        }
         for i in range(count)
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
