@@ -16,7 +16,7 @@ ROWS := $(wildcard ../shared/cases/grading/K*.jsonl ../shared/cases/grading/R1*.
 # Each worker takes a file of tests at a time: fixtures of a file are made once.
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
-.PHONY: help quickstart test test-fast oracle check format house clean
+.PHONY: help quickstart test test-fast oracle bench-step check format house clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,15 @@ test-fast: $(VENV)/.dev ## The tests of every package but the slow ones: what on
 oracle: $(VENV)/.dev ## Compare verdicts with plain Python's: all problems at hand, ten mutants of each.
 	$(BIN)/python -m tests.sandbox.test_oracle --rows $(ROWS)
 
+# What a step is measured beside, in an environment of its own: TRL is no dependency.
+.venv-trl/.installed: constraints.txt
+	$(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt trl==1.16.0 torch peft
+	touch $@
+
+bench-step: $(VENV)/.dev .venv-trl/.installed ## A GRPO step beside TRL's, on an idle machine.
+	$(BIN)/python -m tests.benchmarks.bench_step --trl .venv-trl/bin/python
+
 check: $(VENV)/.dev ## Formatting, lint and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -58,5 +67,5 @@ house: $(VENV)/.dev ## Count how the package is laid out: rooms, imports, circle
 	$(BIN)/python -m tests.project.house
 
 clean: ## Remove what was built, the virtual environment included; checkpoints stay.
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-trl build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -136,6 +136,7 @@ class Experience:
             where ``mask`` is false. Losses sum over them and never normalize again.
         advantages: ``[B, T]`` float, zero where ``mask`` is false.
         finished: ``[B]`` bool, false where the completion was cut off at the length limit.
+        prompt: ``[B]`` int64, the same number for rows with the same prompt.
         old_logprobs: ``[B, T]`` float, or None where the update is strictly on-policy.
         ref_logprobs: ``[B, T]`` float, or None where no KL term needs them.
         sampler_logprobs: ``[B, T]`` float, as the rollout engine reported them.
@@ -153,6 +154,7 @@ class Experience:
     weights: Tensor
     advantages: Tensor
     finished: Tensor
+    prompt: Tensor
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
     sampler_logprobs: Tensor | None = None
@@ -189,5 +191,18 @@ class Experience:
             getattr(self, name)[place] = values.to(self.ids.device)
 
     def chunks(self, rows: Tensor, size: int) -> tuple[Tensor, ...]:
-        """The given rows, at most ``size`` at a time, sorted by length so that little is padding."""
-        return rows[self.attention[rows].sum(dim=1).argsort(stable=True)].split(size) if len(rows) else ()
+        """The given rows, at most ``size`` at a time.
+
+        Rows with the same prompt stay together, since it is read once for all in a chunk; apart from that
+        they are sorted by length, so that little is padding.
+        """
+        if not len(rows):
+            return ()
+        lengths, prompts = self.attention[rows].sum(dim=1).tolist(), self.prompt[rows].tolist()
+        longest: dict[int, int] = {}
+        for prompt, length in zip(prompts, lengths, strict=True):
+            longest[prompt] = max(length, longest.get(prompt, 0))
+        keys = [(longest[p], p, length) for p, length in zip(prompts, lengths, strict=True)]
+        order = sorted(range(len(rows)), key=keys.__getitem__)
+        chunks: tuple[Tensor, ...] = rows[order].split(size)
+        return chunks

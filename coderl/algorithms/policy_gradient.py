@@ -30,7 +30,7 @@ from coderl.algorithms.step import Meter, Rollout
 from coderl.errors import UsageError, UserError
 from coderl.evaluation import Evaluation, EvaluationSettings, Evaluator, Ranks, Task
 from coderl.model.logprobs import EntropyMode, Scores
-from coderl.model.padding import pad_rows, spread
+from coderl.model.padding import pad_rows, prompt_numbers, spread
 from coderl.model.policy import Policy
 from coderl.model.provenance import prior_training
 from coderl.problems import prompts
@@ -395,6 +395,7 @@ class PolicyGradient(PolicyModule, ABC):
             weights,
             torch.zeros_like(weights),
             finished,
+            prompt_numbers([c.prompt_ids for c in completions]),
             sampler_logprobs=sampler_logprobs,
         )
 

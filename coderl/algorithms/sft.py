@@ -8,7 +8,7 @@ from torch import Tensor
 from coderl.algorithms.base import PolicyModule, Schedule
 from coderl.algorithms.losses import token_weights
 from coderl.errors import UserError
-from coderl.model.padding import pad_rows
+from coderl.model.padding import pad_rows, prompt_numbers
 from coderl.model.policy import Policy
 from coderl.types import Experience, Problem
 
@@ -80,14 +80,16 @@ class SFT(PolicyModule):
 
     def experience(self, problems: list[Problem]) -> Experience:
         """Problems and solutions as rows; the weights average the loss over all ranks' solution tokens."""
+        prompts = [self.policy.encode(p) for p in problems]
         ids, attention, mask = pad_rows(
-            [self.policy.encode(p) for p in problems],
+            prompts,
             [self.encode_solution(p) for p in problems],
             int(self.policy.tokenizer.pad_token_id),
         )
         weights = token_weights(mask, "dapo", self.max_new_tokens, self.mean_over_ranks)
         # SFT has no advantages: the column is filled, and not read.
-        return Experience(ids, attention, mask, weights, mask.float(), finished=mask.any(dim=1))
+        finished, numbers = mask.any(dim=1), prompt_numbers(prompts)
+        return Experience(ids, attention, mask, weights, mask.float(), finished, numbers)
 
     def _negative_log_likelihood(self, batch: Experience) -> Tensor:
         logprobs = self.policy.score(batch.ids, batch.attention, batch.mask, temperature=1.0).logprobs

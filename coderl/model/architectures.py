@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from coderl.errors import UserError
+from coderl.model import shared_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -78,8 +79,16 @@ def hidden_states(model: PreTrainedModel, ids: Tensor, attention: Tensor, mask: 
         mask: ``[B, T]`` bool, in each row true at its whole completion or nowhere. Only an encoder-decoder
             model needs it: all completions must start in one column then.
     """
+    # The first column of the completions; all of a batch start in one.
+    border = int(mask.any(dim=0).long().argmax())
     if model.config.is_encoder_decoder:
-        return _decoded(model, ids, attention, mask)
+        return _decoded(model, ids, attention, border or ids.shape[1])
+    if border and shared_prompts.can_share(model):
+        prompts = shared_prompts.distinct_prompts(ids, attention, border)
+        if len(prompts.ids) < len(ids):
+            states = shared_prompts.hidden_states(model, ids, attention, border, prompts)
+            if states is not None:
+                return states
     # Positions count attended tokens: so padding on either side changes nothing.
     positions = (attention.long().cumsum(dim=1) - 1).clamp(min=0)
     output = model.base_model(
@@ -88,19 +97,18 @@ def hidden_states(model: PreTrainedModel, ids: Tensor, attention: Tensor, mask: 
     return output.last_hidden_state  # type: ignore[no-any-return]
 
 
-def _decoded(model: PreTrainedModel, ids: Tensor, attention: Tensor, mask: Tensor) -> Tensor:
+def _decoded(model: PreTrainedModel, ids: Tensor, attention: Tensor, border: int) -> Tensor:
     # T5's position biases depend on distances only, so left padding of prompts changes nothing. Completions
     # are padded on the right, which a causal decoder never sees: it needs no mask.
-    border = int(mask.any(dim=0).long().argmax()) or ids.shape[1]
     first = decoder_start(model)
     assert first is not None
     start = torch.full_like(ids[:, :1], first)
-    prompt_attention = attention[:, :border].long()
-    prompt = model.get_encoder()(input_ids=ids[:, :border], attention_mask=prompt_attention).last_hidden_state
+    prompts = shared_prompts.distinct_prompts(ids, attention, border)
+    read = model.get_encoder()(input_ids=prompts.ids, attention_mask=prompts.attention.long())
     answer = model.get_decoder()(
         input_ids=torch.cat([start, ids[:, border:]], dim=1),
-        encoder_hidden_states=prompt,
-        encoder_attention_mask=prompt_attention,
+        encoder_hidden_states=read.last_hidden_state[prompts.row],
+        encoder_attention_mask=prompts.attention[prompts.row].long(),
         use_cache=False,
     ).last_hidden_state
     # The start token takes the place of the prompt's last one: the state there chooses the first token.

@@ -46,6 +46,12 @@ def pad_rows(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[in
     return Padded(ids, attention, mask)
 
 
+def prompt_numbers(prompts: Sequence[Sequence[int]]) -> Tensor:
+    """``[B]`` int64, the same number for equal prompts, counted from 0 as they come."""
+    numbers: dict[tuple[int, ...], int] = {}
+    return torch.tensor([numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts])
+
+
 def spread(values: Sequence[Sequence[float]], mask: Tensor) -> Tensor:
     """Per-token values of each row, placed where ``mask`` is true: ``[B, T]`` float32, zero elsewhere."""
     out = torch.zeros(mask.shape, dtype=torch.float32)

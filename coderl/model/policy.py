@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from coderl.errors import UsageError, UserError
-from coderl.model import adapters, architectures, loading, tokenization
+from coderl.model import adapters, architectures, loading, shared_prompts, tokenization
 from coderl.model.adapters import LoRA
 from coderl.model.logprobs import EntropyMode, Scores, ValueHead, Values, token_scores, values_of
 from coderl.problems import prompts
@@ -136,6 +136,7 @@ class Policy(nn.Module):
                 or self.base.gradient_checkpointing_enable
             )
             enable({"use_reentrant": False})
+            shared_prompts.keep_cache(self.base)
             self.base.enable_input_require_grads()
         self.train(self.training)
 

@@ -1,0 +1,163 @@
+"""A prompt that rows share is read once, and nothing that is computed changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from coderl.model import architectures, shared_prompts
+from coderl.model.padding import Padded, pad_rows, prompt_numbers
+from coderl.model.policy import Policy
+from coderl.types import Experience
+from tests.support import tiny
+
+pytestmark = pytest.mark.slow
+
+FAMILIES = list(tiny.FAMILIES)
+
+
+def rows(group: int, lengths: tuple[int, ...], seed: int = 0, longest: int = 9) -> Padded:
+    """Groups of random completions to random prompts of these lengths."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(count: int) -> list[int]:
+        return torch.randint(5, 200, (count,), generator=generator).tolist()
+
+    prompts = [prompt for prompt in map(drawn, lengths) for _ in range(group)]
+    sizes = torch.randint(1, longest, (len(prompts),), generator=generator).tolist()
+    return pad_rows(prompts, [drawn(size) for size in sizes], 0)
+
+
+def whole(patch: pytest.MonkeyPatch) -> None:
+    """Let every row be read whole."""
+    patch.setattr(shared_prompts, "can_share", lambda _: False)
+
+
+def gradient(policy: Policy, batch: Padded, size: int, values: bool = False) -> dict[str, Tensor]:
+    """The gradient of all that scoring gives, summed over micro-batches."""
+    policy.zero_grad()
+    for part in torch.arange(len(batch.ids)).split(size):
+        ids, attention, mask = (column[part] for column in batch)
+        scores = policy.score(ids, attention, mask, 0.7, "gradient", values)
+        assert scores.entropy is not None
+        weights = torch.linspace(-1.0, 2.0, scores.logprobs.shape[1])
+        loss = ((scores.logprobs + 0.3 * scores.entropy) * weights).sum()
+        if scores.critic is not None:
+            loss = loss + (scores.critic.values * weights).sum() + scores.critic.final.sum()
+        loss.backward()
+    return {name: p.grad.clone() for name, p in policy.trainable().items() if p.grad is not None}
+
+
+def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in other.items():
+        torch.testing.assert_close(one[name], value, atol=2e-5 * float(value.abs().max()) + 1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_are_those_of_rows_that_are_read_whole(
+    family: str, checkpointing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny.checkpoint(tmp_path / "model", family)
+    policy = tiny.policy(folder, family, gradient_checkpointing=checkpointing).train()
+    policy.add_critic(own_adapter=False)
+    assert policy.critic is not None
+    torch.nn.init.normal_(policy.critic.linear.weight)
+    tiny.stir(policy)
+    for seed, (group, lengths) in enumerate([(4, (3, 9, 14)), (2, (1, 6)), (7, (5,)), (1, (4, 4, 8))]):
+        batch = rows(group, lengths, seed)
+        with monkeypatch.context() as patch:
+            whole(patch)
+            want = gradient(policy, batch, len(batch.ids), values=True)
+        for size in (len(batch.ids), 3):  # a micro-batch of 3 cuts through groups
+            assert_equal(gradient(policy, batch, size, values=True), want)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_prompt_goes_through_the_model_once(family: str, tmp_path: Path) -> None:
+    policy = tiny.policy(tiny.checkpoint(tmp_path / "model", family), family)
+    read: list[int] = []
+    for module in policy.base.modules():
+        if isinstance(module, torch.nn.Embedding) and module.num_embeddings == policy.base.config.vocab_size:
+            module.register_forward_hook(lambda _, given, __: read.append(given[0].numel()))
+    batch = rows(5, (11, 11))
+    border = 11
+    policy.score(*batch, 1.0)
+    starts = 10 if family == "t5" else 0  # its decoder reads a start token
+    assert sum(read) == 2 * border + 10 * (batch.ids.shape[1] - border) + starts
+
+
+def test_what_stands_under_padding_does_not_make_another_prompt() -> None:
+    batch = rows(3, (4, 7))
+    odd = torch.where(batch.attention, batch.ids, torch.arange(6)[:, None])
+    prompts = shared_prompts.distinct_prompts(odd, batch.attention, 7)
+    assert len(prompts.ids) == 2
+    assert [int(i) for i in prompts.row] in ([0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0])
+
+
+SHAPE = {
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+}
+GPT = {"vocab_size": 256, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 256}
+OTHERS: dict[str, dict[str, Any]] = {
+    "gpt2": GPT,
+    "gpt_bigcode": GPT,
+    "gpt_neox": SHAPE,
+    "codegen": GPT | {"rotary_dim": 8},
+    "bloom": {"vocab_size": 256, "hidden_size": 64, "n_layer": 3, "n_head": 4},
+    "mistral": SHAPE | {"sliding_window": 8},
+    "gemma2": SHAPE | {"sliding_window": 8},
+    "gemma3_text": SHAPE | {"sliding_window": 8},
+    "phi3": SHAPE | {"sliding_window": 8, "bos_token_id": 1, "eos_token_id": 2},
+    "qwen2": SHAPE | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    "qwen3": SHAPE,
+    "mixtral": SHAPE | {"num_local_experts": 4},
+    # What these remember of a prompt is more than keys and values: their rows are read whole.
+    "mamba": {"vocab_size": 256, "hidden_size": 64, "num_hidden_layers": 2},
+    "recurrent_gemma": SHAPE,
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", OTHERS)
+def test_states_of_other_families_are_those_of_rows_that_are_read_whole(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **OTHERS[kind])).eval()
+    ids, attention, mask = rows(4, (3, 14, 21), longest=14)
+    needed = mask | torch.nn.functional.pad(mask[:, 1:], (0, 1))
+    with torch.no_grad():
+        got = architectures.hidden_states(model, ids, attention, mask)[needed]
+        whole(monkeypatch)
+        want = architectures.hidden_states(model, ids, attention, mask)[needed]
+    torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-5)
+
+
+def test_chunks_keep_the_rows_of_a_prompt_together() -> None:
+    prompts = [[1] * 3] * 3 + [[2] * 3] * 3 + [[3] * 3] * 3
+    sizes = [9, 1, 4, 3, 2, 8, 5, 6, 7]
+    ids, attention, mask = pad_rows(prompts, [[9] * size for size in sizes], 0)
+    numbers = prompt_numbers(prompts)
+    batch = Experience(ids, attention, mask, mask.float(), mask.float(), mask.any(dim=1), numbers)
+    chunks = batch.chunks(torch.arange(9), 4)
+    assert [len(chunk) for chunk in chunks] == [4, 4, 1]
+    order = torch.cat(chunks).tolist()
+    assert sorted(order) == list(range(9))
+    assert [row // 3 for row in order] == [2] * 3 + [1] * 3 + [0] * 3, "by the longest of each"
+    assert order[6:] == [1, 2, 0], "by length within a prompt"
+    assert batch.chunks(torch.tensor([], dtype=torch.long), 4) == ()
