@@ -15,6 +15,7 @@ from coderl import launcher
 from coderl.algorithms import distributed, rng
 from coderl.data import CodeDataModule
 from coderl.errors import UsageError, UserError
+from coderl.model.allocator import keep_freed_memory
 from coderl.model.provenance import prior_training
 from coderl.problems.contamination import merge_records
 
@@ -149,6 +150,8 @@ class PolicyModule(LightningModule):
             UsageError: The strategy shards the weights, the trainer changes their precision, or a launcher
                 started another number of processes than the trainer uses.
         """
+        if stage == "fit" and self.trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
         launched = launcher.launched()
         if launched and launched[1] != self.trainer.world_size:
             raise UsageError(
