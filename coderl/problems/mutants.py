@@ -41,6 +41,8 @@ _CALLS = {
     "append": "extend",
 }
 
+_BLOCKS = ("body", "orelse")
+
 Edit = tuple[ast.AST, str, object]
 """A node, one of its fields, and the value that the field is given."""
 
@@ -65,8 +67,8 @@ def mutants(source: str, count: int, seed: int = 0, first_line: int = 1) -> list
     edits = [
         edit
         for node in _nodes(tree)
-        for edit in _edits(node)
-        if isinstance(node, ast.Module) or getattr(node, "lineno", first_line) >= first_line
+        for edit in (*_own_edits(node), *_removals(node, first_line))
+        if edit[1] in _BLOCKS or getattr(node, "lineno", 0) >= first_line
     ]
     random.Random(seed).shuffle(edits)
     found: dict[str, None] = {}
@@ -96,8 +98,8 @@ def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
     yield tree
 
 
-def _edits(node: ast.AST) -> Iterator[Edit]:
-    """The changes that can be made to one node."""
+def _own_edits(node: ast.AST) -> Iterator[Edit]:
+    """The changes that can be made to one node itself."""
     if isinstance(node, ast.Compare):
         for other in _COMPARISONS.get(type(node.ops[0]), ()):
             yield node, "ops", [other(), *node.ops[1:]]
@@ -117,13 +119,17 @@ def _edits(node: ast.AST) -> Iterator[Edit]:
             yield node, "func", ast.Name(_CALLS[node.func.id], ast.Load())
         if len(node.args) > 1:
             yield node, "args", node.args[::-1]
-    for field in ("body", "orelse"):
-        part = getattr(node, field, None)
-        if isinstance(part, list) and len(part) > 1:  # a statement less
-            for at, one in enumerate(part):
+
+
+def _removals(node: ast.AST, first_line: int) -> Iterator[Edit]:
+    """The blocks of a node with a statement less."""
+    for field in _BLOCKS:
+        block = getattr(node, field, None)
+        if isinstance(block, list) and len(block) > 1:
+            for at, one in enumerate(block):
                 needed = isinstance(one, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))
-                if not needed and not _is_unused(one):
-                    yield node, field, part[:at] + part[at + 1 :]
+                if one.lineno >= first_line and not needed and not _is_unused(one):
+                    yield node, field, block[:at] + block[at + 1 :]
 
 
 def _is_unused(node: ast.AST) -> bool:

@@ -119,8 +119,8 @@ class JSONLProblems(ProblemSource):
     """Problems of your own, in JSON-lines files (``.jsonl`` or ``.jsonl.gz``).
 
     A row is in MBPP form (``text`` or ``prompt``, ``test_list``; optional ``code``, ``test_setup_code``,
-    ``task_id``) or in HumanEval form (``prompt``, ``test``, ``entry_point``; optional ``canonical_solution``,
-    ``task_id``).
+    ``test_imports``, ``task_id``) or in HumanEval form (``prompt``, ``test``, ``entry_point``; optional
+    ``canonical_solution``, ``task_id``).
 
     Args:
         train: File with the problems to train on.

@@ -80,7 +80,15 @@ def test_what_the_prompt_defines_is_not_changed(sandbox: Sandbox) -> None:
     helper = "def unused(x):\n    return x * 2 + 1 - 3\n\n\n"
     made = in_humaneval_form(prompt=f'{helper}def f(x):\n    """One more."""\n')
     (strength,) = measure(look([made], sandbox), sandbox, 100)
-    assert (strength.caught, strength.survivors) == (5, ())
+    assert (strength.caught, strength.survivors) == (6, ())
+
+
+def test_statements_of_a_solution_that_continues_a_prompt_are_left_out_in_turn() -> None:
+    prompt, solution = "def f(x):\n    'Words.'\n", "    x = x + 0\n    y = x\n    return y\n"
+    changed = mutants(prompt + solution, 100, first_line=3)
+    assert sum("y = x" not in code for code in changed) == 1
+    assert sum("return" not in code for code in changed) == 1
+    assert all("Words." in code for code in changed)
 
 
 def test_what_runs_only_as_a_script_is_not_changed() -> None:
