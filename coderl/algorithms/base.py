@@ -150,8 +150,6 @@ class PolicyModule(LightningModule):
             UsageError: The strategy shards the weights, the trainer changes their precision, or a launcher
                 started another number of processes than the trainer uses.
         """
-        if stage == "fit" and self.trainer.strategy.root_device.type == "cpu":
-            keep_freed_memory()
         launched = launcher.launched()
         if launched and launched[1] != self.trainer.world_size:
             raise UsageError(
@@ -171,6 +169,8 @@ class PolicyModule(LightningModule):
                 f"{type(strategy).__name__} divides the weights up, and here every process holds them all: "
                 "set trainer.strategy: ddp"
             )
+        if stage == "fit" and self.trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
         # Lightning sets the data module up before the module, so its problems can be read by now.
         if self.datamodule is not None:
             self.datamodule.keep(self.fits, self.filter_reason)
