@@ -84,8 +84,9 @@ class _Shared(DynamicLayer):
 
 def can_share(model: PreTrainedModel) -> bool:
     """Whether all that a model remembers of a prompt is keys and values, so that rows can share it."""
-    checkpoints = getattr(model, "is_activation_checkpointing", None) or model.is_gradient_checkpointing
-    return not getattr(model, "_is_stateful", False) and (_KEEPS_CACHE or not checkpoints)
+    if getattr(model, "_is_stateful", False):
+        return False
+    return _KEEPS_CACHE or not model.is_gradient_checkpointing
 
 
 def keep_cache(model: PreTrainedModel) -> None:

@@ -59,6 +59,7 @@ def _is_docstring(source: str) -> bool:
     return len(body) == 1 and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)
 
 
+@lru_cache(maxsize=256)  # samples of a problem follow one another, and texts may be large
 def is_python(source: str) -> bool:
     """Whether a trusted text is Python."""
     try:
@@ -122,7 +123,6 @@ def program(problem: Problem, completion_text: str, form: PromptForm) -> str:
     return preamble + block if problem.entry_point and found else block
 
 
-@lru_cache(maxsize=4096)
 def right_program(prompt: str, solution: str) -> str:
     """The whole right program of a problem's prompt and solution; empty where there is no solution.
 

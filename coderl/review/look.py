@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 AT_A_TIME = 512
 """Problems whose programs are run, and remembered, at a time."""
+# Statements that cannot keep an error of theirs from ending the tests.
 _PLAIN = (ast.Assert, ast.Assign, ast.Import, ast.ImportFrom, ast.Expr)
 _NO_MODULE = re.compile(r"No module named '(\w+)'?")
 

@@ -101,17 +101,7 @@ def test_what_stands_under_padding_does_not_make_another_prompt() -> None:
     assert [int(i) for i in prompts.row] in ([0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0])
 
 
-SHAPE = {
-    "vocab_size": 256,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-}
+SHAPE = tiny.SHAPE | {"vocab_size": 256, "num_hidden_layers": 3, "head_dim": 16, "pad_token_id": 0}
 GPT = {"vocab_size": 256, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 256}
 OTHERS: dict[str, dict[str, Any]] = {
     "gpt2": GPT,
