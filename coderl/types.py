@@ -189,20 +189,3 @@ class Experience:
                 setattr(self, name, values.new_zeros(shape, device=self.ids.device))
             place = (rows[:, None], keep) if values.ndim == 2 else rows
             getattr(self, name)[place] = values.to(self.ids.device)
-
-    def chunks(self, rows: Tensor, size: int) -> tuple[Tensor, ...]:
-        """The given rows, at most ``size`` at a time.
-
-        Rows with the same prompt stay together, since it is read once for all in a chunk; apart from that
-        they are sorted by length, so that little is padding.
-        """
-        if not len(rows):
-            return ()
-        lengths, prompts = self.attention[rows].sum(dim=1).tolist(), self.prompt[rows].tolist()
-        longest: dict[int, int] = {}
-        for prompt, length in zip(prompts, lengths, strict=True):
-            longest[prompt] = max(length, longest.get(prompt, 0))
-        keys = [(longest[p], p, length) for p, length in zip(prompts, lengths, strict=True)]
-        order = sorted(range(len(rows)), key=keys.__getitem__)
-        chunks: tuple[Tensor, ...] = rows[order].split(size)
-        return chunks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
@@ -9,12 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 import torch
 from lightning import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from coderl import launcher
 from coderl.algorithms import distributed, rng
+from coderl.algorithms.micro_batches import Portion, portions
 from coderl.data import CodeDataModule
-from coderl.errors import UsageError, UserError
+from coderl.errors import UsageError, UserError, named_line
+from coderl.model import memory
 from coderl.model.allocator import keep_freed_memory
 from coderl.model.provenance import prior_training
 from coderl.problems.contamination import merge_records
@@ -24,9 +28,12 @@ if TYPE_CHECKING:
 
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
+    from coderl.model.memory import TokenCost
     from coderl.model.policy import Policy
     from coderl.problems import TrainingRecord
     from coderl.types import Experience, Problem
+
+log = logging.getLogger(__name__)
 
 HARMLESS = {
     "in eval mode at the start of training": "dropout is kept off on purpose",
@@ -56,7 +63,7 @@ class ModuleOptions(TypedDict, total=False):
     warmup_steps: int
     schedule: Schedule
     max_grad_norm: float
-    micro_batch_size: int
+    micro_batch_size: int | None
     max_prompt_tokens: int
 
 
@@ -95,7 +102,8 @@ class PolicyModule(LightningModule):
         warmup_steps: Optimizer steps over which the learning rate rises from 0.
         schedule: After warm-up: constant, or down to 0 at the last step (linear, cosine).
         max_grad_norm: Gradients are clipped to this norm, those of policy and critic separately.
-        micro_batch_size: Sequences in one forward and backward. Changes memory and speed, never the gradient.
+        micro_batch_size: Sequences in one forward and backward, at most. Null is as many as memory holds.
+            Changes memory and speed, never the gradient.
         max_prompt_tokens: Problems with a longer prompt are left out, and their number is logged.
     """
 
@@ -107,7 +115,7 @@ class PolicyModule(LightningModule):
         warmup_steps: int = 0,
         schedule: Schedule = "constant_with_warmup",
         max_grad_norm: float = 1.0,
-        micro_batch_size: int = 12,
+        micro_batch_size: int | None = None,
         max_prompt_tokens: int = 512,
     ) -> None:
         super().__init__()
@@ -119,11 +127,13 @@ class PolicyModule(LightningModule):
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup_steps, self.schedule = warmup_steps, schedule
         self.max_grad_norm, self.micro_batch_size = max_grad_norm, micro_batch_size
+        self._token_cost: TokenCost | None = None
+        self._most_tokens = self._free = 0
         self.max_prompt_tokens = max_prompt_tokens
         self._rng: dict[str, Any] | None = None
         self._stream: int | None = None
         self.require(
-            micro_batch_size=(micro_batch_size >= 1, "1 or more"),
+            micro_batch_size=(micro_batch_size is None or micro_batch_size >= 1, "1 or more, or null"),
             max_prompt_tokens=(max_prompt_tokens >= 1, "1 or more"),
             learning_rate=(0 < learning_rate < float("inf"), "above 0"),
             weight_decay=(weight_decay >= 0, "0 or more"),
@@ -259,10 +269,72 @@ class PolicyModule(LightningModule):
 
     # -- a step ----------------------------------------------------------------------------------------------
 
-    def micro_batches(self, experience: Experience) -> Iterator[Experience]:
-        """The experience in micro-batches of at most ``micro_batch_size`` rows, on the module's device."""
-        for rows in experience.chunks(torch.arange(len(experience)), self.micro_batch_size):
-            yield experience.take(rows).to(self.device)
+    @property
+    def longest_row(self) -> int:
+        """Tokens of the longest prompt with its completion."""
+        return self.max_prompt_tokens
+
+    def portions(self, experience: Experience, rows: Tensor | None = None) -> Iterator[Portion]:
+        """Rows of a step, by default all, in micro-batches on the module's device."""
+        rows = torch.arange(len(experience)) if rows is None else rows
+        tokens, cost = self._fitting_tokens()
+        if not torch.is_grad_enabled():  # then activations are kept of one layer at a time
+            layers = self.policy.base.config.get_text_config().num_hidden_layers
+            tokens = min(memory.MOST_TOKENS[self.device.type], tokens * max(1, layers // 2))
+        return portions(
+            experience, rows, tokens, self.micro_batch_size, self.device, cost.attended / cost.read
+        )
+
+    def _fitting_tokens(self) -> tuple[int, TokenCost]:
+        """Tokens of a micro-batch, by the memory that is free when first asked; and what one takes."""
+        if self._token_cost is None:
+            policy, text = self.policy, self.policy.base.config.get_text_config()
+            layers = text.num_hidden_layers
+            with policy.without_dropout():
+                plain = memory.token_cost(policy.base)
+            self._free = free = memory.free_bytes(policy.device) - memory.still_to_come(policy)
+            if policy.gradient_checkpointing is None:
+                # Two rows at a time: with fewer, what checkpointing takes longer is won by larger ones.
+                policy.set_checkpointing(memory.fitting_tokens(plain, layers, free) < 2 * self.longest_row)
+            width = text.hidden_size * policy.base.dtype.itemsize
+            self._token_cost = plain.checkpointed(layers, width) if policy.is_checkpointing else plain
+            self._most_tokens = memory.micro_batch_tokens(self.device.type, self._token_cost, layers, free)
+        return self._most_tokens, self._token_cost
+
+    def batches_line(self) -> str:
+        """How much is computed at a time, and why."""
+        tokens, cost = self._fitting_tokens()
+        rows = f", {self.micro_batch_size} sequences at most" if self.micro_batch_size else ""
+        how = "with gradient checkpointing " if self.policy.is_checkpointing else ""
+        return (
+            f"updates: {tokens:,} tokens at a time{rows}; a token takes {how}{cost.read / 1e6:.2g} MB, and "
+            f"{max(0, self._free) / 1e9:.1f} GB are free"
+        )
+
+    def in_fitting_parts(self, work: Callable[[], T]) -> T:
+        """Do work that goes through :meth:`portions`; where memory does not suffice, again in smaller ones.
+
+        Raises:
+            UserError: It does not suffice for the smallest.
+        """
+        while True:
+            try:
+                return work()
+            except (RuntimeError, MemoryError) as error:
+                if not memory.is_exhausted(error):
+                    raise
+                said = named_line(error)
+            # Out here: the error holds what the attempt has left behind.
+            for parameter in self.policy.trainable().values():
+                parameter.grad = None
+            memory.release(self.device)
+            if self._most_tokens <= memory.FEWEST_TOKENS:
+                raise UserError(
+                    f"memory does not suffice for a single sequence ({said}): set "
+                    "policy.gradient_checkpointing: true, or lower model.max_new_tokens"
+                )
+            self._most_tokens //= 2
+            log.warning("memory does not suffice: micro-batches of %d tokens from here on", self._most_tokens)
 
     @property
     def loss_scale(self) -> float:
@@ -368,6 +440,7 @@ class PolicyModule(LightningModule):
         """Make all ranks use rank 0's seed, from which their random generators are seeded."""
         # A checkpoint's seed if there is one: a resumed run must draw the same numbers.
         self._stream = self.trainer.strategy.broadcast(self._stream or torch.initial_seed())
+        rank_zero_info(self.batches_line())
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Restore the random generators as the last step, of this run or of its checkpoint, left them."""

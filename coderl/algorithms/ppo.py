@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Unpack
 
@@ -165,22 +166,22 @@ class PPO(PolicyGradient):
 
     # -- advantages ------------------------------------------------------------------------------------------
 
-    def prepare(self, rollout: Rollout) -> list[Experience]:
-        """Micro-batches with advantages; before the first step the critic is set to the mean reward."""
+    def prepare(self, rollout: Rollout) -> Experience:
+        """Rows with advantages; before the first step the critic is set to the mean reward."""
         if self.trainer.global_step == 0:
             self._init_value_bias(rollout.rewards)
         return super().prepare(rollout)
 
     @property
     def needs_old_policy(self) -> bool:
-        """Always true: the critic's values come from the same forward, and rewards hold the divergence."""
-        return True
+        """Where rewards hold the divergence, or dropout would make the first forward another policy's."""
+        return super().needs_old_policy or self.kl_coefficient != 0 or self.policy.train_dropout
 
     def score(self, batch: Experience) -> dict[str, Tensor]:
-        """The columns of every policy gradient, and the values of a critic with its own adapter."""
+        """The columns of every policy gradient, and the critic's values."""
         columns = super().score(batch)
-        if self.critic_adapter:
-            with self.policy.critic_adapter():
+        if "old_values" not in columns:  # they come with log-probabilities only where these are needed
+            with self.policy.critic_adapter() if self.critic_adapter else nullcontext():
                 critic = self.policy.values(batch.ids, batch.attention, batch.mask)
             columns["old_values"], columns["final_values"] = critic
         return columns
@@ -188,9 +189,10 @@ class PPO(PolicyGradient):
     def advantages(self, rewards: Tensor, experience: Experience) -> Credit:
         """Generalized advantage estimates, and the critic's targets. Collective."""
         mask, old = experience.mask, experience.old_logprobs
-        assert old is not None and experience.old_values is not None and experience.final_values is not None
-        kl = torch.zeros_like(old)
+        assert experience.old_values is not None and experience.final_values is not None
+        kl = torch.zeros_like(experience.old_values)
         if experience.ref_logprobs is not None:
+            assert old is not None
             kl = torch.where(mask, kl_divergence(old, experience.ref_logprobs, self.kl), 0.0)
         ended = experience.finished | (not self.bootstrap_truncated)
         # The reward of a truncated completion is one of its end, which has not come. Unknown rewards may
@@ -272,14 +274,14 @@ class PPO(PolicyGradient):
 
     # -- the KL coefficient ----------------------------------------------------------------------------------
 
-    def update(self, batches: list[Experience]) -> None:
+    def update(self, step: Experience) -> None:
         """The inner epochs, then the KL coefficient of the next step. Collective."""
-        super().update(batches)
+        super().update(step)
         values = self._meter.values
         values["kl_coefficient"] = self.kl_coefficient
         if self.adaptive_kl is not None and "policy/kl" in values and not self.warming_up:
             # From figures of all ranks, so that the coefficient stays the same on each.
-            samples = sum(self.gathered(sum(map(len, batches))))
+            samples = sum(self.gathered(len(step)))
             target, horizon = self.adaptive_kl.target, self.adaptive_kl.horizon
             self.kl_coefficient = adapted_kl_coefficient(
                 self.kl_coefficient, values["policy/kl"], target, samples, horizon

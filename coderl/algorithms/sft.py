@@ -23,7 +23,8 @@ class SFT(PolicyModule):
         warmup_steps: Optimizer steps over which the learning rate rises from 0.
         schedule: After warm-up: constant, or down to 0 at the last step (linear, cosine).
         max_grad_norm: Gradients are clipped to this norm.
-        micro_batch_size: Sequences in one forward and backward. Changes memory and speed, never the gradient.
+        micro_batch_size: Sequences in one forward and backward, at most. Null is as many as memory holds.
+            Changes memory and speed, never the gradient.
         max_prompt_tokens: Problems with a longer prompt are left out, and their number is logged.
         max_new_tokens: Likewise problems with a longer solution.
     """
@@ -36,7 +37,7 @@ class SFT(PolicyModule):
         warmup_steps: int = 0,
         schedule: Schedule = "cosine",
         max_grad_norm: float = 1.0,
-        micro_batch_size: int = 64,
+        micro_batch_size: int | None = None,
         max_prompt_tokens: int = 512,
         max_new_tokens: int = 512,
     ) -> None:
@@ -51,6 +52,11 @@ class SFT(PolicyModule):
             max_prompt_tokens,
         )
         self.max_new_tokens = max_new_tokens
+
+    @property
+    def longest_row(self) -> int:
+        """Tokens of the longest prompt with its solution."""
+        return self.max_prompt_tokens + self.max_new_tokens
 
     @property
     def filter_reason(self) -> str:
@@ -95,14 +101,21 @@ class SFT(PolicyModule):
         logprobs = self.policy.score(batch.ids, batch.attention, batch.mask, temperature=1.0).logprobs
         return -(batch.weights * logprobs).sum()
 
+    def _accumulate_gradients(self, experience: Experience) -> Tensor:
+        """Gradients of all micro-batches, summed; returns the loss."""
+        total = torch.zeros((), device=self.device)
+        for portion in self.portions(experience):
+            with self.policy.reading(portion.prompts):
+                for micro in portion.batches:
+                    loss = self._negative_log_likelihood(micro)
+                    self.manual_backward(loss)
+                    total += loss.detach()  # a sum: the weights are those of the whole batch
+        return total
+
     def training_step(self, batch: list[Problem], batch_idx: int) -> None:
         """One optimizer step on a batch of solutions."""
         experience = self.experience(batch)
-        total = torch.zeros((), device=self.device)
-        for micro in self.micro_batches(experience):
-            loss = self._negative_log_likelihood(micro)
-            self.manual_backward(loss)
-            total += loss.detach()  # a sum: the weights are those of the whole batch
+        total = self.in_fitting_parts(lambda: self._accumulate_gradients(experience))
         norm = self.step()
         values: dict[str, Tensor | float] = {
             "loss/sft": self.mean_over_ranks(total),
@@ -115,7 +128,13 @@ class SFT(PolicyModule):
     def validation_step(self, batch: list[Problem], batch_idx: int) -> None:
         """Mean negative log-likelihood of a held-out solution token, in nats."""
         experience = self.experience(batch)
-        losses = [self._negative_log_likelihood(micro) for micro in self.micro_batches(experience)]
+        losses = self.in_fitting_parts(
+            lambda: [
+                self._negative_log_likelihood(micro)
+                for portion in self.portions(experience)
+                for micro in portion.batches
+            ]
+        )
         self.log(
             "val/loss", self.mean_over_ranks(torch.stack(losses).sum()), batch_size=len(batch), prog_bar=True
         )

@@ -234,7 +234,8 @@ class PostFit(Callback):
             digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         key = digest.hexdigest()[:12]
         path = RunFolder.of(trainer).unfinished_answers(task.name, when, key)
-        return Store(path, {"key": key}, module.engine.batch_size)
+        sampling = module.evaluation.sampling(module.sampling.max_new_tokens)
+        return Store(path, {"key": key}, module.engine.sequences(task.problems, sampling))
 
     def _save(
         self, trainer: Trainer, module: PolicyGradient, found: dict[str, Evaluation], when: str

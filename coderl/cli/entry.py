@@ -127,9 +127,13 @@ def run(args: ArgsType = None) -> CoderlCLI | None:
         UsageError: If the call itself is wrong: an unknown command, key or config.
         UserError: If what the call names cannot be used: a missing file, a run folder in use.
     """
-    # OpenMP threads that spin while they wait starve each other, and the sandbox, wherever cores are shared:
-    # decoding was 8 times slower with two spinning threads on two busy cores. Set before torch loads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # OpenMP threads that spin while they wait starve each other, and the sandbox, wherever cores are
+        # shared: a step of the quickstart beside one busy process took 12 s in place of 1.5. Threads that
+        # sleep at once make it a third slower on idle cores: so they spin for about 10 us, the time between
+        # two operations. Set before torch loads; the second is GNU's runtime's, which torch brings along.
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if args is None:
         args = sys.argv[1:]
     if isinstance(args, list):

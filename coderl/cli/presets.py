@@ -33,7 +33,7 @@ AUTO, NONE = "auto", "none"
 
 _PRINT = "--print_config"
 
-WARM_START = ("policy", "micro_batch_size")
+WARM_START = ("policy",)
 """Arguments that SFT takes from a preset; the others configure reinforcement learning."""
 
 

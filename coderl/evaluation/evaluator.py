@@ -126,7 +126,9 @@ class Evaluator:
             Per problem, in order, ``n`` texts.
         """
         n, ranks = self.settings.n, self.ranks
-        parts = groups(problems, n, store.size if store else self.engine.batch_size)
+        # Ranks must cut alike, and may have unequally much memory.
+        size = store.size if store else min(ranks.gather(self.engine.sequences(problems, self.sampling)))
+        parts = groups(problems, n, size)
         found: Answers = store.read(problems, n) if store else {}
         bar = tqdm(
             total=len(problems) * n,

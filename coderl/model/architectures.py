@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from coderl.errors import UserError
-from coderl.model import shared_prompts
+from coderl.model.shared_prompts import Prompts, Reading, can_share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -67,7 +67,14 @@ def check_head(config: PreTrainedConfig) -> None:
             )
 
 
-def hidden_states(model: PreTrainedModel, ids: Tensor, attention: Tensor, mask: Tensor) -> Tensor:
+def first_answer_column(mask: Tensor) -> int:
+    """The first column of the completions ``[B, T]``, which all start in one; 0 where there is none."""
+    return int(mask.any(dim=0).long().argmax())
+
+
+def hidden_states(
+    model: PreTrainedModel, ids: Tensor, attention: Tensor, mask: Tensor, reading: Reading | None = None
+) -> Tensor:
     """Hidden states before the head: ``[B, T, H]``, column t after token t was read.
 
     They are valid where the token or its successor is under ``mask``, and undefined elsewhere.
@@ -78,17 +85,17 @@ def hidden_states(model: PreTrainedModel, ids: Tensor, attention: Tensor, mask: 
         attention: ``[B, T]`` bool.
         mask: ``[B, T]`` bool, in each row true at its whole completion or nowhere. Only an encoder-decoder
             model needs it: all completions must start in one column then.
+        reading: Of the prompts, for several batches. None: those of this batch are read here.
     """
-    # The first column of the completions; all of a batch start in one.
-    border = int(mask.any(dim=0).long().argmax())
+    border = first_answer_column(mask)
     if model.config.is_encoder_decoder:
-        return _decoded(model, ids, attention, border or ids.shape[1])
-    if border and shared_prompts.can_share(model):
-        prompts = shared_prompts.distinct_prompts(ids, attention, border)
-        if len(prompts.ids) < len(ids):
-            states = shared_prompts.hidden_states(model, ids, attention, border, prompts)
-            if states is not None:
-                return states
+        return _decoded(model, ids, attention, border or ids.shape[1], reading)
+    if border and can_share(model):
+        if reading is None and len((prompts := Prompts.of(ids, attention, border)).ids) < len(ids):
+            reading = Reading(prompts)
+        states = reading.states(model, ids, attention, border) if reading is not None else None
+        if states is not None:
+            return states
     # Positions count attended tokens: so padding on either side changes nothing.
     positions = (attention.long().cumsum(dim=1) - 1).clamp(min=0)
     output = model.base_model(
@@ -97,18 +104,20 @@ def hidden_states(model: PreTrainedModel, ids: Tensor, attention: Tensor, mask: 
     return output.last_hidden_state  # type: ignore[no-any-return]
 
 
-def _decoded(model: PreTrainedModel, ids: Tensor, attention: Tensor, border: int) -> Tensor:
+def _decoded(
+    model: PreTrainedModel, ids: Tensor, attention: Tensor, border: int, reading: Reading | None
+) -> Tensor:
     # T5's position biases depend on distances only, so left padding of prompts changes nothing. Completions
     # are padded on the right, which a causal decoder never sees: it needs no mask.
     first = decoder_start(model)
     assert first is not None
     start = torch.full_like(ids[:, :1], first)
-    prompts = shared_prompts.distinct_prompts(ids, attention, border)
-    read = model.get_encoder()(input_ids=prompts.ids, attention_mask=prompts.attention.long())
+    reading = reading or Reading(Prompts.of(ids, attention, border))
+    row = reading.prompts.find(ids[:, :border], attention[:, :border])
     answer = model.get_decoder()(
         input_ids=torch.cat([start, ids[:, border:]], dim=1),
-        encoder_hidden_states=read.last_hidden_state[prompts.row],
-        encoder_attention_mask=prompts.attention[prompts.row].long(),
+        encoder_hidden_states=reading.encoded(model)[row],
+        encoder_attention_mask=reading.prompts.attention[row].long(),
         use_cache=False,
     ).last_hidden_state
     # The start token takes the place of the prompt's last one: the state there chooses the first token.

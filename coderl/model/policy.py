@@ -6,7 +6,7 @@ and PPO's critic may read the base through an adapter of its own.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from coderl.errors import UsageError, UserError
 from coderl.model import adapters, architectures, loading, shared_prompts, tokenization
 from coderl.model.adapters import LoRA
 from coderl.model.logprobs import EntropyMode, Scores, ValueHead, Values, token_scores, values_of
+from coderl.model.shared_prompts import Prompts, Reading
 from coderl.problems import prompts
 from coderl.types import ComputeDtype, Quantization
 
@@ -42,7 +43,8 @@ class Policy(nn.Module):
         from_scratch: Start from random weights for the model's config.json.
         prompt_form: ``completion`` lets the model continue the problem's text; ``chat`` asks through the
             model's chat template, with the answer opened at a fenced code block.
-        gradient_checkpointing: Trade about 30 % of the update's speed for most of its activation memory.
+        gradient_checkpointing: Trade about 30 % of the update's speed for most of its activation memory. Null
+            does so where the activations of two sequences would not fit.
         train_dropout: Let dropout act in the update. Off, the policy's ratio to itself is exactly 1.
     """
 
@@ -56,7 +58,7 @@ class Policy(nn.Module):
         adapter: str | None = None,
         from_scratch: bool = False,
         prompt_form: prompts.PromptForm = "completion",
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: bool | None = None,
         train_dropout: bool = False,
     ) -> None:
         super().__init__()
@@ -75,8 +77,12 @@ class Policy(nn.Module):
         self.compute_dtype, self.lora, self.adapter = compute_dtype, lora, adapter
         self.from_scratch, self.prompt_form = from_scratch, prompt_form
         self.gradient_checkpointing, self.train_dropout = gradient_checkpointing, train_dropout
+        self.is_checkpointing = False  # whether activations are computed again in the backward
         self.net: Any = None  # the base, inside peft's model where there are adapters
         self.critic: ValueHead | None = None
+        self._active: str | None = adapters.POLICY  # which adapter computes; None is the base alone
+        self._prompts: Prompts | None = None
+        self._readings: dict[str | None, Reading] = {}
         self.reference_refreshed = False  # then a checkpoint must hold the reference as well
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
@@ -120,6 +126,7 @@ class Policy(nn.Module):
         all_weights = for_training and self.trains_all
         # Updates of all weights would be rounded away in 16 bits; an adapter has float32 weights of its own.
         dtype = torch.float32 if all_weights else loading.compute_dtype(self.compute_dtype, device)
+        loading.let_adapters_use_tensor_cores(dtype, device)
         base = loading.load_base(self.source, self.quantization, dtype, device, random=self.from_scratch)
         if for_training:
             architectures.check_head(base.config)
@@ -129,16 +136,22 @@ class Policy(nn.Module):
             self.net = adapters.create(base, self.lora, self.model)
         else:
             self.net = base
-        if self.gradient_checkpointing:
-            # transformers renamed the method within version 5.
-            enable = (
-                getattr(self.base, "activation_checkpointing_enable", None)
-                or self.base.gradient_checkpointing_enable
-            )
-            enable({"use_reentrant": False})
-            shared_prompts.keep_cache(self.base)
-            self.base.enable_input_require_grads()
+        self.set_checkpointing(bool(self.gradient_checkpointing))
         self.train(self.training)
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Turn gradient checkpointing on; where it is off, it stays off."""
+        if not on:
+            return
+        # transformers renamed the method within version 5.
+        enable = (
+            getattr(self.base, "activation_checkpointing_enable", None)
+            or self.base.gradient_checkpointing_enable
+        )
+        enable({"use_reentrant": False})
+        shared_prompts.keep_cache(self.base)
+        self.is_checkpointing = True
+        self.base.enable_input_require_grads()
 
     def add_critic(self, own_adapter: bool) -> None:
         """Add a value head. Does nothing the second time.
@@ -303,7 +316,26 @@ class Policy(nn.Module):
         return values_of(self._value_head, self._hidden(ids, attention, mask), mask)
 
     def _hidden(self, ids: Tensor, attention: Tensor, mask: Tensor) -> Tensor:
-        return architectures.hidden_states(self.base, ids, attention, mask)
+        reading = None
+        if self._prompts is not None:
+            reading = self._readings.setdefault(self._active, Reading(self._prompts, collects=True))
+        return architectures.hidden_states(self.base, ids, attention, mask, reading)
+
+    @contextmanager
+    def reading(self, prompts: Prompts) -> Iterator[None]:
+        """Inside, these prompts are read once for all batches, whose rows begin with one of them each.
+
+        Gradients with respect to what was read are collected, and go through the prompts in the end.
+        """
+        assert self._prompts is None, "prompts are being read already"
+        self._prompts = prompts
+        try:
+            yield
+            for name, reading in self._readings.items():
+                with self._using(name):  # checkpointing runs the layers again in the backward
+                    reading.backward()
+        finally:
+            self._prompts, self._readings = None, {}
 
     @property
     def _value_head(self) -> ValueHead:
@@ -316,7 +348,7 @@ class Policy(nn.Module):
     def reference(self) -> Iterator[None]:
         """Inside, the policy is its reference: the adapter off, or the frozen copy of an earlier state."""
         assert self.has_adapter, "all weights train: there is no reference left"
-        with adapters.using(self.net, adapters.REFERENCE if self.has_own_reference else None):
+        with self._using(adapters.REFERENCE if self.has_own_reference else None):
             yield
 
     @contextmanager
@@ -325,8 +357,17 @@ class Policy(nn.Module):
 
         The backward belongs inside as well: gradient checkpointing runs the layers again in it.
         """
-        with adapters.using(self.net, adapters.CRITIC):
+        with self._using(adapters.CRITIC):
             yield
+
+    @contextmanager
+    def _using(self, name: str | None) -> Iterator[None]:
+        before, self._active = self._active, name
+        try:
+            with adapters.using(self.net, name) if name != adapters.POLICY else nullcontext():
+                yield
+        finally:
+            self._active = before
 
     @property
     def has_own_reference(self) -> bool:

@@ -13,7 +13,7 @@ from coderl.rollout.cache import read_prompts
 from coderl.rollout.text import decoded
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -33,6 +33,7 @@ class Row:
 
     Attributes:
         max_tokens: Its longest length, in tokens; at least 1.
+        place: Its number among all that are sampled.
         ids: Sampled token ids, an end-of-sequence token included.
         logprobs: Log-probability of each under the sampling distribution, nats.
         finished: Whether it ended with an end-of-sequence token or a stop string.
@@ -40,10 +41,18 @@ class Row:
     """
 
     max_tokens: int
+    place: int = 0
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finished: bool = False
     tail: str = ""
+
+    def add(self, token: int, logprob: float, criteria: StopCriteria) -> bool:
+        """Append a token; returns whether the row has ended with it."""
+        self.ids.append(token)
+        self.logprobs.append(logprob)
+        self.finished = criteria.met(self)
+        return self.ended
 
     @property
     def ended(self) -> bool:
@@ -114,6 +123,7 @@ def decode(
     criteria: StopCriteria,
     pad: int,
     compact_share: float = COMPACT_SHARE,
+    ended: Callable[[Row], None] | None = None,
 ) -> None:
     """Sample completions in one batch, into ``rows``.
 
@@ -125,6 +135,7 @@ def decode(
         criteria: What finishes a row.
         pad: Padding id.
         compact_share: Share of finished rows at which they are dropped from the batch.
+        ended: Called with each row when it has its last token.
 
     Raises:
         UserError: If rows of the model's cache cannot be selected.
@@ -139,10 +150,8 @@ def decode(
         # Finished rows that are still in the batch get a token too, which is not used.
         tokens, logprobs = draw(logits, sampling)
         for row, token, logprob in zip(batch, tokens.tolist(), logprobs.tolist(), strict=True):
-            if not row.ended:
-                row.ids.append(token)
-                row.logprobs.append(logprob)
-                row.finished = criteria.met(row)
+            if not row.ended and row.add(token, logprob, criteria) and ended is not None:
+                ended(row)
         active = torch.tensor([not row.ended for row in batch], device=model.device)
         remaining = [row for row in batch if not row.ended]
         if not remaining:

@@ -12,7 +12,7 @@ import torch
 from coderl.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from coderl.model.policy import Policy
     from coderl.types import Completion, Problem
@@ -72,8 +72,16 @@ def seeded(seed: int) -> Iterator[None]:
 class RolloutEngine(ABC):
     """Samples from a policy: ``bind`` once, ``sync`` after each change of weights, ``close`` in the end."""
 
-    batch_size: int = 128
-    """Sequences decoded together. A caller that samples in parts asks for about as many at a time."""
+    batch_size: int | None = None
+    """Sequences sampled together, at most; None: as many as memory holds."""
+
+    def sequences(self, problems: Sequence[Problem], sampling: Sampling) -> int:
+        """How many completions a caller that samples in parts had best ask for at a time."""
+        return self.batch_size or 128
+
+    def batches_line(self, longest: int) -> str:
+        """How it samples sequences of up to so many tokens, for the user."""
+        return f"{self.batch_size or 128} sequences at a time"
 
     @property
     def samples_from_copy(self) -> bool:
@@ -99,6 +107,7 @@ class RolloutEngine(ABC):
         sampling: Sampling,
         *,
         seed: int | None = None,
+        ready: Callable[[int, Completion], None] | None = None,
     ) -> list[Completion]:
         """Sample ``n`` completions for each problem.
 
@@ -109,6 +118,9 @@ class RolloutEngine(ABC):
             seed: The same seed and weights give the same completions, and the state of torch's global
                 generators is restored afterwards. None: the completions follow from these generators, and
                 move them on; an engine with random numbers of its own derives its seed from them.
+            ready: Called in this thread with a completion's place in the result and the completion, as soon
+                as it is whole, so that its program can run while others are sampled. An engine may leave
+                completions out.
 
         Returns:
             ``len(problems) * n`` completions, those of a problem side by side. Each has the prompt's ids, the

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
+from coderl.errors import UsageError, UserError
+from coderl.model import memory
 from coderl.problems import prompts
 from coderl.rollout.decode import Row, StopCriteria, TokenTexts, decode
 from coderl.rollout.engine import RolloutEngine, Sampling, seeded
-from coderl.rollout.memory import free_bytes
 from coderl.rollout.text import completion_text
 from coderl.types import Completion
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from transformers import PreTrainedModel
 
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Batch = list[tuple[int, int]]
-"""Indices of problems, and how many samples of each."""
+Batch = list[tuple[int, range]]
+"""Indices of problems, and which samples of each."""
 
 
 class GenerateEngine(RolloutEngine):
@@ -33,13 +35,18 @@ class GenerateEngine(RolloutEngine):
     A prompt is read once for all its samples in a batch, and finished rows leave the batch.
 
     Args:
-        batch_size: Sequences decoded together. Larger is faster and takes more key-value cache.
+        batch_size: Sequences decoded together, at most. Null is as many as memory holds: more are faster, and
+            take more key-value cache.
         merged_copy: Decode from a copy of the model with the adapter merged in, several times faster than
             through 4-bit weights and an unmerged adapter. Null makes one where twice its size is free.
     """
 
-    def __init__(self, batch_size: int = 128, merged_copy: bool | None = None) -> None:
+    def __init__(self, batch_size: int | None = None, merged_copy: bool | None = None) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise UsageError(f"engine: batch_size is {batch_size}: give 1 or more, or null for what fits")
         self.batch_size, self.merged_copy = batch_size, merged_copy
+        self._room = 0  # bytes for key-value caches
+        self._tried: int | None = None  # as many as memory was seen to hold, where it did not suffice
         self._policy: Policy | None = None
         self._dense_copy: PreTrainedModel | None = None
         self._token_texts: TokenTexts | None = None
@@ -52,10 +59,53 @@ class GenerateEngine(RolloutEngine):
             is_dense = not policy.has_adapter and policy.quantization == "none"
             wanted = _copy_fits(policy) if self.merged_copy is None else self.merged_copy
             self._dense_copy = policy.dense_copy() if wanted and not is_dense else None
-            log.info(
-                "rollouts decode from %s", "a merged copy" if self.samples_from_copy else "the policy itself"
-            )
+            to_come = memory.still_to_come(policy)
+            self._room = int(memory.CACHE_SHARE * (memory.free_bytes(policy.device) - to_come))
+            self._tried = None
         self.sync()
+
+    def sequences(self, problems: Sequence[Problem], sampling: Sampling) -> int:
+        """How many sequences are decoded together, at most."""
+        assert self._policy is not None, "bind() comes first"
+        lengths = [len(self._policy.encode(problem)) for problem in problems]
+        return self._fitting(max(length + max(0, sampling.max_tokens(length)) for length in lengths))
+
+    def _fitting(self, longest: int) -> int:
+        assert self._policy is not None
+        base = self._policy.base
+        limit = self.batch_size or memory.MOST_SEQUENCES[self._policy.device.type]
+        sequence = longest * memory.cache_bytes(base.config, base.dtype.itemsize)
+        found = memory.largest_batch(self._room, sequence, limit)
+        return found if self._tried is None else min(found, self._tried)
+
+    def batches_line(self, longest: int) -> str:
+        """See the base class."""
+        assert self._policy is not None, "bind() comes first"
+        each = longest * memory.cache_bytes(self._policy.base.config, self._policy.base.dtype.itemsize)
+        source = "a merged copy" if self.samples_from_copy else "the policy itself"
+        return (
+            f"up to {self._fitting(longest)} sequences at a time, from {source}; one of {longest:,} tokens "
+            f"takes {each / 1e6:.2g} MB, and {max(0, self._room) / 1e9:.1f} GB are for them"
+        )
+
+    def _in_halves(self, batch: Batch) -> list[Batch]:
+        """The halves of a batch that memory did not suffice for; later ones will be no larger.
+
+        Raises:
+            UserError: It is a single sequence.
+        """
+        assert self._policy is not None
+        size = sum(len(places) for _, places in batch)
+        if size == 1:
+            raise UserError(
+                "memory does not suffice to sample a single sequence beside the model: lower "
+                "model.max_new_tokens (for an evaluation max_length_generation), or set "
+                "model.engine.merged_copy: false"
+            )
+        memory.release(self._policy.device)
+        self._tried = size // 2
+        log.warning("rollouts: %d sequences do not fit in memory; going on with %d", size, self._tried)
+        return _in_two(batch)
 
     @property
     def samples_from_copy(self) -> bool:
@@ -74,6 +124,7 @@ class GenerateEngine(RolloutEngine):
         sampling: Sampling,
         *,
         seed: int | None = None,
+        ready: Callable[[int, Completion], None] | None = None,
     ) -> list[Completion]:
         """Sample ``n`` completions for each problem (see the base class)."""
         assert self._policy is not None and self._token_texts is not None, "bind() comes first"
@@ -84,38 +135,60 @@ class GenerateEngine(RolloutEngine):
         stops = [prompts.stop_strings(problem, policy.prompt_form) for problem in problems]
         # A batch has one list of stop strings; similar lengths in it mean little padding.
         order = sorted(range(len(problems)), key=lambda i: (stops[i], len(prompt_ids[i]), i))
-        rows: list[list[Row]] = [[] for _ in problems]
+        found: dict[int, Completion] = {}
+
+        def ended(row: Row) -> None:
+            i = row.place // n
+            text = completion_text(policy, problems[i], prompt_ids[i], row.ids)
+            ids, logprobs = tuple(row.ids), tuple(row.logprobs)
+            found[row.place] = Completion(i, tuple(prompt_ids[i]), ids, logprobs, text, row.finished)
+            if ready is not None:
+                ready(row.place, found[row.place])
+
         was_training = policy.training
         policy.eval()
         try:
             with nullcontext() if seed is None else seeded(seed):
-                for batch in _batches([i for i in order if max_tokens[i] > 0], n, self.batch_size, stops):
-                    sampled = [[Row(max_tokens[i]) for _ in range(count)] for i, count in batch]
-                    decode(
-                        policy.base if self._dense_copy is None else self._dense_copy,
-                        [prompt_ids[i] for i, _ in batch],
-                        sampled,
-                        sampling,
-                        StopCriteria(self._token_texts, policy.eos_ids(), stops[batch[0][0]]),
-                        pad,
-                    )
-                    for (i, _), samples in zip(batch, sampled, strict=True):
-                        rows[i] += samples
+                answered = [i for i in order if max_tokens[i] > 0]
+                size = self._fitting(max((len(prompt_ids[i]) + max_tokens[i] for i in answered), default=1))
+                pending = deque(_batches(answered, n, size, stops))
+                while pending:
+                    batch = pending.popleft()
+                    try:
+                        decode(
+                            policy.base if self._dense_copy is None else self._dense_copy,
+                            [prompt_ids[i] for i, _ in batch],
+                            [[Row(max_tokens[i], i * n + place) for place in places] for i, places in batch],
+                            sampling,
+                            StopCriteria(self._token_texts, policy.eos_ids(), stops[batch[0][0]]),
+                            pad,
+                            ended=ended,
+                        )
+                        continue
+                    except (RuntimeError, MemoryError) as error:
+                        if not memory.is_exhausted(error):
+                            raise
+                    # Out here: the error holds what the attempt has left behind.
+                    pending.extendleft(reversed(self._in_halves(batch)))
         finally:
             policy.train(was_training)
-        return [
-            Completion(
-                i,
-                tuple(prompt_ids[i]),
-                tuple(row.ids),
-                tuple(row.logprobs),
-                completion_text(policy, problem, prompt_ids[i], row.ids),
-                row.finished,
-            )
-            for i, problem in enumerate(problems)
-            # A prompt that is too long was not sampled from: its completions are empty.
-            for row in rows[i] or [Row(0)] * n
-        ]
+        # A prompt that is too long was not sampled from: its completions are empty.
+        for place in sorted(set(range(len(problems) * n)) - found.keys()):
+            ended(Row(0, place))
+        return [found[place] for place in range(len(problems) * n)]
+
+
+def _in_two(batch: Batch) -> list[Batch]:
+    """The two halves of a batch of two samples or more."""
+    first: Batch = []
+    left = sum(len(places) for _, places in batch) // 2
+    for number, (i, places) in enumerate(batch):
+        if len(places) > left:
+            rest = [(i, places[left:]), *batch[number + 1 :]]
+            return [[*first, (i, places[:left])] if left else first, rest]
+        first.append((i, places))
+        left -= len(places)
+    raise AssertionError("it has no second half")
 
 
 def _batches(order: Iterable[int], n: int, size: int, stops: Sequence[tuple[str, ...]]) -> list[Batch]:
@@ -123,12 +196,12 @@ def _batches(order: Iterable[int], n: int, size: int, stops: Sequence[tuple[str,
     batches: list[Batch] = []
     taken = 0
     for i in order:
-        for count in (min(size, n - start) for start in range(0, n, size)):
-            if not batches or taken + count > size or stops[batches[-1][0][0]] != stops[i]:
+        for samples in (range(n)[start : start + size] for start in range(0, n, size)):
+            if not batches or taken + len(samples) > size or stops[batches[-1][0][0]] != stops[i]:
                 batches.append([])
                 taken = 0
-            batches[-1].append((i, count))
-            taken += count
+            batches[-1].append((i, samples))
+            taken += len(samples)
     return batches
 
 
@@ -138,6 +211,5 @@ def _copy_fits(policy: Policy) -> bool:
     weights = sum(
         p.numel() * (2 if type(p).__name__ == "Params4bit" else 1) for p in policy.base.parameters()
     )
-    size, free = policy.base.dtype.itemsize * weights, free_bytes(policy.device)
-    log.debug("a merged copy takes %d bytes, %d are free", size, free)
-    return free > 2 * size
+    free = memory.free_bytes(policy.device) - memory.still_to_come(policy)
+    return memory.copy_fits(policy.base.dtype.itemsize * weights, free)

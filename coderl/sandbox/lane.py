@@ -17,10 +17,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from coderl.sandbox.cores import TASKS
 from coderl.sandbox.inside import wire
 from coderl.sandbox.inside.confine import address_space, is_own, processes_of, tasks_of
 from coderl.sandbox.inside.wipe import wipe
+from coderl.sandbox.usable import TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

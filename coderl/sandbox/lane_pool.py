@@ -13,7 +13,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from coderl.errors import UserError
-from coderl.sandbox import cores
+from coderl.sandbox import usable
 from coderl.sandbox.lane import Lane
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class LanePools:
         if self._folder:
             os.chmod(self._folder, 0o711)
         self.threads = ThreadPoolExecutor(workers, thread_name_prefix="coderl-lane")
-        limits = file_bytes, cores.tasks_each(workers)
+        limits = file_bytes, usable.tasks_each(workers)
         self.candidates = LanePool(jail, os.path.join(self._folder, "candidates"), workers, *limits)
         self.tests = LanePool(jail, os.path.join(self._folder, "tests"), workers, *limits)
         try:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 
 from coderl import __version__
 from coderl.errors import UsageError
-from coderl.sandbox import cores
+from coderl.sandbox import usable
 from coderl.sandbox.checks.base import BadTests, LostRun, safe
 from coderl.sandbox.checks.choose import Chooser
 from coderl.sandbox.lane import Lane, LaneHung, LaneLost, RawRun, run_together
@@ -85,7 +85,7 @@ class Sandbox(ProgramRunner):
         allow_weak_isolation: bool = False,
     ) -> None:
         _check(workers, timeout, grading, memory_mb, file_mb)
-        self.workers = workers or min(cores.usable(), MOST_WORKERS)
+        self.workers = workers or min(usable.cores(), MOST_WORKERS)
         self.timeout = timeout
         self.memory_mb = memory_mb
         self.file_mb = file_mb
@@ -154,10 +154,7 @@ class Sandbox(ProgramRunner):
             CancelledError: The sandbox was closed meanwhile, by another thread.
             KeyboardInterrupt: Ctrl-C, which also closes the sandbox: nothing is waited for.
         """
-        if not programs:
-            return []
-        pools = self._started()
-        futures = [pools.threads.submit(self._verdict, pools, program) for program in programs]
+        futures = [self.submit(program) for program in programs]
         try:
             _watch(futures, progress)
             return [future.result() for future in futures]
@@ -167,6 +164,15 @@ class Sandbox(ProgramRunner):
         finally:
             for future in futures:
                 future.cancel()
+
+    def submit(self, program: Program) -> Future[Execution]:
+        """Have a program run by the next free lane, and give its execution to come.
+
+        Raises:
+            UserError: Weak isolation that is not allowed. Other errors are the future's, see :meth:`run`.
+        """
+        pools = self._started()
+        return pools.threads.submit(self._verdict, pools, program)
 
     def stream(self, programs: Iterable[Program], ahead: int | None = None) -> Iterator[Execution]:
         """Run programs as they are read, and give their verdicts in the same order as they come.
@@ -213,10 +219,9 @@ class Sandbox(ProgramRunner):
 
     def _submitted(self, programs: Iterable[Program]) -> Iterator[Future[Execution]]:
         """The verdicts to come, as futures. An error ends them, and is the last of them."""
-        pools = self._started()
         try:
             for program in programs:
-                yield pools.threads.submit(self._verdict, pools, program)
+                yield self.submit(program)
         except Exception as error:
             failed: Future[Execution] = Future()
             failed.set_exception(error)

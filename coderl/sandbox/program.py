@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -74,6 +75,12 @@ class ProgramRunner(ABC):
     @abstractmethod
     def run(self, programs: Sequence[Program]) -> list[Execution]:
         """One execution per program, in order; ``infra_error`` where nothing can be said about it."""
+
+    def submit(self, program: Program) -> Future[Execution]:
+        """Begin with a program, and give its execution to come. Here it is run at once."""
+        future: Future[Execution] = Future()
+        future.set_result(self.run([program])[0])
+        return future
 
     def start(self) -> None:  # noqa: B027 -- nothing to do where no process is started
         """Get ready; called again, it does nothing.

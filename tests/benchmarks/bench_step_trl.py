@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import TrainerCallback
+from transformers import BitsAndBytesConfig, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 MARK = "@@"
@@ -38,11 +38,14 @@ class Turns(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         seconds = time.perf_counter() - self.began
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if torch.cuda.is_available():
+            peak = torch.cuda.max_memory_allocated()
         print(MARK + json.dumps({"seconds": seconds, "tokens": self.tokens, "peak": peak}), flush=True)
 
 
 def main() -> None:
     work = json.loads(sys.argv[1])
+    options = {"dtype": "float32", "nf4": False, "rows": None, "checkpointing": False} | work.get("trl", {})
     turns = Turns()
 
     def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
@@ -50,10 +53,17 @@ def main() -> None:
         return [float(number % 2) for number, _ in enumerate(completion_ids)]
 
     with tempfile.TemporaryDirectory() as folder:
-        rows = len(work["prompts"]) * work["group"]
+        samples = len(work["prompts"]) * work["group"]
+        rows = options["rows"] or samples
+        model: dict[str, Any] = {"dtype": options["dtype"]}
+        if options["nf4"]:
+            model["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=options["dtype"]
+            )
         config = GRPOConfig(
             output_dir=folder,
             per_device_train_batch_size=rows,
+            gradient_accumulation_steps=samples // rows,
             num_generations=work["group"],
             max_completion_length=work["tokens"],
             max_steps=work["steps"],
@@ -63,12 +73,12 @@ def main() -> None:
             learning_rate=work["learning_rate"],
             temperature=1.0,
             use_cpu=not torch.cuda.is_available(),
-            bf16=False,
-            gradient_checkpointing=False,
+            bf16=options["dtype"] == "bfloat16",
+            gradient_checkpointing=options["checkpointing"],
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            model_init_kwargs={"dtype": "float32"},
+            model_init_kwargs=model,
         )
         trainer = GRPOTrainer(
             model=work["model"],

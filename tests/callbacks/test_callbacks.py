@@ -269,6 +269,7 @@ class Pupil(RolloutEngine):
         sampling: Sampling,
         *,
         seed: int | None = None,
+        ready: Any = None,
     ) -> list[Completion]:
         kind = self.after if self.updates else self.before
         return [self._answer(i, p, kind, j == n - 1) for i, p in enumerate(problems) for j in range(n)]

@@ -61,6 +61,7 @@ class Pupil(RolloutEngine):
         sampling: Sampling,
         *,
         seed: int | None = None,
+        ready: Any = None,
     ) -> list[Completion]:
         self.asked.append([problem.id for problem in problems])
         right = RIGHT[min(self.updates, len(RIGHT) - 1)]

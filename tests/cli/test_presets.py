@@ -121,21 +121,21 @@ def test_a_preset_overrides_the_shipped_config_and_is_printed(
 ) -> None:
     settings, said = shown(FIT.format(config), capsys)
     assert settings["model.policy.lora.target_modules"] == STARCODER
-    assert settings["model.micro_batch_size"] == 1
+    assert settings["data.batch_size"] == 8
     assert settings["preset"] == "starcoder2"
     assert settings["model.policy.lora.r"] == 64  # what the preset does not name stays
     assert said.count("\n") == 1
-    assert "preset starcoder2" in said and "micro_batch_size 1" in said and "--preset none" in said
+    assert "preset starcoder2" in said and "batch_size 8" in said and "--preset none" in said
     assert "otherwise" not in said
 
 
 def test_flags_and_own_configs_override_a_preset(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(
-        "model: {init_args: {micro_batch_size: 3}}\ndata.init_args.batch_size: 5"
+        "model: {init_args: {learning_rate: 3.0}}\ndata.init_args.batch_size: 5"
     )
     mine = tmp_path / "mine.yaml"
     settings, said = shown(f"{FIT.format('grpo.yaml')} -c {mine} --model.max_new_tokens=99", capsys)
-    assert settings["model.micro_batch_size"] == 3
+    assert settings["model.learning_rate"] == 3
     assert settings["data.batch_size"] == 5
     assert settings["model.max_new_tokens"] == 99
     assert settings["model.policy.lora.target_modules"] == STARCODER
@@ -144,11 +144,11 @@ def test_flags_and_own_configs_override_a_preset(capsys: pytest.CaptureFixture[s
     assert set(yours.partition(";")[0].split(", ")) == {
         "data.batch_size",
         "model.max_new_tokens",
-        "model.micro_batch_size",
+        "model.learning_rate",
     }
-    mine.write_text("model: {class_path: GRPO, init_args: {micro_batch_size: 3}}")
+    mine.write_text("model: {class_path: GRPO, init_args: {learning_rate: 3.0}}")
     settings, _ = shown(f"fit --config={mine} -c grpo.yaml {FIT.partition('{}')[2]}", capsys)
-    assert settings["model.micro_batch_size"] == 4  # grpo.yaml came last
+    assert settings["model.learning_rate"] == 3e-6  # grpo.yaml came last
 
 
 def test_a_complete_config_of_your_own_is_not_changed_by_a_preset(
@@ -209,21 +209,21 @@ def test_a_preset_overrides_a_config_before_the_command(
 def test_overlays_override_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
     settings, _ = shown(FIT.format("ppo.yaml -c ppo-tuned.yaml"), capsys)
     assert settings["model.learning_rate"] == 1e-4
-    assert settings["model.micro_batch_size"] == 1
+    assert settings["data.batch_size"] == 8
 
 
 def test_a_preset_is_applied_to_flags_without_a_config(capsys: pytest.CaptureFixture[str]) -> None:
     line = "fit --model GRPO --model.policy.model Qwen/Qwen2.5-Coder-7B --data CodeDataModule"
     settings, said = shown(f"{line} --data.source MBPP --data.batch_size 3", capsys)
     assert (settings["model.max_new_tokens"], settings["data.batch_size"]) == (768, 3)
-    assert settings["model.engine.batch_size"] == 16 and "engine.batch_size 16" in said
+    assert settings["model.learning_rate"] == 5e-6 and "learning_rate" in said
 
 
 def test_sft_takes_only_policy_settings_from_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
     plain, _ = shown(FIT.format("sft.yaml") + " --preset none", capsys)
     settings, _ = shown(FIT.format("sft.yaml"), capsys)
     moved = {k for k in plain if plain[k] != settings[k]}
-    assert moved == {"model.policy.lora.target_modules", "model.micro_batch_size", "preset"}
+    assert moved == {"model.policy.lora.target_modules", "preset"}
 
 
 def test_a_preset_can_be_given_by_name_or_as_a_file(
@@ -304,7 +304,7 @@ def test_a_configuration_from_python_overrides_a_preset(call: Any, monkeypatch: 
     with pytest.raises(Enough):
         run(call)
     assert list(seen[0].policy.init_args.lora.init_args.target_modules) == STARCODER
-    assert (seen[0].learning_rate, seen[0].micro_batch_size) == (1e-4, 1)
+    assert seen[0].learning_rate == 1e-4
     assert repr(call) == before
 
 
@@ -340,9 +340,9 @@ LAYERS = "policy.lora.target_modules"
     ("flags", "moved"),
     [
         ("--model tests.cli.test_presets.Narrow", {LAYERS}),
-        ("--model tests.cli.test_presets.Warm", {LAYERS, "micro_batch_size"}),
+        ("--model tests.cli.test_presets.Warm", {LAYERS}),
         ("--model tests.cli.test_presets.Other", set()),
-        ("-c tiny-sft.yaml", {"micro_batch_size"}),
+        ("-c tiny-sft.yaml", set()),
     ],
 )
 def test_classes_get_the_settings_of_a_preset_that_they_take(

@@ -129,34 +129,13 @@ def test_a_missing_package_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("usable", "status"), [(1, "warn"), (2, "ok")])
 def test_a_single_core_is_a_warning(monkeypatch: pytest.MonkeyPatch, usable: int, status: str) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    monkeypatch.setattr("coderl.sandbox.cores.usable", lambda: usable)
+    monkeypatch.setattr("coderl.sandbox.usable.cores", lambda: usable)
     found = machine.cores()
     assert found.status == status and found.detail.startswith(f"{usable} usable of 8")
 
 
-@pytest.mark.parametrize(
-    ("entries", "folder", "name"),
-    [
-        ("0::/job/step\n", "", "memory.max"),
-        ("4:cpu:/x\n3:memory,other:/job/step\n0::/\n", "memory", "memory.limit_in_bytes"),
-    ],
-)
-def test_the_memory_limit_is_the_lowest_of_the_control_groups(
-    tmp_path: Path, entries: str, folder: str, name: str
-) -> None:
-    assert machine.memory_limit(tmp_path, entries) is None
-    step = tmp_path / folder / "job" / "step"
-    step.mkdir(parents=True)
-    (step / name).write_text("max\n" if name == "memory.max" else f"{2**63 - 4096}\n")
-    assert machine.memory_limit(tmp_path, entries) is None
-    (step.parent / name).write_text("123456789\n")
-    assert machine.memory_limit(tmp_path, entries) == 123456789
-    (step / name).write_text("1000\n")
-    assert machine.memory_limit(tmp_path, entries) == 1000
-
-
 def test_little_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "memory_limit", lambda: 1 << 30)
+    monkeypatch.setattr("coderl.sandbox.usable.memory_limit", lambda: 1 << 30)
     assert machine.memory().status == "warn" and machine.memory().data["usable"] == 1 << 30
 
 

@@ -54,6 +54,7 @@ class Fake(RolloutEngine):
         sampling: Sampling,
         *,
         seed: int | None = None,
+        ready: Any = None,
     ) -> list[Completion]:
         if len(self.calls) == self.fails_at:
             raise ZeroDivisionError
@@ -156,11 +157,16 @@ def test_several_processes_give_what_one_gives(ranks: int) -> None:
     asked = problems([4, 8, 1, 6, 2])
     engines = [Fake(2) for _ in range(ranks)]
 
-    def process(rank: int, gather: Callable[[Answers], list[Answers]]) -> list[list[str]]:
+    def process(rank: int, gather: Callable[[Any], list[Any]]) -> list[list[str]]:
         return draw(asked, 2, SAMPLING, engines[rank], ranks=Ranks(rank, ranks, gather))
 
-    def tell(found: Answers) -> list[Answers]:
+    def tell(found: Any) -> list[Any]:
+        if isinstance(found, int):  # how many sequences it holds at a time, by which all cut
+            return [2, found + 5]
         raise Exchange(found)
+
+    def hear(found: Any) -> list[Any]:
+        return [found] if isinstance(found, int) else told
 
     told: list[Answers] = []
     for rank in range(ranks):
@@ -172,7 +178,7 @@ def test_several_processes_give_what_one_gives(ranks: int) -> None:
     sizes = [len(engine.calls) for engine in engines]
     assert max(sizes) - min(sizes) <= 1
     expected = draw(asked, 2, SAMPLING, Fake(2))
-    assert [process(rank, lambda _: told) for rank in range(ranks)] == [expected] * ranks
+    assert [process(rank, hear) for rank in range(ranks)] == [expected] * ranks
 
 
 # --- what is kept

@@ -138,3 +138,24 @@ def test_a_cpu_computes_in_float32_unless_another_dtype_is_set() -> None:
     cpu = torch.device("cpu")
     assert loading.compute_dtype("auto", cpu) is torch.float32
     assert loading.compute_dtype("bfloat16", cpu) is torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "before", "after"),
+    [
+        ("cuda", torch.bfloat16, "highest", "high"),
+        ("cuda", torch.float16, "highest", "high"),
+        ("cuda", torch.float32, "highest", "highest"),
+        ("cuda", torch.bfloat16, "medium", "medium"),
+        ("cpu", torch.bfloat16, "highest", "highest"),
+    ],
+)
+def test_adapters_use_tensor_cores_beside_a_16_bit_base_alone(
+    device: str, dtype: torch.dtype, before: str, after: str
+) -> None:
+    torch.set_float32_matmul_precision(before)
+    try:
+        loading.let_adapters_use_tensor_cores(dtype, torch.device(device))
+        assert torch.get_float32_matmul_precision() == after
+    finally:
+        torch.set_float32_matmul_precision("highest")

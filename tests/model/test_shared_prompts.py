@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from coderl.model import architectures, shared_prompts
+from coderl.algorithms.micro_batches import portions
+from coderl.model import architectures
 from coderl.model.padding import Padded, pad_rows, prompt_numbers
 from coderl.model.policy import Policy
+from coderl.model.shared_prompts import Prompts
 from coderl.types import Experience
 from tests.support import tiny
 
@@ -35,12 +39,17 @@ def rows(group: int, lengths: tuple[int, ...], seed: int = 0, longest: int = 9) 
 
 def whole(patch: pytest.MonkeyPatch) -> None:
     """Let every row be read whole."""
-    patch.setattr(shared_prompts, "can_share", lambda _: False)
+    patch.setattr(architectures, "can_share", lambda _: False)
 
 
 def gradient(policy: Policy, batch: Padded, size: int, values: bool = False) -> dict[str, Tensor]:
     """The gradient of all that scoring gives, summed over micro-batches."""
     policy.zero_grad()
+    backward(policy, batch, size, values)
+    return {name: p.grad.clone() for name, p in policy.trainable().items() if p.grad is not None}
+
+
+def backward(policy: Policy, batch: Padded, size: int, values: bool = False) -> None:
     for part in torch.arange(len(batch.ids)).split(size):
         ids, attention, mask = (column[part] for column in batch)
         scores = policy.score(ids, attention, mask, 0.7, "gradient", values)
@@ -50,6 +59,13 @@ def gradient(policy: Policy, batch: Padded, size: int, values: bool = False) -> 
         if scores.critic is not None:
             loss = loss + (scores.critic.values * weights).sum() + scores.critic.final.sum()
         loss.backward()
+
+
+def gradient_read_once(policy: Policy, batch: Padded, border: int) -> dict[str, Tensor]:
+    """The same gradient, the prompts read once for all micro-batches."""
+    policy.zero_grad()
+    with policy.reading(Prompts.of(batch.ids, batch.attention, border)):
+        backward(policy, batch, 2, values=True)
     return {name: p.grad.clone() for name, p in policy.trainable().items() if p.grad is not None}
 
 
@@ -77,6 +93,8 @@ def test_gradients_are_those_of_rows_that_are_read_whole(
             want = gradient(policy, batch, len(batch.ids), values=True)
         for size in (len(batch.ids), 3):  # a micro-batch of 3 cuts through groups
             assert_equal(gradient(policy, batch, size, values=True), want)
+        border = architectures.first_answer_column(batch.mask)
+        assert_equal(gradient_read_once(policy, batch, border), want)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -96,9 +114,10 @@ def test_each_prompt_goes_through_the_model_once(family: str, tmp_path: Path) ->
 def test_what_stands_under_padding_does_not_make_another_prompt() -> None:
     batch = rows(3, (4, 7))
     odd = torch.where(batch.attention, batch.ids, torch.arange(6)[:, None])
-    prompts = shared_prompts.distinct_prompts(odd, batch.attention, 7)
+    prompts = Prompts.of(odd, batch.attention, 7)
     assert len(prompts.ids) == 2
-    assert [int(i) for i in prompts.row] in ([0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0])
+    row = prompts.find(batch.ids[:, :7], batch.attention[:, :7]).tolist()
+    assert row in ([0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0])
 
 
 SHAPE = tiny.SHAPE | {"vocab_size": 256, "num_hidden_layers": 3, "head_dim": 16, "pad_token_id": 0}
@@ -138,16 +157,44 @@ def test_states_of_other_families_are_those_of_rows_that_are_read_whole(
     torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-5)
 
 
-def test_chunks_keep_the_rows_of_a_prompt_together() -> None:
-    prompts = [[1] * 3] * 3 + [[2] * 3] * 3 + [[3] * 3] * 3
-    sizes = [9, 1, 4, 3, 2, 8, 5, 6, 7]
-    ids, attention, mask = pad_rows(prompts, [[9] * size for size in sizes], 0)
+def step_of(batch: Padded, prompts: list[list[int]]) -> Experience:
+    ids, attention, mask = batch
     numbers = prompt_numbers(prompts)
-    batch = Experience(ids, attention, mask, mask.float(), mask.float(), mask.any(dim=1), numbers)
-    chunks = batch.chunks(torch.arange(9), 4)
-    assert [len(chunk) for chunk in chunks] == [4, 4, 1]
-    order = torch.cat(chunks).tolist()
-    assert sorted(order) == list(range(9))
-    assert [row // 3 for row in order] == [2] * 3 + [1] * 3 + [0] * 3, "by the longest of each"
-    assert order[6:] == [1, 2, 0], "by length within a prompt"
-    assert batch.chunks(torch.tensor([], dtype=torch.long), 4) == ()
+    return Experience(ids, attention, mask, mask.float(), mask.float(), mask.any(dim=1), numbers)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=24),
+    tokens=st.integers(1, 60),
+    most=st.one_of(st.none(), st.integers(1, 5)),
+    attended=st.floats(0.0, 1.0),
+)
+def test_portions_hold_each_row_once_and_no_more_tokens_than_they_may(
+    lengths: list[int], sizes: list[int], tokens: int, most: int | None, attended: float
+) -> None:
+    prompts = [[1 + n % len(lengths)] * lengths[n % len(lengths)] for n in range(len(sizes))]
+    batch = pad_rows(prompts, [[9] * size for size in sizes], 0)
+    step, cpu = step_of(batch, prompts), torch.device("cpu")
+    found = list(portions(step, torch.arange(len(sizes)), tokens, most, cpu, attended))
+    rows = [row for portion in found for chunk in portion.rows for row in chunk.tolist()]
+    assert sorted(rows) == list(range(len(sizes)))
+    read = [tuple(row) for portion in found for row in portion.prompts.ids.tolist()]
+    assert len(read) == len({tuple(prompt) for prompt in prompts}), "each prompt is read in one portion"
+    for portion in found:
+        assert len(portion.prompts.ids) == 1 or portion.prompts.ids.numel() <= tokens
+        for chunk, micro in zip(portion.rows, portion.batches, strict=True):
+            assert torch.equal(micro.ids, step.take(chunk).ids)
+            border = architectures.first_answer_column(micro.mask)
+            portion.prompts.find(micro.ids[:, :border], micro.attention[:, :border])  # or it fails
+            longest = max(sizes[row] for row in chunk)
+            assert len(chunk) == 1 or longest * len(chunk) <= tokens
+            assert most is None or len(chunk) <= most
+
+
+def test_rows_of_similar_length_are_read_together() -> None:
+    prompts = [[1] * 3] * 3 + [[2] * 3] * 3
+    sizes = [9, 1, 4, 3, 2, 8]
+    batch = pad_rows(prompts, [[9] * size for size in sizes], 0)
+    (found,) = portions(step_of(batch, prompts), torch.arange(6), 8, None, torch.device("cpu"), 0.0)
+    assert [chunk.tolist() for chunk in found.rows] == [[1, 4], [3, 2], [5], [0]]

@@ -25,6 +25,13 @@ ROW = next(text for kind, text in BLOCKS if kind == "json")
 PYTHON = [text for kind, text in BLOCKS if kind == "python"]
 PROGRAM = json.dumps({"id": 1, "code": "def f(x): return x", "tests": ["assert f(1) == 1"]})
 SCORED = {"pass@1": 0.5, "n": 2, "problems": 1, "settings": {}, "ids": ["mbpp/11"], "counted": [2]}
+CODELLAMA = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+}
 RUN = "checkpoints/embedded-embedded-grpo-qlora"
 LESS = "--trainer.max_steps 1 --data.limit_test 1 --data.batch_size 1"
 SMALL = f"{LESS} --model.group_size 2 --model.evaluation.n 2"
@@ -70,7 +77,12 @@ def test_the_readmes_coderl_commands_run(
     small = SMALL if "fit -c quickstart" in command else "--print_config" if large else ""
     if "load_generations" in command and "CODERL_DATA_DIR" not in os.environ:
         pytest.skip("scores MBPP: CODERL_DATA_DIR names no folder that holds mbpp.jsonl")
-    assert main(shlex.split(command)[1:] + shlex.split(small)) == 0, capfd.readouterr().err
+    words = shlex.split(command)[1:] + shlex.split(small)
+    if "--plan" in words:  # the config.json, which a user has from the hub
+        (tmp_path / "codellama").mkdir()
+        (tmp_path / "codellama/config.json").write_text(json.dumps(CODELLAMA))
+        words[words.index("--plan") + 1] += " --model.policy.model ./codellama"
+    assert main(words) == 0, capfd.readouterr().err
 
 
 @pytest.mark.parametrize("line", STARTED)

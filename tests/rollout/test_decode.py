@@ -197,12 +197,12 @@ def test_samples_of_a_problem_share_a_batch_where_they_fit() -> None:
     for n, size, count in itertools.product((1, 3, 4, 9), (1, 4, 7, 64), (1, 5)):
         stops = [("a",), ("b",), ("b",), ("b",), ("c",)][:count]
         batches = _batches(range(count), n, size, stops)
-        taken = [sum(samples for _, samples in batch) for batch in batches]
+        taken = [sum(len(samples) for _, samples in batch) for batch in batches]
         assert all(0 < total <= size for total in taken)
         assert all(len({stops[i] for i, _ in batch}) == 1 for batch in batches)
         for i in range(count):
             of_it = [samples for batch in batches for j, samples in batch if j == i]
-            assert sum(of_it) == n and len(of_it) == -(-n // size)
+            assert [*itertools.chain(*of_it)] == [*range(n)] and len(of_it) == -(-n // size)
         if n <= size:
             alike = {stop: stops.count(stop) for stop in stops}
             assert len(batches) == sum(-(-many // (size // n)) for many in alike.values())

@@ -165,5 +165,5 @@ def test_stop_strings_are_met_at_the_token_that_completes_them(kind: str) -> Non
                 by_word.update(met)
                 break
     assert set(by_word) == set(words) - {""}
-    assert not StopCriteria(TokenTexts(tokenizer), (), ()).met(Row(9, choices[0]))
-    assert StopCriteria(TokenTexts(tokenizer), {7}, ()).met(Row(9, [7]))
+    assert not StopCriteria(TokenTexts(tokenizer), (), ()).met(Row(9, ids=choices[0]))
+    assert StopCriteria(TokenTexts(tokenizer), {7}, ()).met(Row(9, ids=[7]))

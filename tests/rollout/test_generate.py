@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from coderl.errors import UsageError
+from coderl.errors import UsageError, UserError
+from coderl.model import memory
 from coderl.model.padding import pad_rows, spread
 from coderl.model.policy import Policy
 from coderl.rollout import GenerateEngine, Sampling
+from coderl.rollout.decode import decode
 from coderl.types import Completion, Problem
 from tests.support import tiny
 
@@ -166,3 +168,68 @@ def test_sampling_restores_the_policys_train_mode(llama: Path) -> None:
 def test_training_refuses_temperature_0_and_top_p(options: dict[str, float], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         Sampling(**options).for_training()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_where_memory_does_not_suffice_rollouts_go_on_in_halves(
+    llama: Path, most: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = tiny.policy(llama)
+    want = [c.ids for c in sample(policy, n=4, temperature=0.0)]
+    tried: list[int] = []
+
+    def limited(model: Any, prompts: Any, rows: Any, *args: Any, **options: Any) -> None:
+        tried.append(sum(map(len, rows)))
+        if tried[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        decode(model, prompts, rows, *args, **options)
+
+    monkeypatch.setattr("coderl.rollout.generate.decode", limited)
+    assert [c.ids for c in sample(policy, n=4, temperature=0.0)] == want
+    assert tried[0] == 12 and "rollouts: 12 sequences do not fit in memory; going on with 6" in caplog.text
+    engine = GenerateEngine()
+    engine.bind(policy)
+    for _ in range(2):
+        tried.clear()
+        engine.generate(tiny.problems(3), 4, Sampling(max_new_tokens=3))
+    assert max(tried) <= most, "it has learned how many fit"
+
+
+def test_a_sequence_that_does_not_fit_alone_ends_with_one_clear_line(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("coderl.rollout.generate.decode", exhausted)
+    with pytest.raises(UserError, match="does not suffice to sample a single sequence"):
+        sample(tiny.policy(llama))
+
+
+def test_how_many_sequences_fit_follows_from_memory(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny.policy(llama)
+    each = memory.cache_bytes(policy.base.config, policy.base.dtype.itemsize)
+    longest = max(len(policy.encode(problem)) for problem in tiny.problems(3)) + 12
+    to_come = memory.still_to_come(policy)
+    for free, expected in ((9, 8), (8, 8), (7.9, 6), (1, 1), (0, 1), (10_000, 128)):
+        room = free * longest * each / memory.CACHE_SHARE + to_come + 1
+        monkeypatch.setattr(memory, "free_bytes", lambda _, room=room: room)
+        engine = GenerateEngine(merged_copy=False)
+        engine.bind(policy)
+        assert engine.sequences(tiny.problems(3), Sampling(max_new_tokens=12)) == expected
+        limited = GenerateEngine(batch_size=3, merged_copy=False)
+        limited.bind(policy)
+        assert limited.sequences(tiny.problems(3), Sampling(max_new_tokens=12)) == min(3, expected)
+
+
+def test_completions_are_told_as_soon_as_they_are_whole(llama: Path) -> None:
+    policy = tiny.policy(llama)
+    engine = GenerateEngine()
+    engine.bind(policy)
+    told: dict[int, Completion] = {}
+    got = engine.generate(
+        tiny.problems(3), 4, Sampling(max_new_tokens=12), seed=0, ready=lambda i, c: told.update({i: c})
+    )
+    assert [told[i] for i in range(12)] == got
+    order = [len(c.ids) for c in told.values()]
+    assert order == sorted(order), "those that end first come first"

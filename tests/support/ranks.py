@@ -98,9 +98,9 @@ class OnRanks(Fixed):
             group["eps"] = 1e-3  # Adam's own lets rounding decide where gradients are next to nothing
         return made
 
-    def _accumulate_gradients(self, batches: Any) -> dict[str, float]:
+    def _accumulate_gradients(self, step: Any) -> Any:
         self.passes += 1
-        return super()._accumulate_gradients(batches)
+        return super()._accumulate_gradients(step)
 
     def left(self) -> dict[str, Any]:
         """What a rank leaves."""

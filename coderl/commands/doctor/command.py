@@ -8,7 +8,7 @@ import textwrap
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from coderl.errors import UserError
+from coderl.errors import UsageError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +21,7 @@ WIDTH = 24
 """Width of the column of names, in characters."""
 
 
-def doctor(json: bool = False) -> None:
+def doctor(json: bool = False, plan: str | None = None, gpu_memory: float | None = None) -> None:
     """Check that training can run on this machine, and safely, by trying each thing it needs.
 
     The sandbox runs a good program, a wrong one and hostile ones; bitsandbytes packs and unpacks numbers on
@@ -31,10 +31,24 @@ def doctor(json: bool = False) -> None:
 
     Args:
         json: Print one JSON document instead of the table, and nothing else, on standard output.
+        plan: Check nothing: say what `coderl fit -c CONFIG` would take of this machine's memory, by part, and
+            how much it would compute at a time. Options of the fit may follow in the same word:
+            --plan "grpo.yaml --model.max_new_tokens 256".
+        gpu_memory: With --plan: for a GPU of so many GB (24, 80) in place of this machine.
 
     Raises:
-        UserError: A check failed.
+        UserError: A check failed, or what is planned does not fit.
+        UsageError: --gpu_memory without --plan, or not above 0.
     """
+    if gpu_memory is not None and (plan is None or not gpu_memory > 0):
+        raise UsageError(
+            "--gpu_memory is the GB of a GPU to plan for: give it with --plan CONFIG, such as 24"
+        )
+    if plan is not None:
+        from coderl.commands.doctor.plan import show
+
+        show(plan, gpu_memory, json)
+        return
     found = []
     for check in checks():
         found.append(check)

@@ -13,15 +13,12 @@ import psutil
 from coderl.commands.doctor.check import Check
 from coderl.runs.folder import ROOT
 from coderl.runs.versions import PACKAGES, installed_versions
-from coderl.sandbox import cores as sandbox_cores
+from coderl.sandbox import usable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 GIB = 1 << 30
-CGROUPS = Path("/sys/fs/cgroup")
-UNLIMITED = 1 << 60
-"""Control groups of version 1 write "no limit" as a number of bytes near 2**63: from here on it is that."""
 FEW_BYTES, MANY_BYTES = 1 * GIB, 20 * GIB
 """Free disk space below which the check fails (a run cannot save) or warns (a 7B model cannot be merged)."""
 LITTLE_MEMORY = 4 * GIB
@@ -51,11 +48,13 @@ def versions() -> Check:
 
 def cores() -> Check:
     """Cores that this process may use, by its affinity and its control group's quota."""
-    present, affinity, usable = os.cpu_count() or 1, len(os.sched_getaffinity(0)), sandbox_cores.usable()
-    data = {"usable": usable, "present": present, "affinity": affinity}
-    why = "CPU quota" if usable < affinity else "CPU affinity"
-    detail = f"{usable} usable" + (f" of {present} (the rest is barred by {why})" if usable < present else "")
-    if usable < 2:
+    present, affinity, granted = os.cpu_count() or 1, len(os.sched_getaffinity(0)), usable.cores()
+    data = {"usable": granted, "present": present, "affinity": affinity}
+    why = "CPU quota" if granted < affinity else "CPU affinity"
+    detail = f"{granted} usable" + (
+        f" of {present} (the rest is barred by {why})" if granted < present else ""
+    )
+    if granted < 2:
         fix = "give the machine, container or job two or more: programs run beside the training"
         return Check("cores", "warn", detail, fix, data)
     return Check("cores", "ok", detail, data=data)
@@ -64,12 +63,12 @@ def cores() -> Check:
 def memory() -> Check:
     """Memory of the machine, or the control group's limit where that is less."""
     system = psutil.virtual_memory()
-    limit = memory_limit()
-    usable = min(system.total, limit or system.total)
-    data = {"usable": usable, "available": system.available, "limit": limit}
-    why = "" if usable == system.total else f" (limit of the container, {system.total / GIB:.1f} in all)"
-    detail = f"{usable / GIB:.1f} GiB{why}, {min(usable, system.available) / GIB:.1f} available"
-    if usable < LITTLE_MEMORY:
+    limit = usable.memory_limit()
+    granted = min(system.total, limit or system.total)
+    data = {"usable": granted, "available": system.available, "limit": limit}
+    why = "" if granted == system.total else f" (limit of the container, {system.total / GIB:.1f} in all)"
+    detail = f"{granted / GIB:.1f} GiB{why}, {min(granted, system.available) / GIB:.1f} available"
+    if granted < LITTLE_MEMORY:
         return Check("memory", "warn", detail, "give it 4 GiB or more; the quickstart needs about 2", data)
     return Check("memory", "ok", detail, data=data)
 
@@ -96,32 +95,3 @@ def disk(folder: Path) -> Check:
     if free < MANY_BYTES:
         return Check("disk", "fail" if free < FEW_BYTES else "warn", detail, fix, data)
     return Check("disk", "ok", detail, data=data)
-
-
-def memory_limit(root: Path = CGROUPS, entries: str | None = None) -> int | None:
-    """Bytes of memory that the control groups allow this process, None where they set no limit.
-
-    Args:
-        root: Where control groups are mounted; version 1 has a folder for memory there.
-        entries: What ``/proc/self/cgroup`` says; read there by default.
-    """
-    found = []
-    for group in _groups(root, Path("/proc/self/cgroup").read_text() if entries is None else entries):
-        for name in ("memory.max", "memory.limit_in_bytes"):
-            try:
-                word = (group / name).read_text().strip()
-            except OSError:
-                continue
-            if word.isdigit() and int(word) < UNLIMITED:
-                found.append(int(word))
-    return min(found, default=None)
-
-
-def _groups(root: Path, entries: str) -> Iterator[Path]:
-    """The folders of this process's memory control groups and of their parents, whose limits hold too."""
-    for entry in entries.splitlines():
-        _, controllers, path = entry.split(":", 2)
-        if not controllers or "memory" in controllers.split(","):
-            top = root / "memory" if controllers else root
-            group = top / path.lstrip("/")
-            yield from (place for place in (group, *group.parents) if place.is_relative_to(top))

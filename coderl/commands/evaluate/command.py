@@ -74,7 +74,7 @@ def evaluate(
         temperature: Of sampling; 0 is greedy.
         top_p: Nucleus sampling; 1 is off.
         max_length_generation: Longest prompt with its completion, in tokens.
-        batch_size: Sequences decoded together; by default as many as free memory holds, at most 128.
+        batch_size: Sequences decoded together, at most; by default as many as free memory holds.
         seed: Of the samples.
         limit: Only the first so many problems of each task.
         grading: inline runs tests beside the program, as the harness does; auto reaches verdicts that cannot

@@ -22,16 +22,12 @@ from coderl.files import read_json
 from coderl.model.provenance import prior_training
 from coderl.review import KeptPasses, look, summary_lines
 from coderl.rollout import default_engine
-from coderl.rollout.memory import largest_batch
 from coderl.scores import Evaluation, results_name
 
 if TYPE_CHECKING:
     from coderl.model.policy import Policy
     from coderl.runs.model_ref import ModelRef
     from coderl.sandbox import ProgramRunner
-
-MAX_BATCH = 128
-"""Most sequences decoded together where the user gives no batch size."""
 
 Save = Callable[[dict[str, Evaluation], Path], None]
 """Saves the evaluations to the results file of that path, and prints them."""
@@ -114,7 +110,7 @@ class ModelRun:
         policy: The policy, not loaded yet.
         settings: How to sample and to grade.
         device: Where the model goes.
-        batch_size: Sequences decoded together. None: as many as free memory holds.
+        batch_size: Sequences decoded together, at most. None: as many as free memory holds.
 
     Raises:
         UserError: The model cannot be loaded.
@@ -150,7 +146,8 @@ class ModelRun:
         Raises:
             UserError: Memory does not suffice, or a file cannot be written.
         """
-        size = self.batch_size or largest_batch(self.policy, self.sampling.max_new_tokens, MAX_BATCH)
+        every = [problem for task in tasks for problem in task.problems]
+        size = self.batch_size or self.engine.sequences(every, self.sampling)
         found: dict[str, Evaluation] = {}
         with ExitStack() as stack:
             stores = [stack.enter_context(self._store(task, output, size)) for task in tasks]
@@ -226,11 +223,6 @@ class ModelRun:
                 notes=self.notes | {"batch_size": store.size},
                 progress=task.name,
             )
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"{task.name}: {store.size} sequences of {self.sampling.max_new_tokens} tokens do not fit on "
-                f"the GPU; give --batch_size {max(1, store.size // 2)} or a smaller --max_length_generation"
-            ) from error
         except KeyboardInterrupt:
             raise KeyboardInterrupt("give the same command again to go on from here") from None
 

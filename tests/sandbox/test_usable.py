@@ -8,28 +8,28 @@ from pathlib import Path
 
 import pytest
 
-from coderl.sandbox import Sandbox, cores
+from coderl.sandbox import Sandbox, usable
 
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight cores, no quota, one rank."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(cores, "_quota", lambda: math.inf)
+    monkeypatch.setattr(usable, "_quota", lambda: math.inf)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     monkeypatch.delenv("SLURM_NTASKS_PER_NODE", raising=False)
 
 
 def test_affinity_limits_the_cores() -> None:
-    assert cores.usable() == 8
+    assert usable.cores() == 8
 
 
 @pytest.mark.parametrize(
     ("quota", "expected"), [(2.0, 2), (1.5, 2), (0.25, 1), (7.5, 8), (64.0, 8), (math.inf, 8)]
 )
 def test_a_quota_limits_the_cores(quota: float, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cores, "_quota", lambda: quota)
-    assert cores.usable() == expected
+    monkeypatch.setattr(usable, "_quota", lambda: quota)
+    assert usable.cores() == expected
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_ranks_share_the_cores(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert cores.usable() == expected
+    assert usable.cores() == expected
 
 
 def test_a_sandbox_has_a_lane_for_each_and_no_more_than_sixteen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,30 +70,30 @@ class TestQuota:
         group = tmp_path / "pod" / "trainer"
         group.mkdir(parents=True)
         monkeypatch.undo()  # the autouse fixture's: here the quota is what is tested
-        monkeypatch.setattr(cores, "_groups", lambda _, root: [group, group.parent, root])
+        monkeypatch.setattr(usable, "_groups", lambda _, root: [group, group.parent, root])
         return tmp_path
 
     def test_there_is_no_limit_without_a_file(self, root: Path) -> None:
-        assert cores._quota(root) == math.inf
+        assert usable._quota(root) == math.inf
 
     def test_the_tightest_quota_of_all_groups_above_counts(self, root: Path) -> None:
         (root / "cpu.max").write_text("400000 100000\n")
         (root / "pod" / "cpu.max").write_text("150000 100000\n")
         (root / "pod" / "trainer" / "cpu.max").write_text("max 100000\n")
-        assert cores._quota(root) == 1.5
+        assert usable._quota(root) == 1.5
         (root / "pod" / "trainer" / "cpu.max").write_text("50000 200000\n")
-        assert cores._quota(root) == 0.25
+        assert usable._quota(root) == 0.25
 
     @pytest.mark.parametrize("text", ["max 100000", "", "1", "1 0", "a b", "1 2 3"])
     def test_a_file_without_a_number_is_no_limit(self, text: str, root: Path) -> None:
         (root / "cpu.max").write_text(text)
-        assert cores._quota(root) == math.inf
+        assert usable._quota(root) == math.inf
 
     @pytest.mark.parametrize(("limit", "expected"), [("150000", 1.5), ("-1", math.inf), ("x", math.inf)])
     def test_version_1_has_two_files(self, limit: str, expected: float, root: Path) -> None:
         (root / "pod" / "cpu.cfs_quota_us").write_text(f"{limit}\n")
         (root / "pod" / "cpu.cfs_period_us").write_text("100000\n")
-        assert cores._quota(root) == expected
+        assert usable._quota(root) == expected
 
 
 @pytest.mark.parametrize(
@@ -107,15 +107,45 @@ class TestQuota:
 )
 def test_groups_are_this_process_own_and_those_above(lines: str, expected: list[str], tmp_path: Path) -> None:
     (tmp_path / "groups").write_text(lines)
-    assert cores._groups("cpu", tmp_path, tmp_path / "groups") == [tmp_path / name for name in expected]
+    assert usable._groups("cpu", tmp_path, tmp_path / "groups") == [tmp_path / name for name in expected]
 
 
 def test_lanes_share_half_of_the_processes_that_are_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cores, "_groups", lambda _, root: [root])
-    assert cores.tasks_each(4, tmp_path) == cores.TASKS
+    monkeypatch.setattr(usable, "_groups", lambda _, root: [root])
+    assert usable.tasks_each(4, tmp_path) == usable.TASKS
     (tmp_path / "pids.max").write_text("150\n")
     (tmp_path / "pids.current").write_text("30\n")
-    assert cores.tasks_each(4, tmp_path) == 15
-    assert cores.tasks_each(100, tmp_path) == 4
+    assert usable.tasks_each(4, tmp_path) == 15
+    assert usable.tasks_each(100, tmp_path) == 4
+
+
+@pytest.mark.parametrize(
+    ("entries", "folder", "name"),
+    [
+        ("0::/job/step\n", "", "memory.max"),
+        ("4:cpu:/x\n3:memory,other:/job/step\n0::/\n", "memory", "memory.limit_in_bytes"),
+    ],
+)
+def test_memory_is_what_the_tightest_control_group_leaves(
+    tmp_path: Path, entries: str, folder: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "groups").write_text(entries)
+    found = usable._groups
+    monkeypatch.setattr(usable, "_groups", lambda what, root: found(what, root, tmp_path / "groups"))
+    monkeypatch.setattr(usable, "ROOT", tmp_path)
+    assert usable.memory_limit(tmp_path) is None
+    step = tmp_path / folder / "job" / "step"
+    step.mkdir(parents=True)
+    (step / name).write_text("max\n" if name == "memory.max" else f"{2**63 - 4096}\n")
+    assert usable.memory_limit(tmp_path) is None
+    (step.parent / name).write_text("12345678\n")
+    assert usable.memory_limit(tmp_path) == usable.memory() == 12345678
+    (step / name).write_text("1000000\n")
+    assert usable.memory_limit(tmp_path) == 1000000
+    (step / ("memory.current" if name == "memory.max" else "memory.usage_in_bytes")).write_text("700000\n")
+    (step / "memory.stat").write_text("anon 500000\ninactive_file 200000\n")
+    assert usable.memory() == 500000, "files in the cache can go"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert usable.memory() == 250000

@@ -1,0 +1,215 @@
+"""Memory of a device: what is free, what a token takes, and how much may be computed at a time."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from coderl.model import architectures
+from coderl.model.logprobs import MOST_LOGITS
+from coderl.sandbox import usable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from coderl.model.policy import Policy
+
+CACHE_SHARE = 0.6
+"""Share of the free memory for key-value caches; activations and logits of rollouts need the rest."""
+UPDATE_SHARE = 0.8
+"""Share of the free memory for an update's activations; the rest is for what is not counted."""
+MOST_SEQUENCES = {"cpu": 128, "cuda": 512}
+"""Sequences decoded together, at most: more are hardly faster."""
+MOST_TOKENS = {"cpu": 1536, "cuda": 16384}
+"""Tokens in a micro-batch, at most: from there on a step takes more memory and no less time."""
+CPU_TOKENS, CPU_BYTES = 256, 400_000_000
+"""On a CPU wide models need fewer: these many tokens or bytes of activations, whichever is more tokens."""
+FEWEST_TOKENS = 64
+"""Where not even that many fit, a step is not tried in smaller parts."""
+LOGIT_BYTES = 16
+"""Bytes for a logit in the update: itself, its probability and their gradients, float32."""
+OPTIMIZER_BYTES = 12
+"""Bytes for a trained parameter beside its own: gradient and AdamW's two moments, float32."""
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of the device, in bytes: the GPU's, or what this process may take of the machine's."""
+    if device.type == "cuda":
+        # What torch holds in its own cache is free to it.
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
+    return usable.memory()
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether an error says that memory does not suffice, on a GPU or in the machine."""
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and ("not enough memory" in said or "can't allocate memory" in said)
+    )
+
+
+def release(device: torch.device) -> None:
+    """Give back what a failed attempt has left behind."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def rounded(count: int) -> int:
+    """The largest power of two, or one and a half of one, up to a number from 1.
+
+    For a few free megabytes more or less must not change what is sampled and computed.
+    """
+    step = 1 << (count.bit_length() - 1)
+    return step + step // 2 if count >= step + step // 2 else step
+
+
+# -- rollouts ------------------------------------------------------------------------------------------------
+
+
+def cache_bytes(config: object, itemsize: int) -> int:
+    """Bytes of the key-value cache for one token.
+
+    Args:
+        config: A transformers model's.
+        itemsize: Bytes of a number in it.
+    """
+    text = config.get_text_config()  # type: ignore[attr-defined]
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(2 * text.num_hidden_layers * heads * width * itemsize)
+
+
+def copy_fits(size: int, free: int) -> bool:
+    """Whether a plain copy to decode from is worth its bytes: twice as many are free."""
+    return free > 2 * size
+
+
+def largest_batch(room: int, sequence: int, limit: int) -> int:
+    """How many sequences fit, :func:`rounded`, or the limit.
+
+    Args:
+        room: Bytes for their caches.
+        sequence: Bytes of one.
+        limit: The most.
+    """
+    return min(limit, rounded(max(1, room // sequence)))
+
+
+# -- updates -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TokenCost:
+    """What activations take until the backward, in bytes.
+
+    Attributes:
+        read: A token that is read.
+        attended: A token of a row's prompt that was read for another row too, whose keys and values are
+            copied.
+    """
+
+    read: float
+    attended: float
+
+    def checkpointed(self, layers: int, width: int) -> TokenCost:
+        """The same with gradient checkpointing: the input of each layer, and the rest of one at a time.
+
+        Args:
+            layers: Number of layers.
+            width: Bytes of a hidden state.
+        """
+        return TokenCost(self.read / layers + layers * width, self.attended / layers)
+
+
+def token_cost(model: PreTrainedModel) -> TokenCost:
+    """Count what autograd keeps in small forwards of the model, adapter included, without checkpointing.
+
+    Args:
+        model: In evaluation mode.
+    """
+
+    def kept(rows: int, prompt: int, answer: int) -> int:
+        ids = torch.ones(rows, prompt + answer, dtype=torch.long, device=model.device)
+        mask = torch.arange(prompt + answer, device=model.device).expand_as(ids) >= prompt
+        whole = torch.ones_like(mask)
+        return _saved_bytes(model, lambda: architectures.hidden_states(model, ids, whole, mask))
+
+    # Differences, so that what does not depend on the number of tokens drops out.
+    prompts = kept(1, 32, 0)
+    few, many = kept(2, 32, 8), kept(2, 32, 16)
+    read = max((many - few) / 16, (prompts - kept(1, 16, 0)) / 16)
+    return TokenCost(read, max(0.0, (few - prompts - 16 * read) / 64))
+
+
+def _saved_bytes(model: PreTrainedModel, forward: Callable[[], Tensor]) -> int:
+    """Bytes that autograd keeps for the backward, parameters apart."""
+    own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
+    found: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage  # kept, so that no other gets its address
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = forward()
+    total = sum(storage.nbytes() for storage in found.values())
+    del output
+    return total
+
+
+def update_bytes(cost: TokenCost, layers: int, vocabulary: int, prompts: int, tokens: int) -> int:
+    """What a micro-batch takes at the peak of its backward.
+
+    Args:
+        cost: What a token's activations take.
+        layers: Number of layers.
+        vocabulary: Number of tokens that there are.
+        prompts: Tokens of the prompts that are read beside it.
+        tokens: Its own.
+    """
+    # Gradients of two layers stand beside the activations.
+    activations = (prompts + tokens) * cost.read * (1 + 2 / layers)
+    return int(activations + LOGIT_BYTES * min(MOST_LOGITS, tokens * vocabulary))
+
+
+def fitting_tokens(cost: TokenCost, layers: int, free: int) -> int:
+    """How many tokens a micro-batch may have, with prompts of as many tokens beside it.
+
+    Args:
+        cost: What a token takes.
+        layers: Number of layers.
+        free: Bytes.
+    """
+    logits = LOGIT_BYTES * MOST_LOGITS
+    return max(FEWEST_TOKENS, int((UPDATE_SHARE * free - logits) / (2 * cost.read * (1 + 2 / layers))))
+
+
+def micro_batch_tokens(kind: str, cost: TokenCost, layers: int, free: int) -> int:
+    """As :func:`fitting_tokens`, up to :data:`MOST_TOKENS`, and :func:`rounded`.
+
+    Args:
+        kind: ``cpu`` or ``cuda``.
+        cost: What a token takes.
+        layers: Number of layers.
+        free: Bytes.
+    """
+    count = min(MOST_TOKENS[kind], fitting_tokens(cost, layers, free))
+    if kind == "cpu":
+        count = min(count, max(CPU_TOKENS, int(CPU_BYTES / cost.read)))
+    return rounded(count)
+
+
+def still_to_come(policy: Policy) -> int:
+    """Bytes that training will hold once it has begun: gradients and the optimizer's state."""
+    trained = sum(p.numel() for p in policy.trainable().values() if p.grad is None)
+    return OPTIMIZER_BYTES * trained
