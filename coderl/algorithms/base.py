@@ -19,7 +19,7 @@ from coderl.algorithms.micro_batches import Portion, portions
 from coderl.data import CodeDataModule
 from coderl.errors import UsageError, UserError, named_line
 from coderl.model import memory
-from coderl.model.allocator import keep_freed_memory
+from coderl.model.allocator import give_back_freed_memory, keep_freed_memory
 from coderl.model.provenance import prior_training
 from coderl.problems.contamination import merge_records
 
@@ -441,6 +441,7 @@ class PolicyModule(LightningModule):
         # A checkpoint's seed if there is one: a resumed run must draw the same numbers.
         self._stream = self.trainer.strategy.broadcast(self._stream or torch.initial_seed())
         rank_zero_info(self.batches_line())
+        give_back_freed_memory()  # of loading and counting: the steps keep theirs
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Restore the random generators as the last step, of this run or of its checkpoint, left them."""

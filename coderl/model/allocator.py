@@ -8,12 +8,19 @@ memory.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 
 # Parameters of mallopt(3).
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 _NEVER = 2**31 - 1
+
+
+def give_back_freed_memory() -> None:
+    """Give memory back that is free now, such as what loading has left behind. Nothing without glibc."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def keep_freed_memory() -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from coderl.model import architectures
+from coderl.model.allocator import give_back_freed_memory
 from coderl.model.logprobs import MOST_LOGITS
 from coderl.sandbox import usable
 
@@ -58,6 +59,7 @@ def is_exhausted(error: BaseException) -> bool:
 def release(device: torch.device) -> None:
     """Give back what a failed attempt has left behind."""
     gc.collect()
+    give_back_freed_memory()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
@@ -154,17 +156,16 @@ def _saved_bytes(model: PreTrainedModel, forward: Callable[[], Tensor]) -> int:
     own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
     found: dict[int, torch.UntypedStorage] = {}
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> None:
+        # The storage alone, so that no other gets its address: the tensor of an output would be held by the
+        # graph that it holds, for ever.
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage  # kept, so that no other gets its address
-        return tensor
+            found[storage.data_ptr()] = storage
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = forward()
-    total = sum(storage.nbytes() for storage in found.values())
-    del output
-    return total
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda _: torch.empty(0)):
+        forward()
+    return sum(storage.nbytes() for storage in found.values())
 
 
 def update_bytes(cost: TokenCost, layers: int, vocabulary: int, prompts: int, tokens: int) -> int:

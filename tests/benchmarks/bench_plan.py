@@ -9,32 +9,31 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tests.benchmarks import bench_step
-from tests.benchmarks.bench_gpu import coderl
+from tests.benchmarks.bench_gpu import coderl, shaped
 
 COMMON: dict[str, Any] = {"kl": 0.02, "group": 8}
 WORKS: dict[str, dict[str, Any]] = {
-    "embedded": {"model": "embedded", "problems": 12, "prompt": 52, "tokens": 64, "quantization": "nf4"},
-    "embedded-long": {
-        "model": "embedded",
-        "problems": 12,
-        "prompt": 200,
-        "tokens": 256,
-        "quantization": "nf4",
-    },
-    "embedded-wide": {
-        "model": "embedded",
-        "problems": 48,
-        "prompt": 128,
-        "tokens": 128,
-        "quantization": "none",
-    },
+    "random": {"model": "random", "problems": 8, "prompt": 128, "tokens": 64, "quantization": "none"},
+    "random-long": {"model": "random", "problems": 2, "prompt": 256, "tokens": 256, "quantization": "none"},
+    "random-nf4": {"model": "random", "problems": 12, "prompt": 64, "tokens": 128, "quantization": "nf4"},
     "smollm2": {"model": "smollm2", "problems": 2, "prompt": 128, "tokens": 64, "quantization": "none"},
     "smollm2-long": {"model": "smollm2", "problems": 1, "prompt": 256, "tokens": 192, "quantization": "none"},
     "smollm2-nf4": {"model": "smollm2", "problems": 4, "prompt": 128, "tokens": 32, "quantization": "nf4"},
+}
+"""The random model never ends a completion before its longest length."""
+RANDOM = {
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 10,
+    "num_attention_heads": 12,
+    "vocab_size": 16384,
 }
 
 
@@ -61,14 +60,17 @@ def main() -> None:
     chosen = parser.parse_args()
     found = {}
     print(f"{'':15}{'foreseen':>10}{'measured':>10}{'ratio':>8}")
-    for name in chosen.works.split(","):
-        work = COMMON | WORKS[name]
-        plan = foreseen(work)
-        turns = bench_step.turns_of(bench_step.our_side(work), 1)
-        measured = max(turn["peak"] for turn in turns)
-        found[name] = {"foreseen": plan, "measured": measured}
-        ratio = plan["peak"] / measured
-        print(f"{name:15}{plan['peak'] / 1e9:10.2f}{measured / 1e9:10.2f}{ratio:8.2f}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        random = str(shaped(Path(folder) / "random", RANDOM, torch.float32))
+        for name in chosen.works.split(","):
+            work = COMMON | WORKS[name]
+            work["model"] = random if work["model"] == "random" else work["model"]
+            plan = foreseen(work)
+            turns = bench_step.turns_of(bench_step.our_side(work), 1)
+            measured = max(turn["peak"] for turn in turns)
+            found[name] = {"foreseen": plan, "measured": measured}
+            ratio = plan["peak"] / measured
+            print(f"{name:15}{plan['peak'] / 1e9:10.2f}{measured / 1e9:10.2f}{ratio:8.2f}", flush=True)
     if chosen.json:
         chosen.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

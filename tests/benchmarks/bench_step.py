@@ -90,11 +90,14 @@ def problems_of(work: dict[str, Any]) -> list[Problem]:
     problems = [replace(problem, stop=()) for problem in source.load("train")[: work["problems"]]]
     if "prompt" not in work:
         return problems
-    # A random model: any text of the length that was asked for will do.
+    # Comments of the length that was asked for, and nothing that a look at the problems would refuse.
     tokenizer = AutoTokenizer.from_pretrained(model_of(work))
-    filler = tokenizer("x = 1\n" * work["prompt"])["input_ids"][: work["prompt"]]
-    text = tokenizer.decode(filler, skip_special_tokens=True)
-    return [replace(problem, prompt=f"{number}{text}") for number, problem in enumerate(problems)]
+    made = []
+    for number, problem in enumerate(problems):
+        ids = tokenizer(f"# {number} " + "x = 1, " * work["prompt"])["input_ids"][: work["prompt"]]
+        text = str(tokenizer.decode(ids, skip_special_tokens=True))
+        made.append(replace(problem, prompt=text, tests=("assert f(1) == 1",), test="", solution=""))
+    return made
 
 
 def model_of(work: dict[str, Any]) -> str:

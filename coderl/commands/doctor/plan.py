@@ -97,6 +97,8 @@ class Plan:
         rollout: What a rollout takes beside it.
         update: What an update takes beside it.
         total: Memory that there is.
+        reused: Whether an update can take what a rollout has freed: a GPU's allocator sees to that, the C
+            library's leaves holes.
         lines: The decisions, in words.
     """
 
@@ -104,12 +106,14 @@ class Plan:
     parts: dict[str, int] = field(default_factory=dict)
     rollout: int = 0
     update: int = 0
+    reused: bool = True
     lines: list[str] = field(default_factory=list)
 
     @property
     def peak(self) -> int:
         """The most that is held at a time."""
-        return sum(self.parts.values()) + max(self.rollout, self.update)
+        both = (self.rollout, self.update)
+        return sum(self.parts.values()) + (max(both) if self.reused else sum(both))
 
 
 def plan(shape: Shape, fit: Fit, kind: str, total: int, program: int) -> Plan:
@@ -122,7 +126,8 @@ def plan(shape: Shape, fit: Fit, kind: str, total: int, program: int) -> Plan:
         total: Bytes of memory for this process, or of the GPU.
         program: Bytes that the program itself takes.
     """
-    found = Plan(total, {"program and libraries": program, "base model": shape.weights})
+    found = Plan(total, reused=kind == "cuda")
+    found.parts |= {"program and libraries": program, "base model": shape.weights}
     found.parts["adapter, gradients, AdamW"] = ADAPTER_BYTES * shape.trained
     free = total - sum(found.parts.values())
     row = fit.prompt + fit.completion
