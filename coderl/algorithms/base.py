@@ -129,6 +129,7 @@ class PolicyModule(LightningModule):
         self.max_grad_norm, self.micro_batch_size = max_grad_norm, micro_batch_size
         self._token_cost: TokenCost | None = None
         self._most_tokens = self._free = 0
+        self._more_without_gradient = 1
         self.max_prompt_tokens = max_prompt_tokens
         self._rng: dict[str, Any] | None = None
         self._stream: int | None = None
@@ -279,8 +280,7 @@ class PolicyModule(LightningModule):
         rows = torch.arange(len(experience)) if rows is None else rows
         tokens, cost = self._fitting_tokens()
         if not torch.is_grad_enabled():  # then activations are kept of one layer at a time
-            layers = self.policy.base.config.get_text_config().num_hidden_layers
-            tokens = min(memory.MOST_TOKENS[self.device.type], tokens * max(1, layers // 2))
+            tokens = min(memory.MOST_TOKENS[self.device.type], tokens * self._more_without_gradient)
         return portions(
             experience, rows, tokens, self.micro_batch_size, self.device, cost.attended / cost.read
         )
@@ -299,6 +299,7 @@ class PolicyModule(LightningModule):
             width = text.hidden_size * policy.base.dtype.itemsize
             self._token_cost = plain.checkpointed(layers, width) if policy.is_checkpointing else plain
             self._most_tokens = memory.micro_batch_tokens(self.device.type, self._token_cost, layers, free)
+            self._more_without_gradient = max(1, layers // 2)
         return self._most_tokens, self._token_cost
 
     def batches_line(self) -> str:
@@ -328,6 +329,9 @@ class PolicyModule(LightningModule):
             for parameter in self.policy.trainable().values():
                 parameter.grad = None
             memory.release(self.device)
+            if not torch.is_grad_enabled() and self._more_without_gradient > 1:
+                self._more_without_gradient //= 2
+                continue
             if self._most_tokens <= memory.FEWEST_TOKENS:
                 raise UserError(
                     f"memory does not suffice for a single sequence ({said}): set "

@@ -37,7 +37,7 @@ from coderl.problems import prompts
 from coderl.problems.sources import SPLITS
 from coderl.review import KeptPasses, look, summary_lines
 from coderl.rollout.engine import RolloutEngine, Sampling
-from coderl.sandbox import ProgramRunner, default_sandbox
+from coderl.sandbox import Program, ProgramRunner, default_sandbox
 from coderl.types import Credit, Experience, Problem
 
 if TYPE_CHECKING:
@@ -343,13 +343,16 @@ class PolicyGradient(PolicyModule, ABC):
         """
         self.bind()
         form = self.policy.prompt_form
-        programs: dict[int, str] = {}
-        runs: dict[int, Future[Execution]] = {}
+        codes: dict[int, str] = {}
+        started: dict[int, Future[Execution]] = {}
+
+        def program(place: int, completion: Completion) -> Program:
+            problem = problems[completion.problem]
+            codes[place] = prompts.program(problem, completion.text, form)
+            return prompts.to_program(problem, codes[place])
 
         def start(place: int, completion: Completion) -> None:
-            problem = problems[completion.problem]
-            programs[place] = prompts.program(problem, completion.text, form)
-            runs[place] = self.sandbox.submit(prompts.to_program(problem, programs[place]))
+            started[place] = self.sandbox.submit(program(place, completion))
 
         try:
             with self._meter.time("rollout"):
@@ -357,16 +360,16 @@ class PolicyGradient(PolicyModule, ABC):
                 ready = None if self.device.type == "cpu" else start
                 completions = self.engine.generate(problems, self.group_size, self.sampling, ready=ready)
             with self._meter.time("execution"):
-                for place, completion in enumerate(completions):
-                    if place not in runs:
-                        start(place, completion)
-                samples = [
-                    Sample(problems[c.problem], c, programs[place], runs[place].result())
-                    for place, c in enumerate(completions)
-                ]
+                left = [place for place in range(len(completions)) if place not in started]
+                later = [program(place, completions[place]) for place in left]
+                runs = dict(zip(left, self.sandbox.run(later) if later else [], strict=True))
+                runs |= {place: future.result() for place, future in started.items()}
         finally:
-            for run in runs.values():
-                run.cancel()
+            for future in started.values():
+                future.cancel()
+        samples = [
+            Sample(problems[c.problem], c, codes[place], runs[place]) for place, c in enumerate(completions)
+        ]
         self._meter.tokens += sum(len(c.ids) for c in completions)
         return Rollout(samples, self._compute_rewards(samples).view(len(problems), self.group_size))
 

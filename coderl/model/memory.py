@@ -84,8 +84,9 @@ def cache_bytes(config: object, itemsize: int) -> int:
         itemsize: Bytes of a number in it.
     """
     text = config.get_text_config()  # type: ignore[attr-defined]
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    queries = getattr(text, "num_attention_heads", None) or 1  # none in a recurrent model
+    heads = getattr(text, "num_key_value_heads", None) or queries
+    width = getattr(text, "head_dim", None) or text.hidden_size // queries
     return int(2 * text.num_hidden_layers * heads * width * itemsize)
 
 

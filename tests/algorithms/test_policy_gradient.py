@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, pstdev
@@ -18,7 +20,9 @@ from coderl.algorithms.step import Rollout
 from coderl.errors import UsageError, UserError
 from coderl.model import architectures
 from coderl.model.policy import Policy
-from coderl.types import Execution
+from coderl.rollout import GenerateEngine
+from coderl.sandbox import Program, ProgramRunner
+from coderl.types import Completion, Execution
 from tests.support import loops, tiny
 from tests.support.fixed import REWARDS, FixedGRPO, FixedPPO, Gradients, close, rollout_of, run, stirred
 
@@ -198,3 +202,62 @@ def test_options_that_contradict_each_other_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match=words):
         GRPO(Policy(str(llama)), **options)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_on_a_gpu_programs_run_while_others_are_sampled(
+    device: str, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    class Runner(ProgramRunner):
+        timeout = 1.0
+
+        def run(self, programs: Sequence[Program]) -> list[Execution]:
+            events.append(f"run {len(programs)}")
+            return [Execution("passed", 1, 1, message=program.code) for program in programs]
+
+        def submit(self, program: Program) -> Future[Execution]:
+            events.append("submit")
+            return super().submit(program)
+
+    class Engine(GenerateEngine):
+        def generate(self, *args: Any, **options: Any) -> list[Completion]:
+            found = super().generate(*args, **options)
+            events.append("sampled")
+            return found
+
+    module = GRPO(stirred(llama), group_size=4, engine=Engine(), sandbox=Runner(), max_new_tokens=9)
+    monkeypatch.setattr(GRPO, "device", torch.device(device))
+    torch.manual_seed(0)
+    found = module.collect(tiny.problems(3))
+    together = ["submit", "run 1"] * 12
+    assert events == (["sampled", "run 12"] if device == "cpu" else [*together, "sampled"])
+    assert [sample.execution.message for sample in found.samples] == [s.program for s in found.samples]
+
+
+def test_what_was_begun_is_cancelled_where_sampling_fails(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Future[Execution]] = []
+
+    class Runner(ProgramRunner):
+        timeout = 1.0
+
+        def run(self, programs: Sequence[Program]) -> list[Execution]:
+            raise AssertionError("nothing is left to run")
+
+        def submit(self, program: Program) -> Future[Execution]:
+            begun.append(Future())
+            return begun[-1]
+
+    class Engine(GenerateEngine):
+        def generate(self, *args: Any, **options: Any) -> list[Completion]:
+            super().generate(*args, **options)
+            raise KeyboardInterrupt
+
+    module = GRPO(stirred(llama), group_size=2, engine=Engine(), sandbox=Runner(), max_new_tokens=9)
+    monkeypatch.setattr(GRPO, "device", torch.device("cuda"))
+    with pytest.raises(KeyboardInterrupt):
+        module.collect(tiny.problems(2))
+    assert len(begun) == 4 and all(future.cancelled() for future in begun)
