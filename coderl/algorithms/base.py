@@ -129,7 +129,7 @@ class PolicyModule(LightningModule):
         self.max_grad_norm, self.micro_batch_size = max_grad_norm, micro_batch_size
         self._token_cost: TokenCost | None = None
         self._most_tokens = self._free = 0
-        self._more_without_gradient = 1
+        self._most_scored = 0
         self.max_prompt_tokens = max_prompt_tokens
         self._rng: dict[str, Any] | None = None
         self._stream: int | None = None
@@ -270,6 +270,9 @@ class PolicyModule(LightningModule):
 
     # -- a step ----------------------------------------------------------------------------------------------
 
+    prompt_readings = 1
+    """Adapters that read a portion's prompts with gradient."""
+
     @property
     def longest_row(self) -> int:
         """Tokens of the longest prompt with its completion."""
@@ -280,7 +283,7 @@ class PolicyModule(LightningModule):
         rows = torch.arange(len(experience)) if rows is None else rows
         tokens, cost = self._fitting_tokens()
         if not torch.is_grad_enabled():  # then activations are kept of one layer at a time
-            tokens = min(memory.MOST_TOKENS[self.device.type], tokens * self._more_without_gradient)
+            tokens = self._most_scored
         return portions(
             experience, rows, tokens, self.micro_batch_size, self.device, cost.attended / cost.read
         )
@@ -293,13 +296,15 @@ class PolicyModule(LightningModule):
             with policy.without_dropout():
                 plain = memory.token_cost(policy.base)
             self._free = free = memory.free_bytes(policy.device) - memory.still_to_come(policy)
-            if policy.gradient_checkpointing is None:
+            plain = plain.for_readings(self.prompt_readings)
+            if policy.gradient_checkpointing is None and policy.base.supports_gradient_checkpointing:
                 # Two rows at a time: with fewer, what checkpointing takes longer is won by larger ones.
                 policy.set_checkpointing(memory.fitting_tokens(plain, layers, free) < 2 * self.longest_row)
             width = text.hidden_size * policy.base.dtype.itemsize
             self._token_cost = plain.checkpointed(layers, width) if policy.is_checkpointing else plain
             self._most_tokens = memory.micro_batch_tokens(self.device.type, self._token_cost, layers, free)
-            self._more_without_gradient = max(1, layers // 2)
+            more = self._most_tokens * max(1, layers // 2)
+            self._most_scored = min(memory.MOST_TOKENS[self.device.type], more)
         return self._most_tokens, self._token_cost
 
     def batches_line(self) -> str:
@@ -329,8 +334,9 @@ class PolicyModule(LightningModule):
             for parameter in self.policy.trainable().values():
                 parameter.grad = None
             memory.release(self.device)
-            if not torch.is_grad_enabled() and self._more_without_gradient > 1:
-                self._more_without_gradient //= 2
+            if not torch.is_grad_enabled() and self._most_scored > self._most_tokens:
+                self._most_scored = max(self._most_tokens, self._most_scored // 2)
+                log.warning("memory does not suffice: scoring %d tokens at a time", self._most_scored)
                 continue
             if self._most_tokens <= memory.FEWEST_TOKENS:
                 raise UserError(
@@ -338,6 +344,7 @@ class PolicyModule(LightningModule):
                     "policy.gradient_checkpointing: true, or lower model.max_new_tokens"
                 )
             self._most_tokens //= 2
+            self._most_scored = min(self._most_scored, max(self._most_tokens, self._most_scored // 2))
             log.warning("memory does not suffice: micro-batches of %d tokens from here on", self._most_tokens)
 
     @property
@@ -444,8 +451,9 @@ class PolicyModule(LightningModule):
         """Make all ranks use rank 0's seed, from which their random generators are seeded."""
         # A checkpoint's seed if there is one: a resumed run must draw the same numbers.
         self._stream = self.trainer.strategy.broadcast(self._stream or torch.initial_seed())
+        give_back_freed_memory()  # of loading, and of an evaluation before: it is free
         rank_zero_info(self.batches_line())
-        give_back_freed_memory()  # of loading and counting: the steps keep theirs
+        give_back_freed_memory()  # of counting; the steps keep theirs
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Restore the random generators as the last step, of this run or of its checkpoint, left them."""

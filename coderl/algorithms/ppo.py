@@ -108,6 +108,7 @@ class PPO(PolicyGradient):
         self.value_coefficient, self.value_clip = value_coefficient, value_clip
         self.critic_adapter, self.critic_warmup = critic_adapter, critic_warmup
         self.needs_values = not critic_adapter
+        self.prompt_readings = 2 if critic_adapter else 1
         self.critic_learning_rate = critic_learning_rate
         self._check_critic()
 

@@ -101,21 +101,22 @@ class SFT(PolicyModule):
         logprobs = self.policy.score(batch.ids, batch.attention, batch.mask, temperature=1.0).logprobs
         return -(batch.weights * logprobs).sum()
 
-    def _accumulate_gradients(self, experience: Experience) -> Tensor:
-        """Gradients of all micro-batches, summed; returns the loss."""
+    def _loss_of(self, experience: Experience) -> Tensor:
+        """The loss over all micro-batches; where gradients are on, these are summed on the way."""
         total = torch.zeros((), device=self.device)
         for portion in self.portions(experience):
             with self.policy.reading(portion.prompts):
                 for micro in portion.batches:
                     loss = self._negative_log_likelihood(micro)
-                    self.manual_backward(loss)
+                    if loss.requires_grad:
+                        self.manual_backward(loss)
                     total += loss.detach()  # a sum: the weights are those of the whole batch
         return total
 
     def training_step(self, batch: list[Problem], batch_idx: int) -> None:
         """One optimizer step on a batch of solutions."""
         experience = self.experience(batch)
-        total = self.in_fitting_parts(lambda: self._accumulate_gradients(experience))
+        total = self.in_fitting_parts(lambda: self._loss_of(experience))
         norm = self.step()
         values: dict[str, Tensor | float] = {
             "loss/sft": self.mean_over_ranks(total),
@@ -128,13 +129,5 @@ class SFT(PolicyModule):
     def validation_step(self, batch: list[Problem], batch_idx: int) -> None:
         """Mean negative log-likelihood of a held-out solution token, in nats."""
         experience = self.experience(batch)
-        losses = self.in_fitting_parts(
-            lambda: [
-                self._negative_log_likelihood(micro)
-                for portion in self.portions(experience)
-                for micro in portion.batches
-            ]
-        )
-        self.log(
-            "val/loss", self.mean_over_ranks(torch.stack(losses).sum()), batch_size=len(batch), prog_bar=True
-        )
+        total = self.in_fitting_parts(lambda: self._loss_of(experience))
+        self.log("val/loss", self.mean_over_ranks(total), batch_size=len(batch), prog_bar=True)

@@ -115,11 +115,14 @@ class TokenCost:
 
     Attributes:
         read: A token that is read.
+        prompt: A token of a prompt that is read for several micro-batches: its keys and values wait for their
+            gradients.
         attended: A token of a row's prompt that was read for another row too, whose keys and values are
             copied.
     """
 
     read: float
+    prompt: float
     attended: float
 
     def checkpointed(self, layers: int, width: int) -> TokenCost:
@@ -129,7 +132,13 @@ class TokenCost:
             layers: Number of layers.
             width: Bytes of a hidden state.
         """
-        return TokenCost(self.read / layers + layers * width, self.attended / layers)
+        read = self.read / layers + layers * width
+        # Keys and values of prompts are kept for all layers, and were among the activations before.
+        return TokenCost(read, read + 2 * (self.prompt - self.read), self.attended / layers)
+
+    def for_readings(self, count: int) -> TokenCost:
+        """The same where so many adapters read the prompts with gradient."""
+        return TokenCost(self.read, count * self.prompt, self.attended)
 
 
 def token_cost(model: PreTrainedModel) -> TokenCost:
@@ -139,6 +148,9 @@ def token_cost(model: PreTrainedModel) -> TokenCost:
         model: In evaluation mode.
     """
 
+    # Lightning validates in inference mode, in which nothing is saved.
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def kept(rows: int, prompt: int, answer: int) -> int:
         ids = torch.ones(rows, prompt + answer, dtype=torch.long, device=model.device)
         mask = torch.arange(prompt + answer, device=model.device).expand_as(ids) >= prompt
@@ -148,8 +160,9 @@ def token_cost(model: PreTrainedModel) -> TokenCost:
     # Differences, so that what does not depend on the number of tokens drops out.
     prompts = kept(1, 32, 0)
     few, many = kept(2, 32, 8), kept(2, 32, 16)
-    read = max((many - few) / 16, (prompts - kept(1, 16, 0)) / 16)
-    return TokenCost(read, max(0.0, (few - prompts - 16 * read) / 64))
+    read = max((many - few) / 16, (prompts - kept(1, 16, 0)) / 16, 1.0)
+    cache = cache_bytes(model.config, model.dtype.itemsize)
+    return TokenCost(read, read + cache, max(0.0, (few - prompts - 16 * read) / 64))
 
 
 def _saved_bytes(model: PreTrainedModel, forward: Callable[[], Tensor]) -> int:
@@ -164,7 +177,7 @@ def _saved_bytes(model: PreTrainedModel, forward: Callable[[], Tensor]) -> int:
         if storage.data_ptr() not in own:
             found[storage.data_ptr()] = storage
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda _: torch.empty(0)):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda _: torch.empty(0)):
         forward()
     return sum(storage.nbytes() for storage in found.values())
 
@@ -180,7 +193,7 @@ def update_bytes(cost: TokenCost, layers: int, vocabulary: int, prompts: int, to
         tokens: Its own.
     """
     # Gradients of two layers stand beside the activations.
-    activations = (prompts + tokens) * cost.read * (1 + 2 / layers)
+    activations = (prompts * cost.prompt + tokens * cost.read) * (1 + 2 / layers)
     return int(activations + LOGIT_BYTES * min(MOST_LOGITS, tokens * vocabulary))
 
 
@@ -193,7 +206,8 @@ def fitting_tokens(cost: TokenCost, layers: int, free: int) -> int:
         free: Bytes.
     """
     logits = LOGIT_BYTES * MOST_LOGITS
-    return max(FEWEST_TOKENS, int((UPDATE_SHARE * free - logits) / (2 * cost.read * (1 + 2 / layers))))
+    both = (cost.read + cost.prompt) * (1 + 2 / layers)
+    return max(FEWEST_TOKENS, int((UPDATE_SHARE * free - logits) / both))
 
 
 def micro_batch_tokens(kind: str, cost: TokenCost, layers: int, free: int) -> int:

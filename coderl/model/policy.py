@@ -82,7 +82,7 @@ class Policy(nn.Module):
         self.critic: ValueHead | None = None
         self._active: str | None = adapters.POLICY  # which adapter computes; None is the base alone
         self._prompts: Prompts | None = None
-        self._readings: dict[str | None, Reading] = {}
+        self._readings: dict[tuple[str | None, bool], Reading] = {}
         self.reference_refreshed = False  # then a checkpoint must hold the reference as well
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
@@ -136,6 +136,8 @@ class Policy(nn.Module):
             self.net = adapters.create(base, self.lora, self.model)
         else:
             self.net = base
+        if not for_training:
+            self.net.requires_grad_(False)
         self.set_checkpointing(bool(self.gradient_checkpointing))
         self.train(self.training)
 
@@ -318,7 +320,8 @@ class Policy(nn.Module):
     def _hidden(self, ids: Tensor, attention: Tensor, mask: Tensor) -> Tensor:
         reading = None
         if self._prompts is not None:
-            reading = self._readings.setdefault(self._active, Reading(self._prompts, collects=True))
+            key = self._active, torch.is_grad_enabled()  # what was read without gradient has none
+            reading = self._readings.setdefault(key, Reading(self._prompts, collects=True))
         return architectures.hidden_states(self.base, ids, attention, mask, reading)
 
     @contextmanager
@@ -331,7 +334,7 @@ class Policy(nn.Module):
         self._prompts = prompts
         try:
             yield
-            for name, reading in self._readings.items():
+            for (name, _), reading in self._readings.items():
                 with self._using(name):  # checkpointing runs the layers again in the backward
                     reading.backward()
         finally:

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Batch = list[tuple[int, range]]
-"""Indices of problems, and which samples of each."""
+Part = tuple[int, range]
+"""The index of a problem, and which samples of it."""
+Batch = list[Part]
 
 
 class GenerateEngine(RolloutEngine):
@@ -88,8 +89,8 @@ class GenerateEngine(RolloutEngine):
             f"takes {each / 1e6:.2g} MB, and {max(0, self._room) / 1e9:.1f} GB are for them"
         )
 
-    def _in_halves(self, batch: Batch) -> list[Batch]:
-        """The halves of a batch that memory did not suffice for; later ones will be no larger.
+    def _fewer(self, batch: Batch) -> int:
+        """How many sequences to go on with, where memory did not suffice for a batch.
 
         Raises:
             UserError: It is a single sequence.
@@ -103,9 +104,9 @@ class GenerateEngine(RolloutEngine):
                 "model.engine.merged_copy: false"
             )
         memory.release(self._policy.device)
-        self._tried = size // 2
+        self._tried = size // 2 if self._tried is None else min(self._tried, size // 2)
         log.warning("rollouts: %d sequences do not fit in memory; going on with %d", size, self._tried)
-        return _in_two(batch)
+        return self._tried
 
     @property
     def samples_from_copy(self) -> bool:
@@ -149,9 +150,9 @@ class GenerateEngine(RolloutEngine):
         policy.eval()
         try:
             with nullcontext() if seed is None else seeded(seed):
-                answered = [i for i in order if max_tokens[i] > 0]
-                size = self._fitting(max((len(prompt_ids[i]) + max_tokens[i] for i in answered), default=1))
-                pending = deque(_batches(answered, n, size, stops))
+                answered = [(i, range(n)) for i in order if max_tokens[i] > 0]
+                longest = max((len(prompt_ids[i]) + max_tokens[i] for i, _ in answered), default=1)
+                pending = deque(_batches(answered, self._fitting(longest), stops))
                 while pending:
                     batch = pending.popleft()
                     try:
@@ -169,7 +170,8 @@ class GenerateEngine(RolloutEngine):
                         if not memory.is_exhausted(error):
                             raise
                     # Out here: the error holds what the attempt has left behind.
-                    pending.extendleft(reversed(self._in_halves(batch)))
+                    waiting = [part for one in (batch, *pending) for part in one]
+                    pending = deque(_batches(waiting, self._fewer(batch), stops))
         finally:
             policy.train(was_training)
         # A prompt that is too long was not sampled from: its completions are empty.
@@ -178,25 +180,12 @@ class GenerateEngine(RolloutEngine):
         return [found[place] for place in range(len(problems) * n)]
 
 
-def _in_two(batch: Batch) -> list[Batch]:
-    """The two halves of a batch of two samples or more."""
-    first: Batch = []
-    left = sum(len(places) for _, places in batch) // 2
-    for number, (i, places) in enumerate(batch):
-        if len(places) > left:
-            rest = [(i, places[left:]), *batch[number + 1 :]]
-            return [[*first, (i, places[:left])] if left else first, rest]
-        first.append((i, places))
-        left -= len(places)
-    raise AssertionError("it has no second half")
-
-
-def _batches(order: Iterable[int], n: int, size: int, stops: Sequence[tuple[str, ...]]) -> list[Batch]:
-    """``order`` in batches with one list of stop strings each; a problem's samples together if they fit."""
+def _batches(parts: Iterable[Part], size: int, stops: Sequence[tuple[str, ...]]) -> list[Batch]:
+    """``parts`` in batches with one list of stop strings each; a problem's samples together if they fit."""
     batches: list[Batch] = []
     taken = 0
-    for i in order:
-        for samples in (range(n)[start : start + size] for start in range(0, n, size)):
+    for i, places in parts:
+        for samples in (places[start : start + size] for start in range(0, len(places), size)):
             if not batches or taken + len(samples) > size or stops[batches[-1][0][0]] != stops[i]:
                 batches.append([])
                 taken = 0

@@ -148,3 +148,17 @@ def test_a_chat_answer_ends_with_the_closing_fence(tmp_path: Path) -> None:
     assert text == f"<|user|>\n{problem.prompt}\n<|assistant|>\n```python\n{problem.solution}\n```"
     answer = str(tokenizer.decode(ids[:-1]))
     assert prompts.program(problem, answer, "chat") == problem.solution
+
+
+def test_validation_alone_is_that_of_a_fit(llama: Path) -> None:
+    """Lightning validates in inference mode, in which autograd saves nothing that could be counted."""
+
+    class Held(Given):
+        def load(self, split: str) -> list[Problem]:
+            return [replace(p, split=split) for p in super().load("train")]
+
+    module = SFT(stirred(llama), schedule="constant_with_warmup")
+    data = CodeDataModule(Held(tiny.problems(3)), batch_size=3)
+    trainer = tiny.trainer(max_steps=1, max_epochs=-1)
+    (found,) = trainer.validate(module, datamodule=data)
+    assert found["val/loss"] == pytest.approx(plain_loss(stirred(llama), tiny.problems(3)).item(), rel=1e-4)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coderl.model import architectures, memory
+from coderl.model.policy import Policy
 from tests.support import tiny
 
 
@@ -48,7 +49,7 @@ def test_a_batch_fits_and_is_a_round_number_or_the_limit(room: int, sequence: in
     free=st.integers(-(10**9), 10**12),
 )
 def test_micro_batches_grow_with_memory_up_to_a_limit(kind: str, read: float, layers: int, free: int) -> None:
-    cost = memory.TokenCost(read, read / 10)
+    cost = memory.TokenCost(read, 1.1 * read, read / 10)
     found = memory.micro_batch_tokens(kind, cost, layers, free)
     assert memory.FEWEST_TOKENS <= found <= memory.MOST_TOKENS[kind]
     assert found <= memory.fitting_tokens(cost, layers, free)
@@ -58,7 +59,7 @@ def test_micro_batches_grow_with_memory_up_to_a_limit(kind: str, read: float, la
 
 
 def test_a_few_free_megabytes_change_no_batch() -> None:
-    cost = memory.TokenCost(1.4e6, 1e5)
+    cost = memory.TokenCost(1.4e6, 1.5e6, 1e5)
     sizes = {memory.micro_batch_tokens("cuda", cost, 32, 20 * 10**9 + n * 10**7) for n in range(-20, 20)}
     assert len(sizes) == 1
 
@@ -69,3 +70,31 @@ def test_only_a_lack_of_memory_is_one() -> None:
     assert memory.is_exhausted(MemoryError())
     assert not memory.is_exhausted(RuntimeError("size mismatch"))
     assert not memory.is_exhausted(ValueError("not enough memory"))
+
+
+@pytest.mark.slow
+def test_counting_works_where_nothing_is_recorded(llama: Path) -> None:
+    """Lightning validates in inference mode."""
+    policy = tiny.policy(llama).eval()
+    want = memory.token_cost(policy.base)
+    with torch.inference_mode():
+        assert memory.token_cost(policy.base) == want
+    assert want.read > 1 and want.prompt == want.read + memory.cache_bytes(policy.base.config, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_nothing_is_to_come_where_nothing_trains(llama: Path, quantization: str) -> None:
+    trained, asked = (Policy(str(llama), quantization=quantization) for _ in range(2))  # type: ignore[arg-type]
+    trained.load(torch.device("cpu"))
+    asked.load(torch.device("cpu"), for_training=False)
+    weights = sum(p.numel() for p in trained.trainable().values())
+    assert memory.still_to_come(trained) == memory.OPTIMIZER_BYTES * weights > 0
+    assert memory.still_to_come(asked) == 0
+
+
+def test_checkpointing_keeps_keys_and_values_of_prompts() -> None:
+    cost = memory.TokenCost(8e6, 8.5e6, 5e5).checkpointed(layers=32, width=8192)
+    assert cost.read == 8e6 / 32 + 32 * 8192
+    assert cost.prompt == cost.read + 2 * 5e5
+    assert cost.for_readings(2).prompt == 2 * cost.prompt

@@ -61,11 +61,11 @@ def backward(policy: Policy, batch: Padded, size: int, values: bool = False) -> 
         loss.backward()
 
 
-def gradient_read_once(policy: Policy, batch: Padded, border: int) -> dict[str, Tensor]:
+def gradient_read_once(policy: Policy, batch: Padded, border: int, values: bool = False) -> dict[str, Tensor]:
     """The same gradient, the prompts read once for all micro-batches."""
     policy.zero_grad()
     with policy.reading(Prompts.of(batch.ids, batch.attention, border)):
-        backward(policy, batch, 2, values=True)
+        backward(policy, batch, 2, values)
     return {name: p.grad.clone() for name, p in policy.trainable().items() if p.grad is not None}
 
 
@@ -94,7 +94,7 @@ def test_gradients_are_those_of_rows_that_are_read_whole(
         for size in (len(batch.ids), 3):  # a micro-batch of 3 cuts through groups
             assert_equal(gradient(policy, batch, size, values=True), want)
         border = architectures.first_answer_column(batch.mask)
-        assert_equal(gradient_read_once(policy, batch, border), want)
+        assert_equal(gradient_read_once(policy, batch, border, values=True), want)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -118,6 +118,19 @@ def test_what_stands_under_padding_does_not_make_another_prompt() -> None:
     assert len(prompts.ids) == 2
     row = prompts.find(batch.ids[:, :7], batch.attention[:, :7]).tolist()
     assert row in ([0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0])
+
+
+def test_what_was_read_without_gradient_is_read_again_for_one(llama: Path) -> None:
+    policy = tiny.policy(llama).train()
+    tiny.stir(policy)
+    batch = rows(3, (5, 8))
+    want = gradient_read_once(policy, batch, 8)
+    policy.zero_grad()
+    with policy.reading(Prompts.of(batch.ids, batch.attention, 8)):
+        with torch.no_grad():
+            policy.score(*batch, 0.7)
+        backward(policy, batch, 2)
+    assert_equal({n: p.grad.clone() for n, p in policy.trainable().items() if p.grad is not None}, want)
 
 
 SHAPE = tiny.SHAPE | {"vocab_size": 256, "num_hidden_layers": 3, "head_dim": 16, "pad_token_id": 0}

@@ -196,7 +196,7 @@ def test_a_prompt_that_is_too_long_is_not_read_at_all(llama: Path) -> None:
 def test_samples_of_a_problem_share_a_batch_where_they_fit() -> None:
     for n, size, count in itertools.product((1, 3, 4, 9), (1, 4, 7, 64), (1, 5)):
         stops = [("a",), ("b",), ("b",), ("b",), ("c",)][:count]
-        batches = _batches(range(count), n, size, stops)
+        batches = _batches([(i, range(n)) for i in range(count)], size, stops)
         taken = [sum(len(samples) for _, samples in batch) for batch in batches]
         assert all(0 < total <= size for total in taken)
         assert all(len({stops[i] for i, _ in batch}) == 1 for batch in batches)

@@ -186,6 +186,8 @@ def test_where_memory_does_not_suffice_rollouts_go_on_in_halves(
 
     monkeypatch.setattr("coderl.rollout.generate.decode", limited)
     assert [c.ids for c in sample(policy, n=4, temperature=0.0)] == want
+    failed = [size for size in tried if size > most]
+    assert failed == sorted(set(failed), reverse=True), "what waits is cut too, once for each size"
     assert tried[0] == 12 and "rollouts: 12 sequences do not fit in memory; going on with 6" in caplog.text
     engine = GenerateEngine()
     engine.bind(policy)

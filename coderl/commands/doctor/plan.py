@@ -10,7 +10,7 @@ import json
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -50,6 +50,7 @@ class Shape:
         layers: Number of layers.
         width: Bytes of a hidden state.
         vocabulary: Number of tokens that there are.
+        frozen: Bytes of a copy of the adapter that the reference computes with; 0 where it is the base alone.
     """
 
     weights: int
@@ -60,6 +61,7 @@ class Shape:
     layers: int
     width: int
     vocabulary: int
+    frozen: int = 0
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,12 @@ def plan(shape: Shape, fit: Fit, kind: str, total: int, program: int) -> Plan:
     """
     found = Plan(total, reused=kind == "cuda")
     found.parts |= {"program and libraries": program, "base model": shape.weights}
-    found.parts["adapter, gradients, AdamW"] = ADAPTER_BYTES * shape.trained
+    if shape.copy:
+        found.parts["adapter, gradients, AdamW"] = ADAPTER_BYTES * shape.trained
+    else:  # all weights train, and are the base
+        found.parts["gradients, AdamW"] = memory.OPTIMIZER_BYTES * shape.trained
+    if shape.frozen:
+        found.parts["frozen reference adapter"] = shape.frozen
     free = total - sum(found.parts.values())
     row = fit.prompt + fit.completion
     if fit.samples and shape.copy and (memory.copy_fits(shape.copy, free) if fit.copy is None else fit.copy):
@@ -190,7 +197,9 @@ def shape_of(source: str, quantization: str, dtype: torch.dtype, lora: LoRA | No
         copy=plain if lora is not None else 0,
         trained=trained_one + more * (trained_two - trained_one) if lora is not None else small + other,
         cost=memory.TokenCost(
-            one.read + more * (two.read - one.read), one.attended + more * (two.attended - one.attended)
+            one.read + more * (two.read - one.read),
+            one.prompt + more * (two.prompt - one.prompt),
+            one.attended + more * (two.attended - one.attended),
         ),
         cache=memory.cache_bytes(config, dtype.itemsize),
         layers=text.num_hidden_layers,
@@ -269,13 +278,19 @@ def planned(config: str, gpu_memory: float | None) -> tuple[str, Plan]:
     settings = settings_of(config)
     policy = settings["model"]["init_args"]["policy"]["init_args"]
     kind = "cuda" if gpu_memory is not None or torch.cuda.is_available() else "cpu"
-    if policy["compute_dtype"] == "auto" and kind == "cuda":
+    if policy["lora"] is None and policy["adapter"] is None:
+        dtype = torch.float32  # all weights train
+    elif policy["compute_dtype"] == "auto" and kind == "cuda":
         dtype = torch.bfloat16
     else:
         dtype = loading.compute_dtype(policy["compute_dtype"], torch.device("cpu"))
     lora = policy["lora"]
     if policy["adapter"] is not None:
         saved = read_adapter_config(policy["adapter"])
+        if isinstance(saved["target_modules"], str):
+            raise UserError(
+                f"--plan: {policy['adapter']} names its layers by a pattern, which is not supported"
+            )
         lora = LoRA(saved["r"], saved["lora_alpha"], 0.0, tuple(saved["target_modules"]))
     elif lora is not None:
         lora = LoRA(**lora.get("init_args", lora))
@@ -294,6 +309,10 @@ def planned(config: str, gpu_memory: float | None) -> tuple[str, Plan]:
         shape = shape_of(source, policy["quantization"], dtype, lora, policy["model"])
     except (ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise UserError(f"--plan: {policy['model']} cannot be measured: {named_line(error)}") from error
+    adapter = 4 * shape.trained if policy["adapter"] is not None else 0
+    if settings["model"]["init_args"].get("critic_adapter"):
+        shape = replace(shape, trained=2 * shape.trained, cost=shape.cost.for_readings(2))
+    shape = replace(shape, frozen=adapter)
     return policy["model"], plan(shape, fit_of(settings), kind, total, program)
 
 
