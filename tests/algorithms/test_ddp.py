@@ -45,11 +45,15 @@ def halves_of(llama: Path, case: Case) -> Any:
 
 
 def assert_same_weights(one: Any, two: Any, single: Any) -> None:
-    """Weights are bit-identical on both ranks, and equal to those of a single process up to rounding."""
+    """Weights are bit-identical on both ranks, and equal to those of a single process up to rounding.
+
+    A step moves a weight by 1e-2, and AdamW divides by the gradient's size: where that is near 0, rounding in
+    another order shows 1,000 times.
+    """
     for name, weight in one.items():
         assert torch.equal(weight, two[name]), name
         message = partial("{}: {}".format, name)
-        torch.testing.assert_close(weight, single[name], atol=1e-5, rtol=1e-3, msg=message)
+        torch.testing.assert_close(weight, single[name], atol=1e-4, rtol=1e-3, msg=message)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
