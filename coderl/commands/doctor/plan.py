@@ -7,9 +7,11 @@ config.json, of which a layer or two hold real, random numbers so that activatio
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -220,7 +222,9 @@ def _twin(
         settings["layer_types"] = settings["layer_types"][:layers]
     base: PreTrainedModel = auto_class(config).from_config(type(config).from_dict(settings), dtype=dtype)
     if lora is not None:
-        base = adapters.create(base, lora, name).get_base_model()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
+            base = adapters.create(base, lora, name).get_base_model()
     trained = sum(p.numel() for p in base.parameters() if p.requires_grad)
     return memory.token_cost(base.eval()), trained
 
@@ -275,6 +279,8 @@ def planned(config: str, gpu_memory: float | None) -> tuple[str, Plan]:
     Raises:
         UserError: The config or the model's config.json cannot be read.
     """
+    # It says that a kernel for decoding on CPUs is missing, which rollouts do not use.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     settings = settings_of(config)
     policy = settings["model"]["init_args"]["policy"]["init_args"]
     kind = "cuda" if gpu_memory is not None or torch.cuda.is_available() else "cpu"
