@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
-    from coderl.model.memory import TokenCost
+    from coderl.model.memory import Budget
     from coderl.model.policy import Policy
     from coderl.problems import TrainingRecord
     from coderl.types import Experience, Problem
@@ -127,9 +127,7 @@ class PolicyModule(LightningModule):
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup_steps, self.schedule = warmup_steps, schedule
         self.max_grad_norm, self.micro_batch_size = max_grad_norm, micro_batch_size
-        self._token_cost: TokenCost | None = None
-        self._most_tokens = self._free = 0
-        self._most_scored = 0
+        self._budget: Budget | None = None
         self.max_prompt_tokens = max_prompt_tokens
         self._rng: dict[str, Any] | None = None
         self._stream: int | None = None
@@ -281,40 +279,42 @@ class PolicyModule(LightningModule):
     def portions(self, experience: Experience, rows: Tensor | None = None) -> Iterator[Portion]:
         """Rows of a step, by default all, in micro-batches on the module's device."""
         rows = torch.arange(len(experience)) if rows is None else rows
-        tokens, cost = self._fitting_tokens()
-        if not torch.is_grad_enabled():  # then activations are kept of one layer at a time
-            tokens = self._most_scored
-        return portions(
-            experience, rows, tokens, self.micro_batch_size, self.device, cost.attended / cost.read
-        )
+        budget = self.budget
+        tokens = budget.tokens if torch.is_grad_enabled() else budget.scored
+        attended = budget.cost.attended / budget.cost.read
+        return portions(experience, rows, tokens, self.micro_batch_size, self.device, attended)
 
-    def _fitting_tokens(self) -> tuple[int, TokenCost]:
-        """Tokens of a micro-batch, by the memory that is free when first asked; and what one takes."""
-        if self._token_cost is None:
+    @property
+    def budget(self) -> Budget:
+        """How much is computed at a time, by the memory that is free when this is first asked for."""
+        if self._budget is None:
             policy, text = self.policy, self.policy.base.config.get_text_config()
-            layers = text.num_hidden_layers
             with policy.without_dropout():
-                plain = memory.token_cost(policy.base)
-            self._free = free = memory.free_bytes(policy.device) - memory.still_to_come(policy)
-            plain = plain.for_readings(self.prompt_readings)
-            if policy.gradient_checkpointing is None and policy.base.supports_gradient_checkpointing:
-                # Two rows at a time: with fewer, what checkpointing takes longer is won by larger ones.
-                policy.set_checkpointing(memory.fitting_tokens(plain, layers, free) < 2 * self.longest_row)
-            width = text.hidden_size * policy.base.dtype.itemsize
-            self._token_cost = plain.checkpointed(layers, width) if policy.is_checkpointing else plain
-            self._most_tokens = memory.micro_batch_tokens(self.device.type, self._token_cost, layers, free)
-            more = self._most_tokens * max(1, layers // 2)
-            self._most_scored = min(memory.MOST_TOKENS[self.device.type], more)
-        return self._most_tokens, self._token_cost
+                plain = memory.token_cost(policy.base).for_readings(self.prompt_readings)
+            free = memory.free_bytes(policy.device) - memory.still_to_come(policy)
+            # A model that does not know checkpointing has none, whatever would fit.
+            can = policy.gradient_checkpointing is None and policy.base.supports_gradient_checkpointing
+            self._budget = memory.Budget.of(
+                self.device.type,
+                plain,
+                text.num_hidden_layers,
+                text.hidden_size * policy.base.dtype.itemsize,
+                free,
+                self.longest_row,
+                None if can else policy.is_checkpointing,
+            )
+            if self._budget.checkpointed and not policy.is_checkpointing:
+                policy.checkpoint_activations()
+        return self._budget
 
     def batches_line(self) -> str:
         """How much is computed at a time, and why."""
-        tokens, cost = self._fitting_tokens()
+        budget = self.budget
         rows = f", {self.micro_batch_size} sequences at most" if self.micro_batch_size else ""
-        how = "with gradient checkpointing " if self.policy.is_checkpointing else ""
+        how = "with gradient checkpointing " if budget.checkpointed else ""
         return (
-            f"updates: {tokens:,} tokens at a time{rows}; a token takes {how}{cost.read / 1e6:.2g} MB, and "
-            f"{max(0, self._free) / 1e9:.1f} GB are free"
+            f"updates: {budget.tokens:,} tokens at a time{rows}; a token takes {how}"
+            f"{budget.cost.read / 1e6:.2g} MB, and {max(0, budget.free) / 1e9:.1f} GB are free"
         )
 
     def in_fitting_parts(self, work: Callable[[], T]) -> T:
@@ -334,18 +334,20 @@ class PolicyModule(LightningModule):
             for parameter in self.policy.trainable().values():
                 parameter.grad = None
             memory.release(self.device)
-            if not torch.is_grad_enabled() and self._most_scored > self._most_tokens:
-                self._most_scored = max(self._most_tokens, self._most_scored // 2)
-                log.warning("memory does not suffice: scoring %d tokens at a time", self._most_scored)
-                continue
-            if self._most_tokens <= memory.FEWEST_TOKENS:
+            budget = self.budget
+            smaller = budget.smaller(scoring=not torch.is_grad_enabled())
+            if smaller is None:
                 raise UserError(
                     f"memory does not suffice for a single sequence ({said}): set "
                     "policy.gradient_checkpointing: true, or lower model.max_new_tokens"
                 )
-            self._most_tokens //= 2
-            self._most_scored = min(self._most_scored, max(self._most_tokens, self._most_scored // 2))
-            log.warning("memory does not suffice: micro-batches of %d tokens from here on", self._most_tokens)
+            self._budget = smaller
+            if smaller.tokens == budget.tokens:
+                log.warning("memory does not suffice: scoring %d tokens at a time", smaller.scored)
+            else:
+                log.warning(
+                    "memory does not suffice: micro-batches of %d tokens from here on", smaller.tokens
+                )
 
     @property
     def loss_scale(self) -> float:

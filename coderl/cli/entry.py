@@ -129,9 +129,9 @@ def run(args: ArgsType = None) -> CoderlCLI | None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         # OpenMP threads that spin while they wait starve each other, and the sandbox, wherever cores are
-        # shared: a step of the quickstart beside one busy process took 12 s in place of 1.5. Threads that
-        # sleep at once make it a third slower on idle cores: so they spin for about 10 us, the time between
-        # two operations. Set before torch loads; the second is GNU's runtime's, which torch brings along.
+        # shared: a step of the quickstart beside one busy process took 3.8 s, and 1.9 with threads that sleep
+        # at once. On idle cores sleeping costs: 1.5 s, and 1.2 spinning. So they spin for about as long as
+        # lies between two operations: 2.3 and 1.2 s. Set before torch loads, which brings GNU's runtime.
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if args is None:

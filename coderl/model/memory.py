@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -223,6 +223,66 @@ def micro_batch_tokens(kind: str, cost: TokenCost, layers: int, free: int) -> in
     if kind == "cpu":
         count = min(count, max(CPU_TOKENS, int(CPU_BYTES / cost.read)))
     return rounded(count)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of a step is computed at a time.
+
+    Attributes:
+        free: Bytes that it was made for.
+        cost: What a token takes.
+        checkpointed: Whether activations are computed again in the backward.
+        tokens: Tokens in a micro-batch.
+        scored: Tokens at a time where there is no gradient, and activations are kept of one layer alone.
+    """
+
+    free: int
+    cost: TokenCost
+    checkpointed: bool
+    tokens: int
+    scored: int
+
+    @staticmethod
+    def of(
+        kind: str,
+        plain: TokenCost,
+        layers: int,
+        width: int,
+        free: int,
+        longest: int,
+        checkpointed: bool | None,
+    ) -> Budget:
+        """What fits.
+
+        Args:
+            kind: ``cpu`` or ``cuda``.
+            plain: What a token takes without gradient checkpointing.
+            layers: Number of layers.
+            width: Bytes of a hidden state.
+            free: Bytes.
+            longest: Tokens of the longest row.
+            checkpointed: Gradient checkpointing; None: where two of those rows would not fit.
+        """
+        if checkpointed is None:
+            # With fewer rows, what checkpointing takes longer is won by larger micro-batches.
+            checkpointed = fitting_tokens(plain, layers, free) < 2 * longest
+        cost = plain.checkpointed(layers, width) if checkpointed else plain
+        tokens = micro_batch_tokens(kind, cost, layers, free)
+        return Budget(free, cost, checkpointed, tokens, min(MOST_TOKENS[kind], tokens * max(1, layers // 2)))
+
+    def smaller(self, scoring: bool) -> Budget | None:
+        """The next smaller one, where memory did not suffice; None where there is none.
+
+        Args:
+            scoring: It did not without gradient, which says nothing of updates.
+        """
+        if scoring and self.scored > self.tokens:
+            return replace(self, scored=max(self.tokens, self.scored // 2))
+        if self.tokens <= FEWEST_TOKENS:
+            return None
+        tokens = self.tokens // 2
+        return replace(self, tokens=tokens, scored=max(tokens, self.scored // 2))
 
 
 def still_to_come(policy: Policy) -> int:

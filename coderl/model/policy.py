@@ -138,13 +138,12 @@ class Policy(nn.Module):
             self.net = base
         if not for_training:
             self.net.requires_grad_(False)
-        self.set_checkpointing(bool(self.gradient_checkpointing))
+        if self.gradient_checkpointing:
+            self.checkpoint_activations()
         self.train(self.training)
 
-    def set_checkpointing(self, on: bool) -> None:
-        """Turn gradient checkpointing on; where it is off, it stays off."""
-        if not on:
-            return
+    def checkpoint_activations(self) -> None:
+        """Turn gradient checkpointing on."""
         # transformers renamed the method within version 5.
         enable = (
             getattr(self.base, "activation_checkpointing_enable", None)

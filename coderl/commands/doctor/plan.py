@@ -151,18 +151,16 @@ def plan(shape: Shape, fit: Fit, kind: str, total: int, program: int) -> Plan:
         found.rollout = used * (row * shape.cache + SAMPLED_LOGIT_BYTES * shape.vocabulary)
         source = "a plain copy" if "plain copy to decode from" in found.parts else "the policy itself"
         found.lines.append(f"rollouts: {used} of {fit.samples} sequences at a time, from {source}")
-    checkpointed = fit.checkpointing
-    if checkpointed is None:
-        checkpointed = memory.fitting_tokens(shape.cost, shape.layers, free) < 2 * row
-    cost = shape.cost.checkpointed(shape.layers, shape.width) if checkpointed else shape.cost
-    tokens = memory.micro_batch_tokens(kind, cost, shape.layers, free)
+    budget = memory.Budget.of(kind, shape.cost, shape.layers, shape.width, free, row, fit.checkpointing)
+    cost, tokens = budget.cost, budget.tokens
     weight = fit.completion + cost.attended / cost.read * fit.prompt
     rows = max(1, min(fit.samples or fit.problems, int(tokens / weight), fit.rows or sys.maxsize))
     prompts = fit.prompt * max(1, min(fit.problems, tokens // fit.prompt))
     found.update = memory.update_bytes(cost, shape.layers, shape.vocabulary, prompts, int(rows * weight))
+    how = "with" if budget.checkpointed else "without"
     found.lines.append(
         f"updates: {rows} of {fit.samples or fit.problems} longest sequences at a time ({tokens:,} tokens, "
-        f"{cost.read / 1e6:.2g} MB each), {'with' if checkpointed else 'without'} gradient checkpointing"
+        f"{cost.read / 1e6:.2g} MB each), {how} gradient checkpointing"
     )
     return found
 
@@ -244,11 +242,11 @@ def settings_of(config: str) -> dict[str, Any]:
     words = ["-c", *shlex.split(config), "--print_config"]
     done = subprocess.run([sys.executable, "-m", "coderl", "fit", *words], capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"--plan {config}: {named_lines(done.stderr)}")
+        raise UserError(f"--plan {config}: {_last_line(done.stderr)}")
     return dict(yaml.safe_load(done.stdout))
 
 
-def named_lines(text: str) -> str:
+def _last_line(text: str) -> str:
     """The last line that says something."""
     return next((line for line in reversed(text.splitlines()) if line.strip()), "no reason was given")
 
@@ -284,29 +282,17 @@ def planned(config: str, gpu_memory: float | None) -> tuple[str, Plan]:
     settings = settings_of(config)
     policy = settings["model"]["init_args"]["policy"]["init_args"]
     kind = "cuda" if gpu_memory is not None or torch.cuda.is_available() else "cpu"
-    if policy["lora"] is None and policy["adapter"] is None:
+    lora = _lora_of(policy)
+    if lora is None:
         dtype = torch.float32  # all weights train
     elif policy["compute_dtype"] == "auto" and kind == "cuda":
         dtype = torch.bfloat16
     else:
         dtype = loading.compute_dtype(policy["compute_dtype"], torch.device("cpu"))
-    lora = policy["lora"]
-    if policy["adapter"] is not None:
-        saved = read_adapter_config(policy["adapter"])
-        if isinstance(saved["target_modules"], str):
-            raise UserError(
-                f"--plan: {policy['adapter']} names its layers by a pattern, which is not supported"
-            )
-        lora = LoRA(saved["r"], saved["lora_alpha"], 0.0, tuple(saved["target_modules"]))
-    elif lora is not None:
-        lora = LoRA(**lora.get("init_args", lora))
-    if kind == "cuda":
-        program = CUDA_BYTES
-        total = (
-            int(gpu_memory * GB)
-            if gpu_memory is not None
-            else torch.cuda.get_device_properties(0).total_memory
-        )
+    if gpu_memory is not None:
+        program, total = CUDA_BYTES, int(gpu_memory * GB)
+    elif kind == "cuda":
+        program, total = CUDA_BYTES, torch.cuda.get_device_properties(0).total_memory
     else:
         program = _program_bytes()
         total = memory.free_bytes(torch.device("cpu")) + psutil.Process().memory_info().rss
@@ -320,6 +306,17 @@ def planned(config: str, gpu_memory: float | None) -> tuple[str, Plan]:
         shape = replace(shape, trained=2 * shape.trained, cost=shape.cost.for_readings(2))
     shape = replace(shape, frozen=adapter)
     return policy["model"], plan(shape, fit_of(settings), kind, total, program)
+
+
+def _lora_of(policy: dict[str, Any]) -> LoRA | None:
+    """The adapter that a policy trains, new or saved; None where all weights train."""
+    if policy["adapter"] is None:
+        lora = policy["lora"]
+        return None if lora is None else LoRA(**lora.get("init_args", lora))
+    saved = read_adapter_config(policy["adapter"])
+    if isinstance(saved["target_modules"], str):
+        raise UserError(f"--plan: {policy['adapter']} names its layers by a pattern, which is not supported")
+    return LoRA(saved["r"], saved["lora_alpha"], 0.0, tuple(saved["target_modules"]))
 
 
 def _program_bytes() -> int:
