@@ -16,7 +16,7 @@ ROWS := $(wildcard ../shared/cases/grading/K*.jsonl ../shared/cases/grading/R1*.
 # Each worker takes a file of tests at a time: fixtures of a file are made once.
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
-.PHONY: help quickstart test test-fast oracle bench-step bench-plan bench-cost bench-gpu check format house clean
+.PHONY: help quickstart test test-fast oracle bench-step bench-plan bench-cost bench-gpu bench-soak check format house clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ bench-plan: $(VENV)/.dev ## What `coderl doctor --plan` foresees beside what a s
 
 bench-cost: $(VENV)/.dev ## Cost curves: seconds and memory of a step, and docs/cost.png.
 	$(BIN)/python -m tests.benchmarks.bench_cost --figure docs/cost.png
+
+bench-soak: $(VENV)/.dev ## 2,000 steps in a row, and what they hold on to: memory, descriptors, disk (an hour).
+	$(BIN)/python -m tests.benchmarks.bench_soak
 
 bench-gpu: $(VENV)/.dev ## Everything worth knowing about one GPU, in ten minutes.
 	$(BIN)/python -m tests.benchmarks.bench_gpu --out bench-gpu

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from coderl.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
 STDIO = "-"
@@ -132,17 +132,6 @@ def read_json_lines(
     except (OSError, EOFError, zlib.error) as error:
         place = f" after line {number}" if number else ""
         raise UserError(f"{name} cannot be read{place}: {getattr(error, 'strerror', 0) or error}") from None
-
-
-def append_json_lines(path: Path, rows: Iterable[Any]) -> None:
-    """Add a line of JSON for each row to the end of a file; it and the folders above it are made.
-
-    Raises:
-        OSError: It cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def name_of(path: str | Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from coderl.errors import UserError
-from coderl.files import append_json_lines, free_path, read_json_lines, replacing_folder
+from coderl.files import free_path, read_json_lines, replacing_folder
 
 OWNED = ["config.json", "*.safetensors"]
 
@@ -92,15 +92,6 @@ def test_free_path_never_exists(tmp_path: Path) -> None:
         path.touch()
         seen.add(path.name)
     assert seen == {"config.yaml", "config-2.yaml", "config-3.yaml", "config-4.yaml"}
-
-
-def test_appended_json_lines_are_read_back_in_order(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "rows.jsonl"
-    append_json_lines(path, [{"a": 1}])
-    append_json_lines(path, [{"b": "é\n"}, {"c": None}])
-    rows = list(read_json_lines(path))
-    assert [row for _, row in rows] == [{"a": 1}, {"b": "é\n"}, {"c": None}]
-    assert [where for where, _ in rows] == [f"{path}:{number}" for number in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("end", ['{"c', '{"c": 3}'])

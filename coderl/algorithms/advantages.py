@@ -66,7 +66,7 @@ def group_advantages(
     mean = values.sum(dim=1, keepdim=True) / count.clamp(min=1)
     # Equal rewards are set to 0 by comparison, not by subtraction: the mean of equal floats may differ from
     # them by rounding, and division by as small a deviation would make that an advantage of about 1.
-    within = torch.where(known & ~no_signal(rewards)[:, None], rewards - mean, 0.0)
+    within = torch.where(known & ~all_equal(rewards)[:, None], rewards - mean, 0.0)
     batch_mean, batch_std = moments(values, known, mean_over_ranks)
     centred = {
         "group": within,
@@ -84,7 +84,7 @@ def group_advantages(
     return centred / (torch.maximum(variance.sqrt(), least) + EPS)
 
 
-def no_signal(rewards: Tensor) -> Tensor:
+def all_equal(rewards: Tensor) -> Tensor:
     """Groups whose known rewards are all equal (compared exactly), or that have none.
 
     Args:

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import logging
+import time
 import warnings
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from inspect import signature
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from coderl import launcher
 from coderl.algorithms import distributed, rng
 from coderl.algorithms.micro_batches import Portion, portions
+from coderl.algorithms.schedule import Schedule, rate_factor
 from coderl.data import CodeDataModule
+from coderl.data.loops import settle
 from coderl.errors import UsageError, UserError, named_line
 from coderl.model import memory
 from coderl.model.allocator import give_back_freed_memory, keep_freed_memory
 from coderl.model.provenance import prior_training
 from coderl.problems.contamination import merge_records
+from coderl.problems.sources import SPLITS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
+    from lightning.pytorch.callbacks import Callback
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
     from coderl.model.memory import Budget
@@ -43,6 +51,7 @@ HARMLESS = {
     "have no `val_dataloader`": "a source need not have a validation split",
     "Total length of `list` across ranks is zero": "the problems have no validation split",
     "Checkpoint directory .* exists and is not empty": "only when resuming: see `RunFolder.require_fresh`",
+    "callbacks used to create the checkpoint": "what a resumed run changes is said line by line",
     "recommended to use `self.log": "what ranks log is the same on all of them",
     "LeafSpec": "Lightning 2.6 asks torch 2.13's pytree in the old way",
     "'set_vital' is deprecated": "torchdata 0.11 calls a hook that torch 2.13 has retired",
@@ -50,9 +59,14 @@ HARMLESS = {
 }
 """Warnings that do not apply here, or that a user cannot fix; each with the reason."""
 
+_PARAMETERS = "optimizer_parameters"
+"""Key in a checkpoint: the names of the parameters, in the order of the optimizer's numbers."""
+
+MOST_SKIPPED = 3
+"""Gradients in a row that may not be finite, with the one that ends the fit."""
+
 T = TypeVar("T")
 Init = TypeVar("Init", bound="Callable[..., None]")
-Schedule = Literal["constant_with_warmup", "linear", "cosine"]
 
 
 class ModuleOptions(TypedDict, total=False):
@@ -99,8 +113,8 @@ class PolicyModule(LightningModule):
         policy: The model to train.
         learning_rate: Of AdamW, after warm-up.
         weight_decay: Of AdamW, on matrices.
-        warmup_steps: Optimizer steps over which the learning rate rises from 0.
-        schedule: After warm-up: constant, or down to 0 at the last step (linear, cosine).
+        warmup_steps: Optimizer steps over which the learning rate rises evenly; the last has the peak.
+        schedule: After warm-up: constant, or down to 0 after the last step (linear, cosine).
         max_grad_norm: Gradients are clipped to this norm, those of policy and critic separately.
         micro_batch_size: Sequences in one forward and backward, at most. Null is as many as memory holds.
             Changes memory and speed, never the gradient.
@@ -131,6 +145,7 @@ class PolicyModule(LightningModule):
         self.max_prompt_tokens = max_prompt_tokens
         self._rng: dict[str, Any] | None = None
         self._stream: int | None = None
+        self._skipped = 0
         self.require(
             micro_batch_size=(micro_batch_size is None or micro_batch_size >= 1, "1 or more, or null"),
             max_prompt_tokens=(max_prompt_tokens >= 1, "1 or more"),
@@ -156,8 +171,9 @@ class PolicyModule(LightningModule):
         """Check the trainer's settings, and leave out problems whose prompt is too long.
 
         Raises:
-            UsageError: The strategy shards the weights, the trainer changes their precision, or a launcher
-                started another number of processes than the trainer uses.
+            UsageError: The strategy shards the weights, the trainer changes their precision, a launcher
+                started another number of processes than the trainer uses, or rows may be longer than what
+                the model reads.
         """
         launched = launcher.launched()
         if launched and launched[1] != self.trainer.world_size:
@@ -183,6 +199,18 @@ class PolicyModule(LightningModule):
         # Lightning sets the data module up before the module, so its problems can be read by now.
         if self.datamodule is not None:
             self.datamodule.keep(self.fits, self.filter_reason)
+            self._require_context(self.datamodule)
+
+    def _require_context(self, data: CodeDataModule) -> None:
+        """Refuse settings with which a problem and its answer may be longer than what the model reads."""
+        every = [problem for split in SPLITS if data.has(split) for problem in data.problems(split)]
+        rows = [(len(self.policy.encode(problem)), self.answer_tokens(problem)) for problem in every]
+        fix = "lower model.max_prompt_tokens or model.max_new_tokens, to {known} together at most"
+        self.policy.require_context(*max(rows, key=sum), fix)
+
+    def answer_tokens(self, problem: Problem) -> int:
+        """Tokens of the longest answer to a problem."""
+        return self.longest_row - self.max_prompt_tokens
 
     @property
     def datamodule(self) -> CodeDataModule | None:
@@ -216,7 +244,10 @@ class PolicyModule(LightningModule):
 
     def configure_model(self) -> None:
         """Load the weights. Lightning calls this for each fit, validation or test; later calls do nothing."""
-        self.policy.load(self.trainer.strategy.root_device)
+        if self.policy.net is None:
+            self.policy.load(self.trainer.strategy.root_device)
+            for line in self.policy.notes():
+                rank_zero_info(line)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW and its schedule. Vectors (biases, norms) have no weight decay.
@@ -225,18 +256,13 @@ class PolicyModule(LightningModule):
             UserError: No parameter trains.
             UsageError: The schedule needs a last step, and the fit has none.
         """
-        from transformers import get_scheduler
-
-        groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-        for name, parameter in self.policy.trainable().items():
-            settings = self.learning_rate_of(name), self.weight_decay if parameter.ndim >= 2 else 0.0
-            groups.setdefault(settings, []).append(parameter)
+        parameters, groups = self.policy.trainable(), self._optimizer_groups()
         if not groups:
             raise UserError("no parameter trains: check policy.lora and policy.adapter")
         optimizer = torch.optim.AdamW(
             [
-                {"params": params, "lr": rate, "weight_decay": decay}
-                for (rate, decay), params in groups.items()
+                {"params": [parameters[name] for name in names], "lr": rate, "weight_decay": decay}
+                for (rate, decay), names in groups.items()
             ]
         )
         planned = self.planned_steps()
@@ -245,8 +271,17 @@ class PolicyModule(LightningModule):
                 f"schedule {self.schedule} ends with the fit, which has no end: set trainer.max_steps, "
                 "trainer.max_epochs, or model.schedule: constant_with_warmup"
             )
-        scheduler = get_scheduler(self.schedule, optimizer, self.warmup_steps, planned)
+        factor = partial(rate_factor, schedule=self.schedule, warmup_steps=self.warmup_steps, planned=planned)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _optimizer_groups(self) -> dict[tuple[float, float], list[str]]:
+        """The names of the parameters that train, by learning rate and weight decay."""
+        groups: dict[tuple[float, float], list[str]] = {}
+        for name, parameter in self.policy.trainable().items():
+            settings = self.learning_rate_of(name), self.weight_decay if parameter.ndim >= 2 else 0.0
+            groups.setdefault(settings, []).append(name)
+        return groups
 
     def learning_rate_of(self, name: str) -> float:
         """The peak learning rate of a parameter of the policy."""
@@ -270,6 +305,8 @@ class PolicyModule(LightningModule):
 
     prompt_readings = 1
     """Adapters that read a portion's prompts with gradient."""
+    step_learning_rate: float
+    """Learning rate of the last optimizer step; that of a critic's own parameters may differ."""
 
     @property
     def longest_row(self) -> int:
@@ -370,11 +407,13 @@ class PolicyModule(LightningModule):
     def step(self) -> Tensor:
         """Average gradients over ranks, unscale, clip, step optimizer and schedule. Collective.
 
+        A gradient that is not finite changes no parameter: the step counts, with a warning.
+
         Returns:
             The norm of the gradient before clipping.
 
         Raises:
-            UserError: The gradient is not finite. No parameter has changed then.
+            UserError: :data:`MOST_SKIPPED` gradients in a row are not finite.
         """
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
@@ -387,25 +426,24 @@ class PolicyModule(LightningModule):
                 parameter.grad /= self.loss_scale
         norms = [torch.nn.utils.clip_grad_norm_(group, self.max_grad_norm) for group in self.clip_groups()]
         norm: Tensor = torch.stack(norms).norm()
-        if not torch.isfinite(norm):
-            raise UserError(
-                f"the gradient of step {self.trainer.global_step} is not finite; the step was not made: set "
-                "policy.compute_dtype to bfloat16 or float32, or lower model.learning_rate; then resume"
-            )
-        if norm == 0:
+        finite = bool(torch.isfinite(norm))
+        self._skipped = 0 if finite else self._skipped + 1
+        if not finite:
+            # The same on all ranks: the norm is of the averaged gradient.
+            line = f"the gradient of step {self.trainer.global_step} is not finite, and was left out"
+            fix = "set policy.compute_dtype to bfloat16 or float32, or lower model.learning_rate; then resume"
+            if self._skipped >= MOST_SKIPPED:
+                raise UserError(f"{line}, as {self._skipped - 1} before it: {fix}")
+            log.warning("%s (%d in a row end the fit)", line, MOST_SKIPPED)
+        if norm == 0 or not finite:
             # No sample had an advantage. With gradients set to None the step still counts (for schedules and
             # limits), but Adam's momentum does not move the weights.
             optimizer.zero_grad()
+        self.step_learning_rate = float(optimizer.param_groups[0]["lr"])
         optimizer.step()
         optimizer.zero_grad()
         scheduler.step()  # Lightning does not, under manual optimization
         return norm
-
-    @property
-    def current_learning_rate(self) -> float:
-        """The learning rate of the next optimizer step."""
-        optimizer: Any = self.optimizers()
-        return float(optimizer.param_groups[0]["lr"])
 
     # -- ranks -----------------------------------------------------------------------------------------------
 
@@ -418,9 +456,43 @@ class PolicyModule(LightningModule):
         assert isinstance(mean, Tensor)
         return mean.to(value.device)
 
-    def gathered(self, value: T) -> list[T]:
-        """The values of all ranks, in order of rank. Collective."""
-        return [value] if self.trainer.world_size == 1 else distributed.all_gather(value)
+    def gathered(self, value: T, patience: float = 0.0) -> list[T]:
+        """The values of all ranks, in order of rank. Collective.
+
+        Args:
+            value: This rank's.
+            patience: Seconds by which the ranks' work before this may differ.
+
+        Raises:
+            UserError: A rank has not come.
+        """
+        return [value] if self.trainer.world_size == 1 else distributed.all_gather(value, patience)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Work in which no rank waits for others: an error of one ends all of them, after the block.
+
+        Collective. Without this the others would wait for the one that failed, or be killed with it, before
+        they could save.
+
+        Raises:
+            UserError: Another rank has failed, or has not come.
+        """
+        began, failed = time.monotonic(), None
+        try:
+            yield
+        except Exception as error:
+            failed = error
+        # `_trainer`, because Lightning's `trainer` raises where the module has none.
+        if self._trainer is not None and self.trainer.world_size > 1:
+            # Ten times as long as this rank took: prompts, answers and programs differ.
+            said = named_line(failed) if failed else ""
+            told = self.gathered(said, patience=10 * (time.monotonic() - began))
+            others = [f"rank {rank}: {line}" for rank, line in enumerate(told) if line]
+            if others and failed is None:
+                raise UserError(f"another process has failed, and the fit ends on all ({'; '.join(others)})")
+        if failed is not None:
+            raise failed
 
     # -- checkpoints -----------------------------------------------------------------------------------------
 
@@ -432,9 +504,12 @@ class PolicyModule(LightningModule):
         # The state after the last step: evaluations since then may have drawn from the generators.
         checkpoint["rng"] = rng.state() if self._rng is None else self._rng
         checkpoint["stream"] = self._stream
+        checkpoint[_PARAMETERS] = [name for names in self._optimizer_groups().values() for name in names]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint is of this policy. The random generators are restored at the first step.
+        """Check that the checkpoint is of this policy, and let this run's settings win over those in it.
+
+        The random generators are restored at the first step.
 
         Raises:
             UserError: Parameters are missing, surplus or of another shape.
@@ -448,9 +523,46 @@ class PolicyModule(LightningModule):
                 "resume with the policy settings in the run folder's config.yaml"
             )
         self._rng, self._stream = checkpoint.get("rng"), checkpoint.get("stream")
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            _keep_callbacks_settings(self.trainer.callbacks, checkpoint)  # type: ignore[attr-defined]
+            if _PARAMETERS in checkpoint:  # not in those of earlier versions
+                self._regroup_optimizer(checkpoint)
+            settle(checkpoint["loops"]["fit_loop"], self.trainer.enable_validation)
+            if self.datamodule is not None:
+                self.datamodule.resume(checkpoint["loops"]["fit_loop"])
+
+    def _regroup_optimizer(self, checkpoint: dict[str, Any]) -> None:
+        """Rewrite the optimizer's state for the parameter groups of this run's rates and weight decays."""
+        groups = self._optimizer_groups()
+        old_names, new_names = checkpoint[_PARAMETERS], [name for names in groups.values() for name in names]
+        (saved,) = checkpoint["optimizer_states"]
+        others = {k: v for k, v in saved["param_groups"][0].items() if k != "params"}
+        of_name = {old_names[number]: state for number, state in saved["state"].items()}
+        state = {number: of_name[name] for number, name in enumerate(new_names) if name in of_name}
+        param_groups, first = [], 0
+        for (rate, decay), names in groups.items():
+            numbers = list(range(first, first + len(names)))
+            own = {"lr": rate, "initial_lr": rate, "weight_decay": decay, "params": numbers}
+            param_groups.append(others | own)
+            first += len(names)
+        checkpoint["optimizer_states"] = [{"state": state, "param_groups": param_groups}]
+        rates = [rate for rate, _ in groups]
+        checkpoint["lr_schedulers"][0] |= {"base_lrs": rates, "lr_lambdas": [None] * len(rates)}
+
+    def _follow_own_schedule(self) -> None:
+        """Set the learning rate to what this run's schedule says for the step at which it resumes."""
+        scheduler: Any = self.lr_schedulers()
+        rates = [
+            base * factor(scheduler.last_epoch)
+            for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        ]
+        for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        scheduler._last_lr = rates
 
     def on_train_start(self) -> None:
         """Make all ranks use rank 0's seed, from which their random generators are seeded."""
+        self._follow_own_schedule()
         # A checkpoint's seed if there is one: a resumed run must draw the same numbers.
         self._stream = self.trainer.strategy.broadcast(self._stream or torch.initial_seed())
         give_back_freed_memory()  # of loading, and of an evaluation before: it is free
@@ -472,3 +584,11 @@ class PolicyModule(LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Keep the state of the random generators for the next step."""
         self._rng = rng.state()
+
+
+def _keep_callbacks_settings(callbacks: Sequence[Callback], checkpoint: dict[str, Any]) -> None:
+    """Replace settings in the callbacks' states, such as a patience, by those that this run gives them."""
+    for callback in callbacks:
+        state = checkpoint.get("callbacks", {}).get(callback.state_key, {})
+        settings = signature(type(callback).__init__).parameters.keys() & state.keys() - {"dirpath"}
+        state |= {name: getattr(callback, name) for name in settings if hasattr(callback, name)}

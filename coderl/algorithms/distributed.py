@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import distributed
 from torch.distributed import ReduceOp
+
+from coderl.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -16,11 +21,51 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def all_gather(value: T) -> list[T]:
-    """The values of all ranks, in order of rank; any object that can be pickled. Collective."""
-    values: list[T | None] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(values, value)
+PATIENCE = 300.0
+"""Seconds that ranks wait for each other beyond what their work may differ by."""
+
+
+def all_gather(value: T, patience: float = 0.0) -> list[T]:
+    """The values of all ranks, in order of rank; any object that can be pickled. Collective.
+
+    Ranks meet here after work of unequal length, such as sampling and running programs. So this has a limit
+    of its own, where NCCL would wait for half an hour and say nothing of who is missing.
+
+    Args:
+        value: This rank's value.
+        patience: Seconds by which the work before this may differ from rank to rank; :data:`PATIENCE` is
+            added.
+
+    Raises:
+        UserError: A rank has not come, with its number.
+    """
+    group, limit = _meeting_group(), PATIENCE + patience
+    # Rank 0 finds out who is missing; the others hear it from rank 0, so they wait a little longer.
+    wait = limit if distributed.get_rank() == 0 else limit + 10
+    try:
+        distributed.monitored_barrier(group, timedelta(seconds=wait), wait_all_ranks=True)
+        values: list[T | None] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(values, value, group)
+    except RuntimeError as error:
+        missing = re.search(r"Ranks? ([\d, ]+) failed to pass monitoredBarrier", str(error))
+        who = f"rank {missing[1].strip(' ,')}" if missing else "another rank"
+        raise UserError(
+            f"{who} has not come to where ranks exchange results within {limit:.0f} s: it has died, or hangs "
+            "in its sandbox or reward; its own log says more"
+        ) from error
     return values  # type: ignore[return-value]
+
+
+def _meeting_group() -> distributed.ProcessGroup:
+    """A group of all ranks that can say who is missing, as only gloo's can. The first call is collective."""
+    default = distributed.group.WORLD
+    if default not in _MEETING:
+        _MEETING[default] = distributed.new_group(backend="gloo")
+    found: distributed.ProcessGroup = _MEETING[default]
+    return found
+
+
+_MEETING: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 def average_gradients(parameters: Sequence[Parameter]) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor
 
-from coderl.algorithms.advantages import AdvantageScale, Baseline, group_advantages, no_signal
+from coderl.algorithms.advantages import AdvantageScale, Baseline, group_advantages, single_process
 from coderl.algorithms.base import passes_options_on
 from coderl.algorithms.losses import KLEstimator, LossType, kl_divergence, policy_loss
 from coderl.algorithms.policy_gradient import Loss, PolicyGradient, PolicyGradientOptions
@@ -17,6 +17,9 @@ from coderl.errors import UsageError
 from coderl.model.logprobs import Scores
 from coderl.model.policy import Policy
 from coderl.types import Credit, Experience
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LEGAL_SCALES: dict[Baseline, tuple[AdvantageScale, ...]] = {
     "group": ("group", "batch", "none"),
@@ -52,8 +55,9 @@ class GRPO(PolicyGradient):
             (``none``).
         scale: Divide advantages by the standard deviation of the ``group``, of the ``batch``, or not at all
             (``none``).
-        refill_budget: Problems that a step may sample beyond its batch, to replace groups whose rewards are
-            all equal (dynamic sampling, arXiv:2503.14476, 3.2). 0 is off.
+        refill_budget: Problems that a step may sample beyond its batch, to replace groups without an
+            advantage: with baseline group or rloo, those whose rewards are all equal (dynamic sampling,
+            arXiv:2503.14476, 3.2). 0 is off.
         **options: Options of :class:`~coderl.algorithms.PolicyGradient`.
     """
 
@@ -132,7 +136,7 @@ class GRPO(PolicyGradient):
         known = super().has_gradient(rewards)
         if self.kl_coefficient != 0 or self.entropy_coefficient != 0:
             return known
-        return known & (self._sample_advantages(rewards) != 0)
+        return known & (self._sample_advantages(rewards, self.mean_over_ranks) != 0)
 
     def advantages(self, rewards: Tensor, experience: Experience) -> Credit:
         """Each token has its sample's advantage. Collective."""
@@ -144,12 +148,13 @@ class GRPO(PolicyGradient):
             # A truncated sample that is masked out has no penalty, so its reward must not enter the baseline
             # of samples that have one.
             rewards = torch.where(counts, rewards - self.kl_coefficient * penalty, torch.nan)
-        return Credit(self._sample_advantages(rewards).flatten()[:, None].expand_as(experience.mask))
+        advantages = self._sample_advantages(rewards, self.mean_over_ranks)
+        return Credit(advantages.flatten()[:, None].expand_as(experience.mask))
 
-    def _sample_advantages(self, rewards: Tensor) -> Tensor:
+    def _sample_advantages(self, rewards: Tensor, mean_over_ranks: Callable[[Tensor], Tensor]) -> Tensor:
         # A penalty on long answers may leave less between right and wrong than the rewards say.
         contrast = 0.0 if self.overlong_buffer else total_contrast(self.rewards)
-        return group_advantages(rewards, self.scale, self.baseline, self.mean_over_ranks, contrast)
+        return group_advantages(rewards, self.scale, self.baseline, mean_over_ranks, contrast)
 
     def loss(self, scores: Scores, batch: Experience) -> Loss:
         """The surrogate loss of ``loss_type``, plus ``kl_coefficient`` times the divergence by k2 or k3."""
@@ -171,14 +176,26 @@ class GRPO(PolicyGradient):
         return (policy.loss if self._kl_in_reward else policy.loss + self.kl_coefficient * kl), values
 
     def refill(self, rollout: Rollout) -> list[Rollout]:
-        """Replace groups whose rewards are all equal by groups of other problems, within the budget."""
+        """Replace groups without an advantage by groups of other problems, within the budget. Collective."""
+        empty = self._without_advantage(rollout.rewards, self.mean_over_ranks)
+        values, count = self._meter.values, len(rollout.rewards)
+        values["groups/no_signal"] = self._share_of_groups(len(empty), count)
         if not self.refill_budget:
             return [rollout]
+        with self.together():
+            chosen, more, replaced = self._refilled(rollout, empty)
+        values["groups/refilled"] = self._share_of_groups(replaced, count)
+        return [chosen, *more]
+
+    def _refilled(self, rollout: Rollout, empty: list[int]) -> tuple[Rollout, list[Rollout], int]:
+        """The rollout with other groups at the places in ``empty``, the rollouts drawn, and how many are new.
+
+        Nothing in here is collective: each rank refills as often as its own groups need it, and compares
+        further groups with its own.
+        """
         assert self.datamodule is not None  # see setup
-        empty = no_signal(rollout.rewards).nonzero().flatten().tolist()
-        count, chosen, more, budget = len(empty), rollout, [], self.refill_budget
+        chosen, more, budget, replaced = rollout, list[Rollout](), self.refill_budget, 0
         sampled = {problem.id for problem in rollout.problems}
-        # Nothing in this loop is collective: each rank refills as often as its own groups need it.
         while empty and budget > 0:
             problems = self.datamodule.draw(min(len(empty), budget), sampled)
             if not problems:
@@ -186,7 +203,22 @@ class GRPO(PolicyGradient):
             sampled |= {problem.id for problem in problems}
             budget -= len(problems)
             more.append(self.collect(problems))
-            for group in (~no_signal(more[-1].rewards)).nonzero().flatten().tolist():
-                chosen = chosen.replaced(empty.pop(), more[-1], group)
-        self._meter.values["groups/refilled"] = (count - len(empty)) / len(rollout.rewards)
-        return [chosen, *more]
+            for group in range(len(problems)):
+                if not empty:
+                    break
+                tried = chosen.replaced(empty[-1], more[-1], group)
+                left = self._without_advantage(tried.rewards, single_process)
+                if empty[-1] not in left:
+                    # With a baseline over the batch, the new group may have given others an advantage.
+                    chosen, replaced, empty = tried, replaced + 1, [place for place in empty if place in left]
+        return chosen, more, replaced
+
+    def _without_advantage(self, rewards: Tensor, mean_over_ranks: Callable[[Tensor], Tensor]) -> list[int]:
+        """The places of groups of which no sample has an advantage, before any divergence is subtracted."""
+        without = (self._sample_advantages(rewards, mean_over_ranks) == 0).all(dim=1)
+        return [place for place, here in enumerate(without.tolist()) if here]
+
+    def _share_of_groups(self, some: int, count: int) -> float:
+        """``some`` of ``count`` groups of this rank, as a share of those of all ranks. Collective."""
+        part, whole = self.mean_over_ranks(torch.tensor([some, count], dtype=torch.float32)).tolist()
+        return float(part / whole)

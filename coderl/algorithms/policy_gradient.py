@@ -25,8 +25,16 @@ from coderl.algorithms.losses import (
     token_weights,
     top_entropy_mask,
 )
-from coderl.algorithms.rewards import ExecutionReward, Reward, Sample, total
-from coderl.algorithms.step import Meter, Rollout
+from coderl.algorithms.rewards import (
+    ExecutionReward,
+    Reward,
+    Sample,
+    measure,
+    require_rewards,
+    weighted_sum,
+)
+from coderl.algorithms.step import Meter, Rollout, why_unknown
+from coderl.algorithms.trial import MADE_UP, made_up_samples, try_out
 from coderl.errors import UsageError, UserError
 from coderl.evaluation import Evaluation, EvaluationSettings, Evaluator, Ranks, Task
 from coderl.model.logprobs import EntropyMode, Scores
@@ -50,6 +58,9 @@ log = logging.getLogger(__name__)
 
 _LOOKED_AT: dict[str, Sequence[str]] = {"fit": SPLITS, "validate": ["validation"], "test": ["test"]}
 """The splits whose problems are looked at, by Lightning's stage."""
+
+WITHOUT_REWARD = 3
+"""Steps in a row in which no sample has a reward, after which a fit ends."""
 
 Loss = tuple[Tensor, dict[str, Tensor]]
 """Per-token loss ``[B, T]``, and per-token metrics ``[B, T]`` that are logged as means over the step."""
@@ -156,6 +167,8 @@ class PolicyGradient(PolicyModule, ABC):
         self.truncated, self.overlong_buffer = truncated, overlong_buffer
         self.sampler_correction, self.sampler_cap = sampler_correction, sampler_cap
         self.rollout: Rollout | None = None
+        self.refilled: list[Rollout] = []
+        self._steps_without_reward = 0
         self._meter = Meter()
         self._bound = False
         self._held_out: list[Problem] = []
@@ -175,8 +188,7 @@ class PolicyGradient(PolicyModule, ABC):
             overlong_buffer=(0 <= self.overlong_buffer < limit, f"0 or more, below max_new_tokens {limit}"),
             sampler_cap=(self.sampler_cap >= 1, "1 or more"),
         )
-        if not self.rewards:
-            raise UsageError("rewards is empty: nothing would be learned; list one in model.rewards")
+        require_rewards(self.rewards)
         if self.kl_coefficient and self.policy.trains_all:
             raise UsageError(
                 "all weights train, so there is no reference left: set model.kl_coefficient to 0, or use "
@@ -255,15 +267,23 @@ class PolicyGradient(PolicyModule, ABC):
     def setup(self, stage: str) -> None:
         """Start the sandbox, check settings, look at the problems (:func:`coderl.review.look`). Collective.
 
+        Before a fit, rewards are tried out first, see :mod:`coderl.algorithms.trial`.
+
         Training problems at fault are left out. Those of other splits are named and kept, so that scores are
         shares of the same problems for everybody.
 
         Raises:
-            UserError: No training problem is left, or the isolation is weak and that is not allowed.
+            UserError: No training problem is left, the isolation is weak and that is not allowed, or a reward
+                cannot be used.
         """
         # First: a machine that allows no isolation is reported before any weights load.
         self.sandbox.start()
         super().setup(stage)
+        if (longest := self.evaluation.max_length_generation) is not None:
+            fix = "set model.evaluation.max_length_generation to {known} or less"
+            self.policy.require_context(0, longest, fix)
+        if stage == "fit":
+            self._try_rewards()
         if self.datamodule is None:
             return
         faulty: frozenset[str] = frozenset()
@@ -279,6 +299,14 @@ class PolicyGradient(PolicyModule, ABC):
         if faulty:
             why = "their tests or solutions are at fault (`coderl check FILE` says more)"
             self.datamodule.keep(lambda problem: problem.id not in faulty, why, splits=["train"])
+
+    def _try_rewards(self) -> None:
+        """Call the rewards with made-up samples. Collective: all ranks end with an error of one."""
+        data = self.datamodule
+        problems = data.problems("train") if data is not None and data.has("train") else []
+        problem, count = next(iter(problems), MADE_UP), max(2, self.group_size)
+        with self.together():
+            try_out(self.rewards, made_up_samples(problem, self.policy, self.sandbox, count))
 
     def _faulty(self, data: CodeDataModule, splits: Sequence[str]) -> frozenset[str]:
         """The ids of training problems at fault; faults are logged."""
@@ -326,10 +354,15 @@ class PolicyGradient(PolicyModule, ABC):
     def training_step(self, batch: list[Problem], batch_idx: int) -> None:
         """One rollout step: sample a batch of problems, execute, compute advantages, update the policy."""
         self._meter = Meter()
-        self.rollout = self.collect(batch)  # kept for callbacks
-        chosen, *rest = self.refill(self.rollout)
-        self._update_curriculum([self.rollout, *rest])
-        self.update(self.prepare(chosen))
+        with self.together():
+            self.rollout = self.collect(batch)  # kept for callbacks, as what it was refilled with
+        chosen, *self.refilled = self.refill(self.rollout)
+        self._update_curriculum([self.rollout, *self.refilled])
+        self._require_a_reward([self.rollout, *self.refilled])
+        experience = self.prepare(chosen)
+        for rollout in (self.rollout, *self.refilled):
+            rollout.take_advantages(chosen)
+        self.update(experience)
         # After the update, so that the first step after a refresh has a divergence of 0.
         if self.reference_refresh and self._rollout_step % self.reference_refresh == 0:
             self.policy.refresh_reference()
@@ -375,19 +408,40 @@ class PolicyGradient(PolicyModule, ABC):
             Sample(problems[c.problem], c, codes[place], runs[place]) for place, c in enumerate(completions)
         ]
         self._meter.tokens += sum(len(c.ids) for c in completions)
-        return Rollout(samples, self._compute_rewards(samples).view(len(problems), self.group_size))
+        rewards, terms = self._compute_rewards(samples)
+        return Rollout(samples, rewards.view(len(problems), self.group_size), terms)
 
-    def _compute_rewards(self, samples: list[Sample]) -> Tensor:
-        """``[P * G]`` float32, NaN where unknown."""
-        rewards = torch.tensor(total(self.rewards, samples))
+    def _compute_rewards(self, samples: list[Sample]) -> tuple[Tensor, dict[str, list[float]]]:
+        """The rewards, ``[P * G]`` float32, NaN where unknown, and what each term of them gave."""
+        terms = measure(self.rewards, samples)
+        rewards = torch.tensor(weighted_sum(self.rewards, terms.values(), len(samples)))
         if rewards.isinf().any():
             raise UserError(
-                "a reward is infinite: let it return finite numbers, or NaN where nothing is known"
+                f"the sum of the rewards ({', '.join(terms)}) is over what float32 holds: let them return "
+                "smaller numbers, or lower their weights"
             )
         if self.overlong_buffer:
             lengths = torch.tensor([len(s.completion.ids) for s in samples])
-            rewards += overlong_penalty(lengths, self.sampling.max_new_tokens, self.overlong_buffer)
-        return rewards
+            penalty = overlong_penalty(lengths, self.sampling.max_new_tokens, self.overlong_buffer)
+            rewards += penalty
+            terms["overlong_penalty"] = penalty.tolist()
+        return rewards, terms
+
+    def _require_a_reward(self, rollouts: Sequence[Rollout]) -> None:
+        """End a fit in which no sample of any rank has a reward, after three such steps. Collective.
+
+        Raises:
+            UserError: It has come to that; with the causes.
+        """
+        known = sum(int((~rollout.rewards.isnan()).sum()) for rollout in rollouts)
+        # A mean over ranks, so that they end together.
+        if self.mean_over_ranks(torch.tensor(float(known))) > 0:
+            self._steps_without_reward = 0
+            return
+        self._steps_without_reward += 1
+        if self._steps_without_reward == WITHOUT_REWARD:
+            causes = why_unknown([one for part in self.gathered(list(rollouts)) for one in part])
+            raise UserError(f"no sample has had a reward in {WITHOUT_REWARD} steps in a row: {causes}")
 
     def prepare(self, rollout: Rollout) -> Experience:
         """The rows that have a gradient, scored and with advantages. Collective."""
@@ -401,6 +455,8 @@ class PolicyGradient(PolicyModule, ABC):
         credit = self.advantages(rollout.rewards, whole)
         whole.advantages = self._adjusted(credit.advantages, whole)
         whole.returns = credit.returns
+        means = whole.advantages.sum(dim=1) / whole.mask.sum(dim=1).clamp(min=1)
+        rollout.advantages = means.view_as(rollout.rewards).where(~rollout.rewards.isnan(), torch.nan)
         self._meter.values |= credit.metrics
         # Only now are rows dropped: weights, baselines and whitening above are of the whole step.
         return whole.take(rows)
@@ -468,7 +524,8 @@ class PolicyGradient(PolicyModule, ABC):
             stopped = False
             for _ in range(self.inner_epochs):
                 if not stopped:
-                    meter = self.in_fitting_parts(lambda: self._accumulate_gradients(step))
+                    with self.together():
+                        meter = self.in_fitting_parts(lambda: self._accumulate_gradients(step))
                     means = {"policy/kl_old": 0.0} | meter.means(self.gathered)
                     # The mean is that of all ranks, so that they stop together.
                     if stopped := self.exceeds_target_kl(means["policy/kl_old"]):
@@ -495,23 +552,23 @@ class PolicyGradient(PolicyModule, ABC):
 
     def _backward(self, batch: Experience) -> dict[str, Tensor]:
         """Forward and backward of a micro-batch; returns per-token metrics."""
-        scores = self._score(batch, "gradient" if self.entropy_coefficient else "value", self.needs_values)
-        logprobs, entropy = scores.logprobs, scores.entropy
-        assert entropy is not None and batch.sampler_logprobs is not None
+        scores = self._score(batch, "gradient" if self.entropy_coefficient else "none", self.needs_values)
+        logprobs = scores.logprobs
+        assert batch.sampler_logprobs is not None
         # First inner epoch: on-policy, so the same forward gives the old log-probabilities, and the ratio is
         # exactly 1 with the gradient of the policy.
         if batch.old_logprobs is None:
             batch.old_logprobs = logprobs.detach()
         token_loss, values = self.loss(scores, batch)
         if self.entropy_coefficient:
-            token_loss = token_loss - self.entropy_coefficient * entropy
+            assert scores.entropy is not None
+            token_loss = token_loss - self.entropy_coefficient * scores.entropy
         # A sum: weights are those of the whole step, so that gradients add up over micro-batches of any size.
         self.manual_backward((batch.weights * token_loss).sum())
         return (
             values
             | self.critic_backward(batch)
             | {
-                "policy/entropy": entropy,
                 "policy/kl_old": kl_divergence(batch.old_logprobs, logprobs, "k3"),
                 # Tokens are the sampler's, so the mean of this estimates KL(sampler || trainer).
                 "mismatch_kl": batch.sampler_logprobs - batch.old_logprobs,
@@ -540,15 +597,16 @@ class PolicyGradient(PolicyModule, ABC):
             self.datamodule.observe(problems, passed, judged)
 
     def report(self, rollout: Rollout) -> None:
-        """Log the metrics of the step, as means over ranks; the README explains each. Collective."""
-        metrics = rollout.metrics() | self._meter.values
-        seconds = sum(v for k, v in metrics.items() if k.startswith("seconds/"))
-        metrics["speed/tokens_per_second"] = self._meter.tokens / max(seconds, 1e-9)
-        metrics = distributed.mean_of_each(self.gathered(metrics))
+        """Log the metrics of the step, of all ranks; the README explains each. Collective."""
+        own = dict(self._meter.values)
+        seconds = sum(v for k, v in own.items() if k.startswith("seconds/"))
+        own["speed/tokens_per_second"] = self._meter.tokens / max(seconds, 1e-9)
+        # Only seconds and speed differ from rank to rank; the meter's other values are of all ranks already.
+        metrics = rollout.metrics(self.gathered) | distributed.mean_of_each(self.gathered(own))
         metrics["speed/tokens_per_second"] *= self.trainer.world_size  # of all ranks, not of the mean one
         metrics["rollout_step"] = float(self._rollout_step)
         metrics["global_step"] = float(self.trainer.global_step)
-        metrics["learning_rate"] = self.current_learning_rate
+        metrics["learning_rate"] = self.step_learning_rate
         shown = {name: metrics.pop(name) for name in ("reward/mean", "reward/passed")}
         self.log_dict(metrics, batch_size=len(rollout.rewards))
         self.log_dict(shown, batch_size=len(rollout.rewards), prog_bar=True)

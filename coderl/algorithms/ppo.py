@@ -9,7 +9,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from coderl.algorithms.advantages import gae, token_rewards, whiten
+from coderl.algorithms.advantages import gae, moments, token_rewards, whiten
 from coderl.algorithms.base import passes_options_on
 from coderl.algorithms.losses import (
     KLEstimator,
@@ -110,6 +110,7 @@ class PPO(PolicyGradient):
         self.needs_values = not critic_adapter
         self.prompt_readings = 2 if critic_adapter else 1
         self.critic_learning_rate = critic_learning_rate
+        self._given_kl_coefficient = kl_coefficient
         self._check_critic()
 
     def _check_critic(self) -> None:
@@ -209,17 +210,21 @@ class PPO(PolicyGradient):
         return Credit(advantages, result.returns, self._critic_metrics(experience, result.returns, kl))
 
     def _critic_metrics(self, experience: Experience, returns: Tensor, kl: Tensor) -> dict[str, float]:
-        assert experience.old_values is not None
-        mask = experience.mask
-        if not bool(mask.any()):
+        """Of the tokens of all ranks. Collective."""
+        mask, values = experience.mask, experience.old_values
+        assert values is not None
+        mean, _ = moments(values, mask, self.mean_over_ranks)
+        _, deviation = moments(returns, mask, self.mean_over_ranks)
+        _, residual = moments(returns - values, mask, self.mean_over_ranks)
+        penalty, _ = moments(kl, mask, self.mean_over_ranks)
+        if self.mean_over_ranks(mask.any().float()) == 0:
             return {}
-        returns, values = returns[mask], experience.old_values[mask]
-        variance, residual = returns.var(correction=0), (returns - values).var(correction=0)
+        explained = float(1 - (residual / deviation).square())
         return {
-            "value/mean": float(values.mean()),
+            "value/mean": float(mean),
             # Equal returns have no variance to explain.
-            "value/explained_variance": float(1 - residual / variance) if variance > 1e-8 else float("nan"),
-            "reward/kl_penalty": self.kl_coefficient * float(kl[mask].mean()),
+            "value/explained_variance": explained if deviation > 1e-4 else float("nan"),
+            "reward/kl_penalty": self.kl_coefficient * float(penalty),
         }
 
     # -- the update ------------------------------------------------------------------------------------------
@@ -293,9 +298,11 @@ class PPO(PolicyGradient):
         super().on_save_checkpoint(checkpoint)
         if self.adaptive_kl is not None:
             checkpoint["kl_coefficient"] = self.kl_coefficient
+            checkpoint["kl_coefficient_given"] = self._given_kl_coefficient
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore an adapted KL coefficient."""
+        """Restore an adapted KL coefficient, unless another one to start from is given now."""
         super().on_load_checkpoint(checkpoint)
-        if self.adaptive_kl is not None:
+        given = checkpoint.get("kl_coefficient_given", self._given_kl_coefficient)  # not in older ones
+        if self.adaptive_kl is not None and given == self._given_kl_coefficient:
             self.kl_coefficient = checkpoint.get("kl_coefficient", self.kl_coefficient)

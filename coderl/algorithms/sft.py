@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from coderl.algorithms.base import PolicyModule, Schedule
+from coderl.algorithms.base import PolicyModule
 from coderl.algorithms.losses import token_weights
+from coderl.algorithms.schedule import Schedule
 from coderl.errors import UserError
 from coderl.model.padding import pad_rows, prompt_numbers
 from coderl.model.policy import Policy
@@ -20,8 +21,8 @@ class SFT(PolicyModule):
         policy: The model to train.
         learning_rate: Of AdamW, after warm-up.
         weight_decay: Of AdamW, on matrices.
-        warmup_steps: Optimizer steps over which the learning rate rises from 0.
-        schedule: After warm-up: constant, or down to 0 at the last step (linear, cosine).
+        warmup_steps: Optimizer steps over which the learning rate rises evenly; the last has the peak.
+        schedule: After warm-up: constant, or down to 0 after the last step (linear, cosine).
         max_grad_norm: Gradients are clipped to this norm.
         micro_batch_size: Sequences in one forward and backward, at most. Null is as many as memory holds.
             Changes memory and speed, never the gradient.
@@ -78,6 +79,10 @@ class SFT(PolicyModule):
             return False
         return super().fits(problem) and len(self.encode_solution(problem)) <= self.max_new_tokens
 
+    def answer_tokens(self, problem: Problem) -> int:
+        """Tokens of the problem's solution."""
+        return len(self.encode_solution(problem))
+
     def encode_solution(self, problem: Problem) -> list[int]:
         """Token ids of the solution as the model should write it, an end token included."""
         # A chat prompt opens a code block; the answer closes it.
@@ -121,7 +126,7 @@ class SFT(PolicyModule):
         values: dict[str, Tensor | float] = {
             "loss/sft": self.mean_over_ranks(total),
             "grad_norm": norm,
-            "learning_rate": self.current_learning_rate,
+            "learning_rate": self.step_learning_rate,
         }
         self.log_dict(values, batch_size=len(batch), prog_bar=True)
         self.log("global_step", float(self.trainer.global_step), batch_size=len(batch))

@@ -8,6 +8,7 @@ loggers.
 from coderl.callbacks.best_checkpoint import BestCheckpoint
 from coderl.callbacks.checkpoint import Checkpoint
 from coderl.callbacks.completions import CompletionTable
+from coderl.callbacks.health import Health
 from coderl.callbacks.interrupt import SaveOnInterrupt
 from coderl.callbacks.merging import MergedCheckpoints
 from coderl.callbacks.postfit import PostFit
@@ -17,6 +18,7 @@ __all__ = [
     "BestCheckpoint",
     "Checkpoint",
     "CompletionTable",
+    "Health",
     "MergedCheckpoints",
     "PostFit",
     "RewardStopping",

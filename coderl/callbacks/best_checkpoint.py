@@ -1,13 +1,12 @@
-"""ModelCheckpoint of the weights that validated best."""
+"""Checkpoint of the weights that validated best."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.callbacks import ModelCheckpoint
-
 from coderl.algorithms import PolicyGradient, PolicyModule
+from coderl.callbacks.checkpoint import Checkpoint
 from coderl.errors import UsageError
 from coderl.runs.folder import RunFolder
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from lightning import LightningModule, Trainer
 
 
-class BestCheckpoint(ModelCheckpoint):
+class BestCheckpoint(Checkpoint):
     """Keeps the weights that validated best, in ``checkpoints/best.ckpt``; the fit ends with them.
 
     :class:`PostFit` saves and evaluates these weights in place of the last ones.

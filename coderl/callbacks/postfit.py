@@ -25,9 +25,10 @@ from coderl.files import write_atomic
 from coderl.model.provenance import prior_training
 from coderl.publish.artifacts import check_push, push_models, save_models, write_cards
 from coderl.runs.folder import METRICS, RunFolder, short_name
-from coderl.runs.summary import fit_summary_text, percent, summarized_steps, summary_scores
+from coderl.runs.summary import fit_summary_text, summarized_steps, summary_gain, summary_scores
 from coderl.runs.versions import installed_versions
 from coderl.scores import Evaluation, logged_scores, results_name, save_results, summary_text
+from coderl.scores.gain import scored
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -113,6 +114,7 @@ class PostFit(Callback):
         self._resumed_at = checkpoint["global_step"]
         # Lightning restores its loops after on_fit_start, the last hook in which the policy can be evaluated
         # where no step is left. So the progress is read from the checkpoint.
+        # The module has settled it: an epoch whose last step was made is counted.
         epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         done = {"max_steps": self._resumed_at, "max_epochs": epochs}
         limits = {"max_steps": trainer.max_steps, "max_epochs": trainer.max_epochs}
@@ -138,12 +140,14 @@ class PostFit(Callback):
             self._finish(trainer, pl_module, self._resumed_at)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate before training; a resumed run has those scores in its checkpoint."""
-        if self.evaluate and self.before is None and isinstance(pl_module, PolicyGradient):
+        """Evaluate before training; a resumed run has those scores in its checkpoint, or none."""
+        if self.before is not None or self._resumed_at:
+            return
+        if self.evaluate and isinstance(pl_module, PolicyGradient):
             split = self._split_task(pl_module)
             found, self.before_path = self._measure(trainer, pl_module, "before", [split])
             self.before = summary_scores(found[split.name])
-            rank_zero_print(f"held-out pass@1 before training: {percent(self.before['pass@1'])}")
+            rank_zero_print(f"held-out pass@1 before training: {scored(self.before)}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, evaluate and summarize the trained policy."""
@@ -259,15 +263,19 @@ class PostFit(Callback):
     ) -> None:
         """Write ``summary.json`` and the model cards, push, and print what was done."""
         seconds = time.monotonic() - self.started
-        scored = {name: summary_scores(evaluation) for name, evaluation in found.items()}
+        tasks = {name: summary_scores(evaluation) for name, evaluation in found.items()}
+        earlier = Path(paths["before"]) if "before" in paths else None
+        gain = summary_gain(self.before, earlier, next(iter(found.values()), None))
         summary = {
             "method": type(module).__name__.lower(),
             "model": module.policy.model,
             "steps": steps,
+            "resumed_at": self._resumed_at,
             "seconds": round(seconds, 1),
             "before": self.before,
-            "after": next(iter(scored.values()), None),
-            "tasks": scored,
+            "after": next(iter(tasks.values()), None),
+            **gain,
+            "tasks": tasks,
             "paths": paths,
             "ended": datetime.now().astimezone().isoformat(timespec="seconds"),
             "versions": installed_versions(),

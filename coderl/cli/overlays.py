@@ -30,7 +30,7 @@ def flat(values: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, item in values.items() for k, v in flat(item, f"{prefix}.{key}".strip(".")).items()}
 
 
-SINGLETONS = ("CompletionTable", "MergedCheckpoints", "PostFit", "SaveOnInterrupt")
+SINGLETONS = ("CompletionTable", "Health", "MergedCheckpoints", "PostFit", "SaveOnInterrupt")
 """Callbacks that a run has at most one of."""
 
 

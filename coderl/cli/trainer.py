@@ -14,12 +14,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import torch
 import yaml
 from jsonargparse import ActionConfigFile, Namespace, set_parsing_settings
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -31,6 +31,7 @@ from coderl import launcher
 from coderl.algorithms import PolicyGradient
 from coderl.algorithms.base import ignore_harmless
 from coderl.callbacks import Checkpoint
+from coderl.callbacks.last_step import LastStep
 from coderl.cli import presets
 from coderl.cli.config_files import find_config
 from coderl.cli.messages import explain
@@ -40,6 +41,8 @@ from coderl.errors import UsageError, UserError
 from coderl.files import free_path
 from coderl.problems.sources import jsonl_stem
 from coderl.runs import loggers
+from coderl.runs.checkpoint_files import damage_of, newest_whole, step_of
+from coderl.runs.config import flat_settings
 from coderl.runs.console import ConsoleLog
 from coderl.runs.folder import DEBUG, ROOT, RunFolder, run_name
 
@@ -51,6 +54,15 @@ SEED = 42
 _PARSER = {"prog": "coderl", "exit_on_error": False, "allow_abbrev": False}
 _CKPT_KEYWORDS = ("best", "last", "hpc", "registry")
 """Values of ``--ckpt_path`` that Lightning resolves to a checkpoint."""
+_OF_A_START = (
+    "ckpt_path",
+    "weights_only",
+    "preset",
+    "trainer.default_root_dir",
+    "trainer.logger",
+    "checkpoint",
+)
+"""Settings that may differ from start to start of a run without changing its training."""
 
 
 class ConfigFile(ActionConfigFile):
@@ -70,7 +82,23 @@ class ConfigFile(ActionConfigFile):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the configuration into the run folder, beside those of the run before it was resumed."""
+    """Writes the configuration into run folder and checkpoints, and says what a resumed run changes."""
+
+    _as_dict: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The run's settings, for its checkpoints."""
+        if self._as_dict is None:
+            self._as_dict = yaml.safe_load(self.parser.dump(self.config, skip_validation=True))
+        return {"settings": self._as_dict}
+
+    @rank_zero_only
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Say which settings are not those that the checkpoint was written with."""
+        then, now = flat_settings(state_dict["settings"]), flat_settings(self.state_dict()["settings"])
+        for key in sorted(then.keys() | now.keys()):
+            if (before := then.get(key)) != (after := now.get(key)) and not key.startswith(_OF_A_START):
+                print(f"coderl: {key}: {before} in the checkpoint, {after} from here on", flush=True)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the first free of ``config.yaml``, ``config-2.yaml`` ..., then save as Lightning does."""
@@ -183,6 +211,7 @@ class CoderlCLI(LightningCLI):
             config.weights_only = True  # else unpickling a checkpoint from somebody else could run code
         if self.subcommand == "validate" and trainer.limit_val_batches == 0:
             trainer.limit_val_batches = None  # 0 in a config switches off validation during fits
+        config.ckpt_path = self._checked_checkpoint(config, RunFolder(trainer.default_root_dir))
         fresh = self.subcommand == "fit" and config.ckpt_path is None and not trainer.fast_dev_run
         # Every process of a launcher looks: they all start before one has written there. Those that Lightning
         # starts would find what rank 0 has written. DEBUG is emptied, which only one process may do.
@@ -203,26 +232,38 @@ class CoderlCLI(LightningCLI):
         trainer.callbacks = _with_progress_bar(trainer.callbacks, trainer.enable_progress_bar)
 
     def _parse_ckpt_path(self) -> None:
-        """Refuse a checkpoint that cannot be read; take no settings from it.
+        """Take no settings from a checkpoint: :meth:`_checked_checkpoint` looks at it.
 
         This overrides a step of LightningCLI, in which hyper-parameters that a module of one's own has saved
         there would silently win over configs and flags.
+        """
+
+    def _checked_checkpoint(self, config: Namespace, folder: RunFolder) -> str | None:
+        """The checkpoint to load. A fit whose checkpoint is damaged goes on from the one before, and says so.
 
         Raises:
             UserError: There is no such file, or it is no checkpoint.
         """
-        config = self.config[self.config.subcommand]
-        path = config.get("ckpt_path")
+        path: str | Path | None = config.ckpt_path
+        if path is None and self.subcommand == "fit" and "SLURM_RESTART_COUNT" in os.environ:
+            path = folder.requeued_checkpoint()
+        if path == "last" and folder.last_checkpoint.is_file():
+            path = folder.last_checkpoint
         if path is None or path in _CKPT_KEYWORDS or "://" in str(path) or Path(path).is_dir():
-            return
+            return None if path is None else str(path)
         if not Path(path).is_file():
             raise UserError(
                 f"no checkpoint {path}; --ckpt_path takes a .ckpt file of a run folder, or `last`"
             )
-        try:
-            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # damaged files fail in many ways: zip, pickle, JSON, truncated storages
-            raise UserError(f"{path} is damaged or no checkpoint; name another with --ckpt_path") from error
+        if (damage := damage_of(Path(path))) is None:
+            return str(path)
+        before = newest_whole(Path(path).parent, Path(path)) if self.subcommand == "fit" else None
+        if before is None:
+            raise UserError(f"{path} is damaged or no checkpoint ({damage}); name another with --ckpt_path")
+        self._print_early(
+            f"warning: {path} is damaged ({damage}): going on from {before}, step {step_of(before)}"
+        )
+        return str(before)
 
     def _plain(self) -> dict[str, Any]:
         """The command's configuration as dicts, lists and values."""
@@ -253,9 +294,22 @@ class CoderlCLI(LightningCLI):
                 raise fixable from None
 
     def _run_or_say_how_to_resume(self, subcommand: str) -> None:
-        """Run the command; an interrupt says how to resume."""
+        """Run the command; whatever ends a fit before its end, it says how to resume."""
         try:
             super()._run_subcommand(subcommand)
+        except Exception:
+            launcher = self.trainer.strategy.launcher
+            if isinstance(launcher, _SubprocessScriptLauncher):
+                # Other ranks may hang, and Lightning ends those that it started only after Ctrl-C.
+                launcher.kill(signal.SIGKILL)
+            last = LastStep.of(self.trainer)
+            if last.saved is not None:
+                folder = RunFolder.of(self.trainer)
+                command = folder.resume_command(folder.latest_checkpoint() or folder.last_checkpoint)
+                print(
+                    f"coderl: step {last.saved} is saved; go on with: {command}", file=sys.stderr, flush=True
+                )
+            raise
         except SystemExit as stop:  # Lightning answers Ctrl-C with sys.exit
             if self.trainer.state.status != TrainerStatus.INTERRUPTED:
                 raise

@@ -110,13 +110,7 @@ def _check_adapter(folder: Path) -> None:
     config = read_adapter_config(folder)
     if (kind := config.get("peft_type")) is None:
         raise UserError(f"{folder}/{ADAPTER_CONFIG} has no peft_type: give an adapter in peft's format")
-    more = (
-        "use_dora",
-        "modules_to_save",
-        "trainable_token_indices",
-        "target_parameters",
-        "layer_replication",
-    )
+    more = ("use_dora", "modules_to_save", "trainable_token_indices", "layer_replication")
     found = [name for name in more if config.get(name)]
     if config.get("bias", "none") != "none":
         found.append(f"bias {config['bias']}")

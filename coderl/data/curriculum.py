@@ -172,10 +172,14 @@ class CurriculumSampler(EpochSampler):
             self.chunk = []
         super().set_epoch(epoch)
 
+    def epoch_length(self) -> int:
+        """As many indices as one of :class:`EpochSampler`, whatever the epoch has had."""
+        return self.num_samples
+
     def indices(self, start: int) -> Iterator[int]:
         """This rank's indices of the epoch from position ``start`` on, drawn lazily."""
         # Lazily, because the history changes after each step, and a chunk must be drawn by the newest one.
-        for _ in range(start, self.num_samples):
+        for _ in range(start, self.epoch_length()):
             if not self.chunk:
                 self.chunk = self._draw(self.batch_size * self.num_replicas)
             shares, self.chunk = self.chunk[: self.num_replicas], self.chunk[self.num_replicas :]
@@ -191,16 +195,20 @@ class CurriculumSampler(EpochSampler):
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the epoch and in the chunk. The data module saves the history."""
-        return super().state_dict() | {
-            "drawn": self.drawn,
-            "chunk": list(self.chunk),
-            "ranks": self.num_replicas,
-        }
+        own = {"drawn": self.drawn, "chunk": list(self.chunk)}
+        # No ids: a chunk may repeat what the epoch has had.
+        position = {"epoch": self.epoch, "yielded": self.yielded} | self._valid_for()
+        return position | own
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the position. The state may also be of an :class:`EpochSampler`."""
-        super().load_state_dict(state)
+        self.epoch = state["epoch"]
+        share = state.get("ranks", self.num_replicas) / self.num_replicas
+        self.yielded = int(state["yielded"] * share)
+        if self.yielded >= self.num_samples:
+            self.set_epoch(self.epoch + 1)
+        self.resumed = True
         self.drawn = state.get("drawn", 0)
-        # The rest of a chunk fits only the number of ranks that it was drawn for, and only mid-epoch.
-        usable = self.yielded > 0 and state.get("ranks") == self.num_replicas
-        self.chunk = list(state["chunk"]) if usable else []
+        # The rest of a chunk fits only the problems and ranks that it was drawn for, and only mid-epoch.
+        usable = self.yielded > 0 and self.fits(state)
+        self.chunk = list(state.get("chunk", ())) if usable else []

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from coderl.data.curriculum import Curriculum, CurriculumSampler, PassHistory, weighted_sample
+from coderl.data.loops import BATCHES, begin_next_epoch
 from coderl.data.sampler import EpochSampler
 from coderl.errors import UsageError, UserError
 from coderl.problems.contamination import TrainingRecord, as_published, describe, overlaps
@@ -261,6 +262,45 @@ class CodeDataModule(LightningDataModule):
             # Not through `history`: a resumed run does not need the file of the earlier run any more.
             self._history = self._history or PassHistory(self.curriculum.decay)
             self._history.load_state_dict(state)
+
+    def resume(self, loop: dict[str, Any]) -> None:
+        """Fit a checkpoint's count of batches to what is left of its epoch, and say what has changed since.
+
+        Lightning ends an epoch when so many batches are done as the loader has, whatever problems they had:
+        with another batch size, or other problems, it would skip problems or ask for more than there are.
+
+        Args:
+            loop: State of Lightning's fit loop, from a checkpoint that was written at the end of a step, and
+                settled (:func:`coderl.data.loops.settle`).
+        """
+        loaders = loop["state_dict"].get("combined_loader") or [{}]
+        state = (loaders[0].get("_sampler_iter_state") or {}).get("sampler_state")
+        if state is None:  # the checkpoint is of a fit with a loader of its own
+            return
+        sampler, current = self._sampler(self.problems("train")), loop[BATCHES]["current"]
+        sampler.load_state_dict(state)
+        ended = sampler.epoch > state["epoch"]
+        batches, left = (-(-count // self.batch_size) for count in (sampler.num_samples, sampler.left()))
+        if batches - left == current["processed"] and sampler.fits(state) and not ended:
+            return
+        what = "another batch size"
+        if not sampler.fits(state):
+            then, now = state["size"], len(sampler.ids)
+            what = f"other training problems, seed or ranks ({then} problems then, {now} now)"
+        log.warning(
+            "since the checkpoint there is %s: its epoch goes on with the %d problems that it has not had, "
+            "in %d batches",
+            what,
+            0 if ended else sampler.left() * sampler.num_replicas,
+            0 if ended else left,
+        )
+        if ended:
+            assert self.trainer is not None
+            begin_next_epoch(loop, self.trainer.enable_validation)
+        else:
+            # In mid-epoch the batch is not counted as completed: the step was just about to end.
+            completed = batches - left - (current["processed"] - current["completed"])
+            loop[BATCHES]["current"] = dict.fromkeys(current, batches - left) | {"completed": completed}
 
     def _sampler(self, problems: list[Problem]) -> EpochSampler:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

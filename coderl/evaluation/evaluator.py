@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from coderl.types import Problem
 
 
-def _single_process(value: Any) -> list[Any]:
+def _single_process(value: Any, patience: float = 0.0) -> list[Any]:
     return [value]
 
 
@@ -37,12 +37,13 @@ class Ranks:
     Attributes:
         rank: Number of this process, from 0.
         count: How many there are.
-        gather: Collective: takes this process's value, returns those of all, in order.
+        gather: Collective: takes this process's value, returns those of all, in order. Its second argument
+            is by how many seconds the work before it may differ from process to process.
     """
 
     rank: int = 0
     count: int = 1
-    gather: Callable[[Any], list[Any]] = _single_process
+    gather: Callable[..., list[Any]] = _single_process
 
 
 class Evaluator:
@@ -110,7 +111,9 @@ class Evaluator:
             scores = self.grader.grade_task(
                 task, programs, notes=settings, contaminated=contaminated, started=started
             )
-        return self.ranks.gather(scores)[0]  # type: ignore[no-any-return]
+        # The first runs all programs while the others wait: each may take its time limit.
+        limit = (task.timeout or self.grader.runner.timeout) * len(task.problems) * self.settings.n
+        return self.ranks.gather(scores, limit)[0]  # type: ignore[no-any-return]
 
     def sample(
         self, problems: Sequence[Problem], *, store: Store | None = None, progress: str | None = None
@@ -125,7 +128,7 @@ class Evaluator:
         Returns:
             Per problem, in order, ``n`` texts.
         """
-        n, ranks = self.settings.n, self.ranks
+        n, ranks, began = self.settings.n, self.ranks, time.monotonic()
         # Ranks must cut alike, and may have unequally much memory.
         size = store.size if store else min(ranks.gather(self.engine.sequences(problems, self.sampling)))
         parts = groups(problems, n, size)
@@ -152,6 +155,6 @@ class Evaluator:
                 if store:
                     store.add({problems[i].id: row for i, row in new.items()})
                 bar.update(len(members) * n * ranks.count)
-        for others in ranks.gather(found):
+        for others in ranks.gather(found, 10 * (time.monotonic() - began)):
             found |= others
         return [found[i] for i in range(len(problems))]

@@ -31,6 +31,8 @@ class LoRA:
         alpha: Updates are scaled by alpha / r.
         dropout: Probability, used only where ``Policy.train_dropout`` is set.
         target_modules: Names of the linear layers that get an adapter.
+        target_parameters: Likewise of the parameters that hold the experts of an MoE layer, all in one:
+            mlp.experts.gate_up_proj and mlp.experts.down_proj. Dropout must be 0 then.
     """
 
     r: int = 64
@@ -45,8 +47,14 @@ class LoRA:
         "up_proj",
         "down_proj",
     )
+    target_parameters: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.target_parameters and self.dropout:
+            raise UsageError(
+                f"lora.dropout is {self.dropout}, and adapters on lora.target_parameters have none: set "
+                "policy.lora.dropout to 0"
+            )
         if self.r < 1:
             raise UsageError(f"lora.r is {self.r}: set policy.lora.r to 1 or more, or policy.lora to null")
 
@@ -60,7 +68,7 @@ def create(base: PreTrainedModel, lora: LoRA, name: str) -> Any:
         name: The model's name, for errors.
 
     Raises:
-        UserError: If a target module is missing, or its adapter could never be merged.
+        UserError: If a target module or parameter is missing, or its adapter could never be merged.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -70,15 +78,18 @@ def create(base: PreTrainedModel, lora: LoRA, name: str) -> Any:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=list(lora.target_modules),
+        target_parameters=list(lora.target_parameters) or None,
         task_type="SEQ_2_SEQ_LM" if base.config.is_encoder_decoder else "CAUSAL_LM",
     )
     try:
         with warnings.catch_warnings():
             # Adapters on tied weights are refused below.
             warnings.filterwarnings("ignore", "Model has `tie_word_embeddings")
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set")  # peft sees by itself that it is GPT-2
             net: Any = get_peft_model(base, config)
     except ValueError as error:
-        raise UserError(f"lora.target_modules do not fit {name}: {first_line(error)}") from error
+        targets = "target_modules or target_parameters" if lora.target_parameters else "target_modules"
+        raise UserError(f"lora.{targets} do not fit {name}: {first_line(error)}") from error
     require_own_weights(net.get_base_model(), name)
     return net
 
@@ -112,10 +123,22 @@ def require_own_weights(base: PreTrainedModel, name: str) -> None:
 
 
 def _check_targets(base: PreTrainedModel, lora: LoRA, name: str) -> None:
-    """Refuse target modules that match no layer: peft skips them without a word if others match."""
+    """Refuse targets that match nothing: peft skips them without a word if others match."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
+    experts = expert_parameters(base)
+    odd = [
+        target
+        for target in lora.target_parameters
+        if not any(f".{n}".endswith(f".{target}") for n in experts)
+    ]
+    if odd:
+        known = {".".join(path.rsplit(".", 3)[-3:]): None for path in experts}
+        raise UserError(
+            f"lora.target_parameters {', '.join(odd)} match no experts of {name}, which has "
+            f"{', '.join(known) or 'none'}: set policy.lora.target_parameters to those, or leave it out"
+        )
     paths = {f".{path}" for path, _ in base.named_modules()}
     unmatched = [name for name in lora.target_modules if not any(p.endswith(f".{name}") for p in paths)]
     if not unmatched:
@@ -133,6 +156,34 @@ def _check_targets(base: PreTrainedModel, lora: LoRA, name: str) -> None:
     )
 
 
+def expert_parameters(base: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that hold all experts of an MoE layer in one, by their names in a plain model."""
+    from torch import nn
+    from torch.nn.modules.conv import _ConvNd
+
+    return {
+        f"{plain_name(path)}.{name}": parameter
+        for path, module in base.named_modules()
+        if not isinstance(module, _ConvNd | nn.Embedding) and ".lora_" not in path
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3
+    }
+
+
+def plain_name(path: str) -> str:
+    """The name of a module in a model without adapters; peft puts the original into ``base_layer``."""
+    return path.replace(".base_layer", "")
+
+
+def adapted(base: nn.Module) -> dict[str, Any]:
+    """The parameters that have an adapter, by their names in a plain model, and peft's layer for each."""
+    return {
+        f"{plain_name(path)}.{getattr(module, 'parameter_name', 'weight')}": module
+        for path, module in base.named_modules()
+        if hasattr(module, "get_delta_weight") and hasattr(module, "get_base_layer")
+    }
+
+
 def load(base: PreTrainedModel, folder: str) -> Any:
     """A peft model with a saved adapter to train on, and a frozen copy of it as the reference.
 
@@ -145,6 +196,7 @@ def load(base: PreTrainedModel, folder: str) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error below
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings")  # an error where it is merged
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set")  # see create()
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing")  # peft 0.21 uses the old name
         try:
             net = PeftModel.from_pretrained(base, folder, is_trainable=True)

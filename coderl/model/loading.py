@@ -7,7 +7,7 @@ import logging
 from copy import copy
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -206,11 +206,12 @@ def load_base(
         random: Whether to make random weights for ``config.json`` instead of reading the stored ones.
 
     Raises:
-        UserError: If the checkpoint is missing, incomplete or corrupt.
+        UserError: If the checkpoint is missing, incomplete, corrupt or quantized.
     """
     from transformers import BitsAndBytesConfig
 
     options: dict[str, Any] = {}
+    config = read_config(source)
     if quantization == "nf4":
         # It warns that an optional kernel for 4-bit decoding on CPUs is missing; rollouts decode from plain
         # weights and do not need it.
@@ -219,7 +220,11 @@ def load_base(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
         options["device_map"] = {"": device}
-    config = read_config(source)
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(
+            f"the checkpoint {source} is quantized already: give the weights that it was made from, and "
+            "quantization: nf4 to hold them in 4 bits"
+        )
     # At step 0 the scored forward must equal the sampled one: no dropout hidden in a checkpoint's config.
     for name in [n for n in config.to_dict() if n.endswith(("dropout", "pdrop", "dropout_rate"))]:
         setattr(config, name, 0.0)
@@ -248,8 +253,50 @@ def load_base(
     return model  # type: ignore[no-any-return]
 
 
+class WeightCount(NamedTuple):
+    """How a base's weights are held; those of adapters are not among them.
+
+    Attributes:
+        quantized: Number of weights in 4 bits.
+        quantized_bytes: What they take, with the scales of their blocks.
+        plain: Number of the others.
+        plain_bytes: What these take.
+    """
+
+    quantized: int
+    quantized_bytes: int
+    plain: int
+    plain_bytes: int
+
+    @staticmethod
+    def of(model: nn.Module) -> WeightCount:
+        """Count a loaded model's."""
+        quantized = quantized_bytes = plain = plain_bytes = 0
+        for name, parameter in model.named_parameters():  # tied ones once
+            if ".lora_" in name:
+                continue
+            if (state := getattr(parameter, "quant_state", None)) is None:
+                plain += parameter.numel()
+                plain_bytes += parameter.nbytes
+            else:  # two weights share a byte
+                quantized += state.shape.numel()
+                quantized_bytes += parameter.nbytes + state.absmax.nbytes
+        return WeightCount(quantized, quantized_bytes, plain, plain_bytes)
+
+
+def is_transposed(layer: nn.Module) -> bool:
+    """Whether a 4-bit layer holds its weight the other way round than the plain model: that of a Conv1D."""
+    from transformers.pytorch_utils import Conv1D
+
+    # transformers notes the class that a 4-bit layer has replaced; GPT-2's holds [in, out].
+    return issubclass(getattr(layer, "source_cls", nn.Linear), Conv1D)
+
+
 def dense(layer: nn.Module, key: str) -> Tensor:
-    """A layer's tensor; float32 where it is in 4 bits, so that what an adapter adds is not rounded away."""
+    """A layer's tensor, as the layer holds it.
+
+    It is float32 where it is in 4 bits, so that what an adapter adds is not rounded away.
+    """
     value = getattr(layer, key)
     assert isinstance(value, Tensor)
     if (state := getattr(value, "quant_state", None)) is None:

@@ -37,6 +37,8 @@ LOGIT_BYTES = 16
 """Bytes for a logit in the update: itself, its probability and their gradients, float32."""
 OPTIMIZER_BYTES = 12
 """Bytes for a trained parameter beside its own: gradient and AdamW's two moments, float32."""
+LAST_STEP_BYTES = 12
+"""Bytes in the machine's memory for a trained parameter: the last step's copy of it and of its moments."""
 
 
 def free_bytes(device: torch.device) -> int:
@@ -286,6 +288,6 @@ class Budget:
 
 
 def still_to_come(policy: Policy) -> int:
-    """Bytes that training will hold once it has begun: gradients and the optimizer's state."""
+    """Bytes on the policy's device that training will hold: gradients, the optimizer's state, a copy."""
     trained = sum(p.numel() for p in policy.trainable().values() if p.grad is None)
-    return OPTIMIZER_BYTES * trained
+    return (OPTIMIZER_BYTES + (LAST_STEP_BYTES if policy.device.type == "cpu" else 0)) * trained

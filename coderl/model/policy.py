@@ -128,8 +128,7 @@ class Policy(nn.Module):
         dtype = torch.float32 if all_weights else loading.compute_dtype(self.compute_dtype, device)
         loading.let_adapters_use_tensor_cores(dtype, device)
         base = loading.load_base(self.source, self.quantization, dtype, device, random=self.from_scratch)
-        if for_training:
-            architectures.check_head(base.config)
+        architectures.check_padding(base)
         if self.adapter is not None:
             self.net = adapters.load(base, self.adapter)
         elif for_training and self.lora is not None:
@@ -138,9 +137,56 @@ class Policy(nn.Module):
             self.net = base
         if not for_training:
             self.net.requires_grad_(False)
+        if for_training:
+            architectures.check_head(self.base)
         if self.gradient_checkpointing:
             self.checkpoint_activations()
         self.train(self.training)
+
+    def require_context(self, prompt: int, answer: int, fix: str) -> None:
+        """Refuse sequences that are longer than what the model reads. Before the weights load.
+
+        Args:
+            prompt: Tokens of the longest prompt.
+            answer: Tokens of the longest answer to it.
+            fix: How to mend it; ``{known}`` stands for how many tokens the model reads.
+
+        Raises:
+            UsageError: They are.
+        """
+        config = loading.read_config(self.source)
+        known = architectures.context_length(config)
+        # The two stacks of an encoder-decoder model read one of them each.
+        asked = max(prompt, answer) if config.is_encoder_decoder else prompt + answer
+        if known is not None and asked > known:
+            what = (
+                f"prompts of {prompt:,} and answers of {answer:,} tokens" if prompt else f"{answer:,} tokens"
+            )
+            raise UsageError(
+                f"{self.model} reads {known:,} tokens at most, not {what}: {fix.format(known=known)}"
+            )
+
+    def notes(self) -> list[str]:
+        """What a user should know of the loaded weights: which are not in 4 bits, which have no adapter."""
+        experts = adapters.expert_parameters(self.base)
+        count = sum(parameter.numel() for parameter in experts.values())
+        lines = []
+        if self.quantization == "nf4":
+            found = loading.WeightCount.of(self.base)
+            sizes = [f"{size / 1e6:,.1f} MB" for size in (found.quantized_bytes, found.plain_bytes)]
+            lines.append(
+                f"{self.model}: {found.quantized:,} weights in 4 bits take {sizes[0]}, "
+                f"{found.plain:,} others {sizes[1]}"
+                + (f"; {count:,} of these are experts, which nf4 leaves as they are" if count else "")
+            )
+        without = experts.keys() - adapters.adapted(self.base).keys()
+        if self.has_adapter and without:
+            names = sorted({".".join(name.rsplit(".", 3)[-3:]) for name in without})
+            lines.append(
+                f"{self.model}: its experts have no adapter and stay as they are; to give them one, set "
+                f"policy.lora.target_parameters to [{', '.join(names)}]"
+            )
+        return lines
 
     def checkpoint_activations(self) -> None:
         """Turn gradient checkpointing on."""
@@ -426,22 +472,21 @@ class Policy(nn.Module):
             progress: Label of a progress bar, in modules; none where None.
         """
         # Merging and unmerging in place would requantize NF4 each time, and bfloat16 would drift.
-        base = self.base
+        # The last module of a name is the original one, inside of those that peft has put around it.
+        layers = {adapters.plain_name(path): module for path, module in self.base.named_modules()}
+        adapted = adapters.adapted(self.base)
         modules = list(copy.named_modules())
         for name, module in tqdm(
             modules, desc=progress, unit="module", leave=False, disable=progress is None
         ):
             own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
-            if not own:
-                continue
-            source: Any = base.get_submodule(name)
-            layer = source.get_base_layer() if hasattr(source, "get_base_layer") else source
             for key, value in own.items():
-                dense = loading.dense(layer, key)
-                if key == "weight" and layer is not source:
+                dense = loading.dense(layers[name], key)
+                if (adapter := adapted.get(f"{name}.{key}")) is not None:
                     # Summed in float32 and rounded once, to the copy's precision.
-                    dense = dense.float() + source.get_delta_weight(adapters.POLICY).float()
-                value.copy_(dense)
+                    dense = dense.float() + adapter.get_delta_weight(adapters.POLICY).float()
+                turned = key == "weight" and loading.is_transposed(layers[name])
+                value.copy_(dense.T if turned else dense)
 
     def merged(self, dtype: torch.dtype | None = None, progress: str | None = None) -> PreTrainedModel:
         """Base + adapter as a new plain model in the CPU's memory: a GPU may hold the optimizer too."""

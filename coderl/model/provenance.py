@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from coderl.files import read_json_or_none, write_atomic
-from coderl.model.loading import EMBEDDED
+from coderl.model.loading import EMBEDDED, WeightCount
 from coderl.problems.contamination import TrainingRecord, merge_records
 from coderl.types import ComputeDtype, Quantization
 
@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from coderl.model.policy import Policy
 
 POLICY_FILE = "policy.json"
-"""Lies beside an adapter: the quantization of its base, and the precision it computed in, during training."""
+"""Lies beside an adapter: how its base was held in training.
+
+``quantization`` and ``compute_dtype`` are those of the weights in memory; then their number, and how many of
+them were in 4 bits; where there are such, the GGUF file that they were converted from, the commit on the hub.
+"""
 
 
 def write_policy_file(policy: Policy, folder: Path) -> None:
@@ -24,8 +28,16 @@ def write_policy_file(policy: Policy, folder: Path) -> None:
     Raises:
         OSError: It cannot be written.
     """
-    dtype = str(policy.base.dtype).removeprefix("torch.")
-    body = {"quantization": policy.quantization, "compute_dtype": dtype}
+    count = WeightCount.of(policy.base)
+    body = {
+        "quantization": "nf4" if count.quantized else "none",
+        "compute_dtype": str(policy.base.dtype).removeprefix("torch."),
+        "weights": count.quantized + count.plain,
+        "weights_in_4_bits": count.quantized,
+        "gguf_file": policy.gguf_file,
+        "commit": getattr(policy.base.config, "_commit_hash", None),
+    }
+    body = {key: value for key, value in body.items() if value is not None}
     write_atomic(folder / POLICY_FILE, json.dumps(body) + "\n")
 
 

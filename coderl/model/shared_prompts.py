@@ -166,10 +166,14 @@ class Reading:
         if self._cache is not None:
             return
         recorded = Cache(layer_class_to_replicate=_Recorded)
-        read = _forward(model, *self.prompts, 0, recorded)
+        self._cache = []
+        try:
+            read = _forward(model, *self.prompts, 0, recorded)
+        except (AttributeError, IndexError, TypeError, ValueError):
+            return  # it takes a cache of its own kind alone, as MiniMax does
         layers = [one for one in recorded.layers if isinstance(one, _Recorded) and one.is_initialized]
         complete = len(layers) == model.config.get_text_config().num_hidden_layers
-        self._cache, self._last = [], self._kept(read[:, -1])
+        self._last = self._kept(read[:, -1])
         for layer in layers if complete else []:
             assert layer.keys is not None and layer.values is not None
             self._cache.append((self._kept(layer.keys), self._kept(layer.values)))

@@ -24,6 +24,7 @@ from coderl.problems.contamination import FILE as TRAINED
 from coderl.runs.config import arguments, class_name, parse_config, policy_arguments
 from coderl.runs.folder import RunFolder, is_epoch
 from coderl.runs.versions import installed_versions
+from coderl.scores.numbers import between, percent
 from coderl.types import Problem
 
 if TYPE_CHECKING:
@@ -125,6 +126,12 @@ class Facts:
         return {task: found for task, found in (self.summary.get("tasks") or {}).items() if found}
 
     @property
+    def verdict(self) -> str:
+        """What training changed, in the words that the fit ended with; empty if unknown."""
+        found = self.summary.get("verdict")
+        return " ".join(map(str, found)) if isinstance(found, list) else ""
+
+    @property
     def settings(self) -> list[tuple[str, str]]:
         """Names and values of the run's settings that shaped the model, those that are set."""
         model, data = arguments(self.config.get("model")), arguments(self.config.get("data"))
@@ -164,9 +171,9 @@ class Facts:
             table.append(
                 (
                     label,
-                    _percent(found.get(first)),
-                    " to ".join(map(_percent, found.get("interval") or ())),
-                    *(_percent(found.get(metric)) for metric in others),
+                    percent(found.get(first)),
+                    between(found.get("interval")),
+                    *(percent(found.get(metric)) for metric in others),
                     *(
                         "" if x is None else str(x)
                         for x in (found.get("problems"), found.get("n"), temperature)
@@ -366,10 +373,6 @@ def _latest_config(run: Path) -> dict[str, Any]:
         return parse_config(path.read_text(encoding="utf-8")) if path else {}
     except (OSError, ValueError):
         return {}
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share:.1%}"
 
 
 def _dict(path: Path) -> dict[str, Any]:

@@ -216,14 +216,14 @@ def shares(policy: Policy, merged: Any, stored: torch.dtype) -> Iterator[tuple[f
         For each layer to which the adapter adds something the share, ⟨merged - base, added⟩ / ⟨added, added⟩,
         and what it would be by rounding alone.
     """
-    for name, module in policy.base.named_modules():
-        if not hasattr(module, "get_delta_weight") or not hasattr(module, "get_base_layer"):
-            continue
+    for name, module in adapters.adapted(policy.base).items():
         added = module.get_delta_weight(adapters.POLICY).float()
         if not (size := float(added.square().sum())):
             continue
-        base = loading.dense(module.get_base_layer(), "weight").float()
-        weight = merged.get_submodule(name).weight.to(base.device, torch.float32)
+        layer, key = module.get_base_layer(), name.rpartition(".")[2]
+        base = loading.dense(layer, key).float()
+        weight = merged.get_parameter(name).to(base.device, torch.float32)
+        weight = weight.T if loading.is_transposed(layer) else weight
         rounded = (base + added).to(stored).float()
         yield tuple(float(((found - base) * added).sum()) / size for found in (weight, rounded))  # type: ignore[misc]
 

@@ -19,6 +19,7 @@ from coderl.report.programs import visible
 from coderl.runs.metrics import Series
 from coderl.runs.reading import Run
 from coderl.scores import plot
+from coderl.scores.numbers import percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -83,12 +84,15 @@ OUTCOMES = {
 PARTS = {"rollout": "#0072B2", "execution": "#E69F00", "scoring": "#009E73", "update": "#CC79A7"}
 
 
-def smoothed(values: NDArray[np.float64], width: int | None = None) -> NDArray[np.float64]:
+def smoothed(
+    values: NDArray[np.float64], width: int | None = None, weights: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
     """Centred running mean that leaves out NaN; near the ends over what there is of the window.
 
     Args:
         values: ``[N]``, of any length.
         width: Number of values in a mean, odd; by default a twelfth of them, 5 at least.
+        weights: ``[N]``, above 0: what each value counts in a mean; by default all the same.
 
     Returns:
         ``[N]``; NaN only where all values of a window are.
@@ -96,12 +100,13 @@ def smoothed(values: NDArray[np.float64], width: int | None = None) -> NDArray[n
     count = len(values)
     half = min((width or window(count)) // 2, count)
     known = np.isfinite(values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(known)])
+    each = np.where(known, 1.0 if weights is None else weights, 0.0)
+    sums = np.concatenate([[0.0], np.cumsum(each * np.where(known, values, 0.0))])
+    counts = np.concatenate([[0.0], np.cumsum(each)])
     place = np.arange(count)
     low, high = np.maximum(place - half, 0), np.minimum(place + half + 1, count)
     number = counts[high] - counts[low]
-    return np.where(number > 0, (sums[high] - sums[low]) / np.maximum(number, 1), np.nan)
+    return np.where(number > 0, (sums[high] - sums[low]) / np.where(number > 0, number, 1.0), np.nan)
 
 
 def window(count: int) -> int:
@@ -114,12 +119,13 @@ def thinned(series: Series, most: int = MOST_POINTS) -> tuple[Series, int]:
     share = math.ceil(len(series) / most) if len(series) else 1
     if share == 1:
         return series, 1
-    starts = range(0, len(series), share)
-    parts = [(series.steps[i : i + share], series.values[i : i + share]) for i in starts]
+    places = [slice(i, i + share) for i in range(0, len(series), share)]
+    steps = np.array([series.steps[place].mean() for place in places])
     means = [
-        values[np.isfinite(values)].mean() if np.isfinite(values).any() else np.nan for _, values in parts
+        Series(series.steps[place], series.values[place], series.weights[place]).mean() for place in places
     ]
-    return Series(np.array([steps.mean() for steps, _ in parts]), np.array(means)), share
+    samples = np.array([series.weights[place].sum() for place in places])
+    return Series(steps, np.array(means), samples), share
 
 
 def known_metrics(runs: Sequence[Run]) -> list[str]:
@@ -130,7 +136,7 @@ def known_metrics(runs: Sequence[Run]) -> list[str]:
 def other_metrics(runs: Sequence[Run]) -> list[str]:
     """The metrics that are in no other figure of a report, such as those of the user's rewards."""
     names = dict.fromkeys(name for run in runs for name in run.metrics)
-    apart = ("outcome/", "seconds/")
+    apart = ("outcome/", "seconds/", "rollout/samples")
     return [n for n in names if n not in PANELS and not n.startswith(apart) and _has(runs, n)]
 
 
@@ -172,7 +178,13 @@ def _curve(axes: Axes, runs: Sequence[Run], name: str) -> None:
         colour, dash = _look(place)
         axes.plot(series.steps, values, "o", color=colour, alpha=0.3, markersize=3.2, markeredgewidth=0)
         finite = np.isfinite(values)
-        axes.plot(series.steps[finite], smoothed(values)[finite], color=colour, linestyle=dash, linewidth=1.6)
+        axes.plot(
+            series.steps[finite],
+            smoothed(values, weights=series.weights)[finite],
+            color=colour,
+            linestyle=dash,
+            linewidth=1.6,
+        )
         if len(series.finite) == 1:
             axes.plot(series.steps, values, "o", color=colour, markersize=4)
         if share > 1:
@@ -305,7 +317,8 @@ def _bar(axes: Axes, place: float, side: dict[str, Any], colour: str) -> None:
         capsize=3,
         linewidth=1,
     )
-    axes.annotate(f"{value:.1f}", (place, high), (0, 3), textcoords="offset points", ha="center", va="bottom")
+    label = percent(side["pass@1"]).removesuffix(" %")
+    axes.annotate(label, (place, high), (0, 3), textcoords="offset points", ha="center", va="bottom")
 
 
 def cover(runs: Run | Sequence[Run]) -> Figure | None:

@@ -18,7 +18,8 @@ from coderl import __version__
 from coderl.report import figures
 from coderl.report import text as sentences
 from coderl.report.programs import changes, lost, printable, visible, won
-from coderl.scores.table import points
+from coderl.scores import numbers
+from coderl.scores.gain import left_out
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,9 +53,11 @@ def page(runs: Sequence[Run]) -> str:
         finalize=lambda value: value if hasattr(value, "__html__") else visible(str(value)),
     )
     environment.filters |= {
-        "percent": sentences.percent,
-        "between": sentences.between,
-        "points": points,
+        "percent": numbers.percent,
+        "between": numbers.between,
+        "points": numbers.points,
+        "points_between": numbers.points_between,
+        "left_out": left_out,
         "setting": sentences.setting,
         "verdict": sentences.verdict,
         "printable": lambda text: printable(str(text)),

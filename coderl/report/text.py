@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from coderl.scores.table import points
+from coderl.scores.comparison import counted
+from coderl.scores.gain import gain_sentences, largest_k
+from coderl.scores.numbers import UNKNOWN, between, percent, points, points_between
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -18,18 +19,6 @@ if TYPE_CHECKING:
 
 MOST_SETTINGS, DEEPEST = 5000, 20
 FEW = 5  # steps at either end of the training whose means are compared
-
-
-def percent(value: Any) -> str:
-    """A share in percent; a dash where it is not known."""
-    known = isinstance(value, int | float) and math.isfinite(value)
-    return f"{100 * value:.1f} %" if known else "–"
-
-
-def between(ends: Any) -> str:
-    """An interval of shares, in percent; a dash where it is not known."""
-    known = isinstance(ends, list | tuple) and len(ends) == 2
-    return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f} %" if known else "–"
 
 
 def setting(value: Any) -> str:
@@ -49,38 +38,29 @@ def verdict(comparison: Comparison) -> str:
 
 
 def headline(run: Run) -> str:
-    """What training gained, in one or two sentences."""
+    """What training gained, in a few sentences."""
     before, after = run.held_out
-    was, now = (scores.get("pass@1") if scores else None for scores in (before, after))
-    if before is None or after is None or was is None or now is None:
-        known = [
-            (when, s)
-            for when, s in (("before", before), ("after", after))
-            if s and s.get("pass@1") is not None
-        ]
-        once = [f"Held-out pass@1 {when} training is {_scored(scores)}." for when, scores in known]
-        return " ".join([_in_training(run), *once])
-    verb = "rose" if now > was else "fell" if now < was else "stayed where it was"
-    from_to = f"from {_scored(before)} to {_scored(after)}" if now != was else f"at {_scored(after)}"
-    task = next(iter(run.tasks), "the test split")
-    sentences = [f"Held-out pass@1 {verb}, {from_to}, on {after.get('problems', 'the')} problems of {task}."]
-    if run.comparisons:
-        sentences.append(paired(run.comparisons[0]))
-    return " ".join(sentences)
+    comparison = _gain(run)
+    # The results file from before training was not sent along: the end of the fit still had it.
+    kept = [] if comparison or run.before else run.summary.get("verdict") or []
+    sentences = [str(sentence) for sentence in kept] or gain_sentences(before, after, comparison)
+    if comparison:
+        sentences.append(won_and_lost(comparison))
+    measured = [side and side.get("pass@1") for side in (before, after)]
+    return " ".join(sentences if None not in measured else [_in_training(run), *sentences])
 
 
-def _scored(scores: dict[str, Any]) -> str:
-    return f"{percent(scores['pass@1'])} (95 % interval {between(scores.get('interval'))})"
+def _gain(run: Run) -> Comparison | None:
+    """The held-out split after training compared with before."""
+    task = next(iter(run.tasks), None)
+    return next((each for each in run.comparisons if each.task == task), None)
 
 
-def paired(comparison: Comparison) -> str:
-    """The paired difference and the sign test, in a sentence."""
-    low, high = comparison.interval
+def won_and_lost(comparison: Comparison) -> str:
+    """Problems won and lost and the sign test, in a sentence."""
     return (
-        f"Paired, that is {points(comparison.difference)} points (95 % interval {points(low)} to "
-        f"{points(high)}): more samples pass on {len(comparison.won)} problems and fewer on "
-        f"{len(comparison.lost)}, as many on {comparison.tied} ({comparison.evidence})"
-        f"{f'; {comparison.left_out}' if comparison.left_out else ''}."
+        f"More samples pass on {counted(len(comparison.won), 'problem')}, fewer on {len(comparison.lost)} "
+        f"and as many on {comparison.tied} ({comparison.evidence})."
     )
 
 
@@ -114,28 +94,36 @@ def _number(value: float) -> str:
 def table(runs: Sequence[Run]) -> list[dict[str, str]]:
     """A row for each run with its model, steps and gain, to print or to make a data frame of."""
     rows = [_row(run) for run in runs]
-    known = [name for name in rows[0] if any(row[name] != "–" for row in rows)] if rows else []
-    return [{name: row[name] for name in known} for row in rows]
+    names = dict.fromkeys(name for row in rows for name in row)
+    known = [name for name in names if any(row.get(name, UNKNOWN) != UNKNOWN for row in rows)]
+    return [{name: row.get(name, UNKNOWN) for name in known} for row in rows]
 
 
 def _row(run: Run) -> dict[str, str]:
-    before, after = run.held_out
-    gain = run.comparisons[0] if run.comparisons else None
-    seconds = run.summary.get("seconds")
+    metrics = [f"pass@{k}" for k in sorted({1, largest_k(*filter(None, run.held_out))})]
+    before, after = (dict(side or {}) for side in run.held_out)
+    seconds, gain = run.summary.get("seconds"), _gain(run)
+    if gain:  # then of the problems that are compared, as in the headline
+        after["interval"] = gain.scores[1].interval_b
+        for k, score in gain.scores.items():
+            before[f"pass@{k}"], after[f"pass@{k}"] = score.a, score.b
     return {
         "run": run.name,
         "method": run.method,
         "model": run.model,
         "steps": f"{run.steps}{'' if run.finished else ' so far'}",
-        "seconds": f"{seconds:.0f}{' (last start)' * (len(run.logs) > 1)}" if seconds is not None else "–",
-        "pass@1 before": percent(before and before.get("pass@1")),
-        "pass@1 after": percent(after and after.get("pass@1")),
-        "95 % interval": between(after and after.get("interval")),
-        "gain, points": points(gain.difference) if gain else "–",
-        "95 % interval of the gain": f"{points(gain.interval[0])} to {points(gain.interval[1])}"
-        if gain
-        else "–",
-        "won, lost": f"{len(gain.won)}, {len(gain.lost)}" if gain else "–",
+        "seconds": f"{seconds:.0f}{' (last start)' * (len(run.logs) > 1)}"
+        if seconds is not None
+        else UNKNOWN,
+        **{
+            f"{metric} {when}": percent(side.get(metric))
+            for metric in metrics
+            for when, side in (("before", before), ("after", after))
+        },
+        "95 % interval of pass@1 after": between(after.get("interval")),
+        "gain in pass@1, points": points(gain.difference) if gain else UNKNOWN,
+        "95 % interval of the gain": points_between(gain.interval) if gain else UNKNOWN,
+        "won, lost": f"{len(gain.won)}, {len(gain.lost)}" if gain else UNKNOWN,
     }
 
 
@@ -143,7 +131,7 @@ def differing_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """The settings in which the runs differ, each with its value in every run."""
     flat = [dict(islice(_flat(run.config), MOST_SETTINGS)) for run in runs]
     keys = dict.fromkeys(key for settings in flat for key in settings)
-    values = [(key, [settings.get(key, "–") for settings in flat]) for key in keys]
+    values = [(key, [settings.get(key, UNKNOWN) for settings in flat]) for key in keys]
     # Paths of a run always differ.
     paths = ("default_root_dir", "dirpath", "save_dir", "ckpt_path")
     return [(key, row) for key, row in values if len(set(row)) > 1 and key.rpartition(".")[2] not in paths]

@@ -190,7 +190,8 @@ def _preallocated(model: PreTrainedModel, cache: Any) -> Any:
     # An encoder-decoder's cross-attention cache does not grow: only its self-attention is replaced.
     decoder = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
     layers = getattr(decoder, "layers", [])
-    if not isinstance(decoder, DynamicCache) or not all(hasattr(i, "batch_select_indices") for i in layers):
+    # MiniMax's own class of DynamicCache has the method too, and it fails.
+    if type(decoder) is not DynamicCache or not all(hasattr(i, "batch_select_indices") for i in layers):
         raise UserError(
             f"{model.config.model_type} models have no cache that rows can be removed from, which sampling "
             "needs: choose a model of another family"

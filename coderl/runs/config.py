@@ -39,3 +39,25 @@ def arguments(part: Any) -> dict[str, Any]:
 def policy_arguments(config: dict[str, Any]) -> dict[str, Any]:
     """The arguments of the policy; empty where the settings have none."""
     return arguments(arguments(config.get("model")).get("policy"))
+
+
+def flat_settings(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name, as flags name them; a class's is its own name.
+
+    >>> flat_settings({"model": {"class_path": "coderl.algorithms.GRPO", "init_args": {"clip": 0.2}}})
+    {'model': 'GRPO', 'model.clip': 0.2}
+    """
+    found: dict[str, Any] = {}
+    if name := class_name(value):
+        found[prefix] = name
+        value = arguments(value)
+    if isinstance(value, list) and any(
+        map(class_name, value)
+    ):  # by class, not by place: a list may have grown
+        value = {class_name(part) or str(place): part for place, part in enumerate(value)}
+    if isinstance(value, dict):
+        for key, part in value.items():
+            found |= flat_settings(part, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        found[prefix] = value
+    return found

@@ -95,7 +95,7 @@ class RunFolder:
     Attributes:
         path: The folder.
         summary: Scores, time and versions, written at the end of the fit.
-        completions: Sampled programs with their verdicts, a JSON line each.
+        completions: Some sampled programs of some steps with their verdicts, a JSON line each.
         curriculum: For each problem, how many of its samples passed.
         console_log: Everything that the run has printed.
         checkpoints: The folder of Lightning's checkpoints.
@@ -148,6 +148,17 @@ class RunFolder:
         """The folder of the merged model of an epoch, counted from 1."""
         return self.merged / f"epoch-{epoch}"
 
+    def samples(self, rank: int = 0) -> Path:
+        """Where a rank writes all that it has sampled, see :mod:`coderl.runs.samples`."""
+        return self.path / (f"samples-rank{rank}.jsonl.gz" if rank else "samples.jsonl.gz")
+
+    def further_samples(self, ranks: int) -> list[Path]:
+        """The files of samples of ranks from the number ``ranks`` on, which an earlier start had."""
+        found = {
+            path: re.fullmatch(r"samples-rank(\d+)\.jsonl\.gz", path.name) for path in self.path.glob("*")
+        }
+        return sorted(path for path, match in found.items() if match and int(match[1]) >= ranks)
+
     def is_run(self) -> bool:
         """Whether a run has written here, so that there is something to report."""
         return any(next(self.path.glob(sign), None) for sign in _SIGNS)
@@ -192,6 +203,11 @@ class RunFolder:
     def latest_config(self) -> Path | None:
         """The settings of the latest start; None where none were saved."""
         return next(reversed(self.configs()), None)
+
+    def requeued_checkpoint(self) -> Path | None:
+        """The checkpoint from which a job that SLURM starts again goes on; None where there is none."""
+        found = [*self.path.glob("hpc_ckpt_*.ckpt"), *self.checkpoints.glob("last.ckpt")]
+        return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
     def latest_checkpoint(self) -> Path | None:
         """The checkpoint that was written last; None where there is none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 X = ("step", "rollout_step", "global_step", "epoch")
 """Columns with the time of a row. All others are metrics."""
+SAMPLES = "rollout/samples"
+OF_SAMPLES = ("reward/", "outcome/", "grading/", "completion/", "groups/", "policy/entropy")
+"""How the names of means over a step's samples begin; an epoch's last step may have few."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,13 @@ class Series:
     Attributes:
         steps: ``[N]`` rollout steps from 1, ascending; of a supervised run the optimizer's steps.
         values: ``[N]``, NaN where the metric was logged but not defined.
+        samples: ``[N]``, what each value counts in means over steps, for means over a step's samples: their
+            number. None: as much as any other.
     """
 
     steps: NDArray[np.float64]
     values: NDArray[np.float64]
+    samples: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -40,12 +46,19 @@ class Series:
     def finite(self) -> Series:
         """The steps with a finite value."""
         finite = np.isfinite(self.values)
-        return Series(self.steps[finite], self.values[finite])
+        return Series(self.steps[finite], self.values[finite], self.weights[finite])
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """``[N]``, what each value counts in means over steps."""
+        return np.ones(len(self)) if self.samples is None else self.samples
 
     def mean(self, first: int | None = None, last: int | None = None) -> float:
         """Mean of the ``first`` or ``last`` so many finite values, of all by default; NaN without any."""
-        values = self.finite.values[:first] if first else self.finite.values[-(last or 0) :]
-        return float(values.mean()) if len(values) else math.nan
+        finite, part = self.finite, slice(None, first) if first else slice(-(last or 0), None)
+        if not len(finite):
+            return math.nan
+        return float(np.average(finite.values[part], weights=finite.weights[part]))
 
 
 def read_metrics(files: list[Path]) -> dict[str, Series]:
@@ -72,6 +85,11 @@ def read_metrics(files: list[Path]) -> dict[str, Series]:
         logged = logged[~logged.index.duplicated(keep="last")].sort_index()
         if len(logged):
             metrics[name] = Series(logged.index.to_numpy(float), logged.astype(float).to_numpy())
+    counts = metrics.get(SAMPLES)  # not logged by earlier versions
+    if counts is not None and (np.isfinite(counts.values) & (counts.values > 0)).all():
+        for name, series in metrics.items():
+            if name.startswith(OF_SAMPLES) and np.array_equal(series.steps, counts.steps):
+                metrics[name] = replace(series, samples=counts.values)
     return metrics
 
 

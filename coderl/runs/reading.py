@@ -224,6 +224,7 @@ def _summary(folder: Path) -> dict[str, Any]:
         "paths": dict,
         "versions": (dict, type(None)),
         "tasks": (dict, type(None)),
+        "verdict": (list, type(None)),  # not in summaries of earlier versions
     }
     wrong = [key for key, kind in kinds.items() if not isinstance(body.get(key), kind)]
     wrong += [] if wrong or abs(body["seconds"]) < MOST_SECONDS else ["seconds"]

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from coderl.errors import UserError
 from coderl.files import read_json_or_none
+from coderl.scores.compare import compare_task, read_results
+from coderl.scores.comparison import counted
+from coderl.scores.gain import gain_record, gain_sentences
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,9 +31,34 @@ def summary_scores(evaluation: Evaluation) -> dict[str, Any]:
     return evaluation.scores() | {key: whole[key] for key in keys} | {"settings": evaluation.settings}
 
 
-def percent(score: float | None) -> str:
-    """A score in per cent; ``unknown`` for None, which says that no sample got a verdict."""
-    return "unknown" if score is None else f"{score:.1%}"
+def summary_gain(
+    before: dict[str, Any] | None, results: Path | None, after: Evaluation | None
+) -> dict[str, Any]:
+    """The parts of ``summary.json`` on what training changed.
+
+    Args:
+        before: Scores before training, as :func:`summary_scores` makes them.
+        results: The results file that they were saved in; None where it is gone.
+        after: The same task after training.
+
+    Returns:
+        ``gain``, each pass@k compared problem by problem, or None where that cannot be; ``verdict``, the
+        same in sentences.
+    """
+    comparison = None
+    if before is not None and after is not None and results is not None:
+        try:
+            earlier = read_results(results).get(after.task)
+            comparison = earlier and compare_task(after.task, earlier, after.to_json())
+        except UserError:  # the file was damaged meanwhile, or the two have no judged problem in common
+            comparison = None
+        # Scores of other problems than those after training are no scores before it.
+        before = before if comparison else None
+    scores = None if after is None else summary_scores(after)
+    return {
+        "gain": gain_record(comparison) if comparison else None,
+        "verdict": gain_sentences(before, scores, comparison or None),
+    }
 
 
 def fit_summary_text(summary: dict[str, Any], target: Path, next_command: str | None = None) -> str:
@@ -40,18 +69,11 @@ def fit_summary_text(summary: dict[str, Any], target: Path, next_command: str | 
         target: Its path.
         next_command: A command to suggest; None suggests nothing.
     """
-    before, after = summary["before"], summary["after"]
-    method, steps, seconds = summary["method"].upper(), summary["steps"], summary["seconds"]
-    lines = [f"{method} ended after {steps} steps and {seconds:.0f} seconds."]
-    if before and after and None not in (before["pass@1"], after["pass@1"]):
-        gain = after["pass@1"] - before["pass@1"]
-        was, now = percent(before["pass@1"]), percent(after["pass@1"])
-        verb = f"rose from {was} to" if gain > 0 else f"fell from {was} to" if gain < 0 else "stayed at"
-        temperature = after["settings"]["temperature"]
-        lines.append(
-            f"Held-out pass@1 {verb} {now} ({100 * gain:+.1f} points) on {after['problems']} problems, "
-            f"{after['n']} samples each, temperature {temperature}."
-        )
+    steps, seconds = counted(summary["steps"], "step"), f"{summary['seconds']:.0f} seconds"
+    took = f"{steps} and {seconds}"
+    if resumed_at := summary["resumed_at"]:
+        took = f"{steps}; resumed after {resumed_at}, it took {seconds}"
+    lines = [f"{summary['method'].upper()} ended after {took}.", *summary["verdict"]]
     lines += [f"  {name:<11} {path}" for name, path in summary["paths"].items()]
     lines.append(f"  {'summary':<11} {target}")
     if next_command:

@@ -25,7 +25,7 @@ def caveats(comparison: Comparison, a: Mapping[str, Any], b: Mapping[str, Any]) 
         a: The task in the first results file.
         b: The task in the second.
     """
-    lines = _different_settings(a, b)
+    lines = [f"{key} differs: {x} for A, {y} for B" for key, (x, y) in different_settings(a, b).items()]
     for name, side in (("A", a), ("B", b)):
         listed = side.get("contaminated")
         known = set(map(str, listed)) if isinstance(listed, list) else set()
@@ -40,20 +40,22 @@ def caveats(comparison: Comparison, a: Mapping[str, Any], b: Mapping[str, Any]) 
     return lines + _missing_ks(comparison, a, b)
 
 
-def common_ks(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[int]:
-    """1 and every k with a pass@k in both, ascending."""
-    found = (re.fullmatch(r"pass@([1-9]\d{0,5})", key) for key in a.keys() & b.keys())
+def common_ks(*sides: Mapping[str, Any]) -> list[int]:
+    """1 and every k with a pass@k in all of them, ascending."""
+    shared = set(sides[0]).intersection(*sides[1:]) if sides else set()
+    found = (re.fullmatch(r"pass@([1-9]\d{0,5})", key) for key in shared)
     return sorted({1} | {int(match[1]) for match in found if match})
 
 
-def _different_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+def different_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The settings that differ although they should not, each with its value on both sides as text."""
     settings = [_settings(side) for side in (a, b)]
-    lines = []
+    found = {}
     for key in settings[0] | settings[1]:
         x, y = (_text(side.get(key, NOT_NOTED)) for side in settings)
         if x != y and key not in COMPARED:
-            lines.append(f"{key} differs: {_shortened(x)} for A, {_shortened(y)} for B")
-    return lines
+            found[key] = _shortened(x), _shortened(y)
+    return found
 
 
 def _settings(task: Mapping[str, Any]) -> dict[str, Any]:

@@ -151,6 +151,8 @@ def _score(pairs: Sequence[tuple[Count, Count]], k: int) -> Score | None:
         bootstrap_interval(y),
         bootstrap_interval([b - a for a, b in zip(x, y, strict=True)]),
         problems=len(enough),
+        won=sum(b > a for a, b in zip(x, y, strict=True)),
+        lost=sum(b < a for a, b in zip(x, y, strict=True)),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from coderl.scores.numbers import is_interval, rounded
 from coderl.scores.statistics import pass_at_k, sign_test
 
 SIGNIFICANCE = 0.05
@@ -27,6 +28,8 @@ class Score:
         interval_b: Bootstrap interval of ``b`` over problems, 95 %.
         interval: Bootstrap interval of the paired difference ``b - a``, 95 %.
         problems: Number of problems in the means: those with ``k`` judged samples on both sides.
+        won: Number of them with a higher pass@k on side B.
+        lost: Number of them with a higher pass@k on side A.
     """
 
     a: float
@@ -35,11 +38,30 @@ class Score:
     interval_b: tuple[float, float]
     interval: tuple[float, float]
     problems: int
+    won: int
+    lost: int
 
     @property
     def difference(self) -> float:
         """``b - a``."""
         return self.b - self.a
+
+    @property
+    def p_value(self) -> float:
+        """p-value of the exact two-sided sign test, problems won against problems lost."""
+        return sign_test(self.won, self.lost)
+
+    @property
+    def better(self) -> str:
+        """``"A"`` or ``"B"`` where the interval excludes 0, else an empty string.
+
+        Its ends count as they are printed. Where it has no width (every problem changed by as much), it
+        cannot tell chance from gain, and the sign test decides.
+        """
+        low, high = map(rounded, self.interval)
+        if not is_interval(self.interval) and self.p_value >= SIGNIFICANCE:
+            return ""
+        return "B" if low > 0 else "A" if high < 0 else ""
 
 
 @dataclass(frozen=True)
@@ -113,8 +135,8 @@ class Comparison:
 
     @property
     def p_value(self) -> float:
-        """p-value of the exact two-sided sign test, problems won against problems lost."""
-        return sign_test(len(self.won), len(self.lost))
+        """p-value of the sign test for pass@1."""
+        return self.scores[1].p_value
 
     @property
     def test(self) -> str:
@@ -123,9 +145,8 @@ class Comparison:
 
     @property
     def better(self) -> str:
-        """``"A"`` or ``"B"`` where the interval excludes 0, else an empty string."""
-        low, high = self.interval
-        return "B" if low > 0 else "A" if high < 0 else ""
+        """``"A"`` or ``"B"`` where the interval of pass@1 excludes 0, else an empty string."""
+        return self.scores[1].better
 
     @property
     def verdict(self) -> str:
@@ -133,7 +154,9 @@ class Comparison:
         # The interval is about the mean and the test about the number of problems: they can disagree.
         sure = self.p_value < SIGNIFICANCE
         if self.better and sure:
-            return f"{self.better} is better: the interval excludes 0"
+            return f"{self.better} is better" + (
+                ": the interval excludes 0" if is_interval(self.interval) else " by as much on every problem"
+            )
         if self.better:
             return (
                 f"{self.better} may be better: the interval excludes 0, but wins and losses could be chance"

@@ -12,7 +12,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from coderl.files import write_output
-from coderl.scores.table import points
+from coderl.scores.numbers import percent, points, points_between
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -135,7 +135,7 @@ def _draw_scores(panel: Axes, comparison: Comparison) -> None:
             _dot(panel, value, ends, place + shift, COLOURS[letter])
             up = letter == "A"  # A's figure above it, B's below
             panel.annotate(
-                f"{value:.1%}",
+                percent(value),
                 (100 * value, place + shift),
                 (0, 5 if up else -6),
                 textcoords="offset points",
@@ -149,18 +149,17 @@ def _draw_scores(panel: Axes, comparison: Comparison) -> None:
     middle = (left + right) / 2
     # Four points at least: equal scores would otherwise give an axis of no width.
     panel.set_xlim(min(left, middle - 2), max(right, middle + 2))
-    panel.set_title("score and 95% interval, %")
+    panel.set_title("score and 95 % interval, %")
 
 
 def _draw_differences(panel: Axes, comparison: Comparison) -> None:
     """The paired difference of each k on its interval, and a line at no difference."""
     panel.axvline(0, color="black", linewidth=0.9, linestyle=(0, (4, 3)))
     for place, score in enumerate(comparison.scores.values()):
-        low, high = score.interval
-        colour = COLOURS["B" if low > 0 else "A" if high < 0 else ""]
+        colour = COLOURS[score.better]
         _dot(panel, score.difference, score.interval, place, colour)
         panel.annotate(
-            f"{points(score.difference)}  ({points(low)} to {points(high)})",
+            f"{points(score.difference)}  ({points_between(score.interval)})",
             (0.5, place),
             (0, 6),
             xycoords=("axes fraction", "data"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from coderl.errors import UserError
 from coderl.files import write_atomic
+from coderl.scores.numbers import is_interval, percent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -212,9 +213,9 @@ def _notes(evaluation: Evaluation) -> list[str]:
 def _footing(evaluation: Evaluation) -> str:
     """One line on what the scores rest on."""
     parts = [f"{evaluation.problems} problems, n {evaluation.n}"]
-    if evaluation.interval:
+    if evaluation.interval and is_interval(evaluation.interval):
         low, high = evaluation.interval
-        parts.insert(0, f"95% interval of pass@1 {low:.3f} to {high:.3f}")
+        parts.insert(0, f"95 % interval of pass@1 {low:.3f} to {high:.3f}")
     chosen = [f"{k} {evaluation.settings[k]}" for k in ("temperature", "top_p") if k in evaluation.settings]
     timeouts = evaluation.outcomes.get("timeout", 0)
     parts += [*chosen, f"{timeouts} time-outs", f"{evaluation.infra_errors} infrastructure errors"]
@@ -227,7 +228,7 @@ def _details(evaluation: Evaluation) -> str:
         "accuracy": evaluation.accuracy,
         "success rate": evaluation.success_rate,
     }
-    shares = [f"{name} {rate:.1%}" for name, rate in rates.items() if rate is not None]
+    shares = [f"{name} {percent(rate)}" for name, rate in rates.items() if rate is not None]
     return ", ".join([*shares, *(f"{name} {count}" for name, count in evaluation.outcomes.items())])
 
 

@@ -6,6 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from coderl.scores.comparison import counted
+from coderl.scores.numbers import percent, points, points_between
 from coderl.scores.results import comparison_stem
 
 if TYPE_CHECKING:
@@ -16,11 +17,6 @@ if TYPE_CHECKING:
 
 SHOWN = 20
 """How many ids of problems won, and of problems lost, are printed."""
-
-
-def points(share: float) -> str:
-    """A difference of shares in percentage points with its sign, such as ``+2.8``; never ``-0.0``."""
-    return f"{100 * share:+z.1f}"
 
 
 def text(comparisons: Sequence[Comparison], file: Path | str | None = None) -> str:
@@ -46,11 +42,10 @@ def text(comparisons: Sequence[Comparison], file: Path | str | None = None) -> s
 def _table(comparison: Comparison) -> list[str]:
     title = f"{comparison.task}: {counted(comparison.problems, 'problem')} compared"
     lines = [f"{title}; {comparison.left_out}" if comparison.left_out else title]
-    lines.append(f"{'':<9}{'A':>8}{'B':>8}{'B - A':>8}   95% interval of B - A, points")
+    lines.append(f"{'':<9}{'A':>8}{'B':>8}{'B - A':>8}   95 % interval of B - A, points")
     for k, score in comparison.scores.items():
-        low, high = (points(end) for end in score.interval)
-        row = f"{f'pass@{k}':<9}{score.a:>8.1%}{score.b:>8.1%}{points(score.difference):>8}   {low} to {high}"
-        lines.append(row)
+        row = f"{f'pass@{k}':<9}{percent(score.a):>8}{percent(score.b):>8}{points(score.difference):>8}"
+        lines.append(f"{row}   {points_between(score.interval)}")
     return [*lines, f"{comparison.verdict} ({comparison.evidence})"]
 
 

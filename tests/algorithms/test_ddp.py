@@ -14,7 +14,9 @@ from lightning.pytorch.strategies import FSDPStrategy
 from coderl.algorithms import SFT
 from coderl.algorithms.distributed import mean_of_each
 from coderl.errors import UsageError
+from coderl.files import read_json_lines
 from coderl.model.policy import Policy
+from coderl.runs.folder import RunFolder
 from tests.algorithms.test_resume import differences
 from tests.support import ranks, tiny
 from tests.support.fixed import rollout_of
@@ -65,6 +67,9 @@ def test_two_ranks_take_the_same_steps_as_one_process(left: Left, case: Case) ->
     assert one["passes"] == two["passes"] == single["passes"]
     for key in ("norm", "kl_old", "kl_coefficient"):
         assert one[key] == two[key] == pytest.approx(single[key], rel=2e-3, abs=1e-6)
+    for mine, other, alone in zip(one["metrics"], two["metrics"], single["metrics"], strict=True):
+        assert mine == pytest.approx(other, rel=0, abs=0, nan_ok=True)
+        assert mine == pytest.approx(alone, rel=2e-3, abs=1e-5, nan_ok=True)
     assert (single["kl_coefficient"] != case[4].get("kl_coefficient", 0.1)) == ("adaptive_kl" in case[4])
     assert (single["passes"] < case[4].get("inner_epochs", 2) * 2) == (case[0] == "stop")
 
@@ -110,6 +115,20 @@ def test_a_resumed_fit_on_two_ranks_equals_an_uninterrupted_one_bit_for_bit(left
             assert not differences(got, expected), f"step {i + 1}"
     one, two = (side["sampled"]["drawn"] for side in left[2:])
     assert one and two and one != two  # ranks refill as often as each has to
+
+
+def test_all_ranks_end_when_none_has_had_a_reward_for_three_steps(left: Left) -> None:
+    one, two = (side["without reward"] for side in left[2:])
+    assert one == two
+    assert one.startswith("after 3: no sample has had a reward in 3 steps in a row: 2 of 16 programs")
+
+
+def test_each_rank_has_its_samples_in_its_own_file(left: Left) -> None:
+    for rank in (0, 1):
+        rows = [row for _, row in read_json_lines(RunFolder(left[0].parent / "kept").samples(rank))]
+        assert [row["rollout_step"] for row in rows] == [1] * 8 + [2] * 8 + [3] * 8
+        assert {row["rank"] for row in rows} == {rank}
+        assert [row["reward"] is not None for row in rows] == [rank == 1] * 8 + [False] * 16
 
 
 def test_a_strategy_that_shards_the_weights_is_a_one_line_error(llama: Path) -> None:

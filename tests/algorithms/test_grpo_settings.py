@@ -129,6 +129,8 @@ class Canned(RolloutEngine):
 class Listed(Reward):
     """Gives the rewards in `REWARDS`; one of them is unknown."""
 
+    try_out = False
+
     def __call__(self, samples: Sequence[Sample]) -> list[float]:
         return [math.nan, *flat(REWARDS)[1:]]
 

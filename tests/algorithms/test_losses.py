@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coderl.algorithms.advantages import AdvantageScale, group_advantages, no_signal
+from coderl.algorithms.advantages import AdvantageScale, all_equal, group_advantages
 from coderl.algorithms.losses import KLEstimator, LossType, clipped_policy_loss, kl_divergence, token_weights
 
 rewards = st.lists(
@@ -58,13 +58,13 @@ def test_group_order_does_not_matter() -> None:
 
 def test_equal_rewards_have_no_signal_even_if_they_are_no_binary_fractions() -> None:
     values = torch.full((1, 7), 0.1)  # their mean, summed up, is not 0.1
-    assert bool(no_signal(values)[0])
+    assert bool(all_equal(values)[0])
     assert group_advantages(values).eq(0).all()
 
 
 def test_nearly_equal_rewards_have_a_signal() -> None:
     values = torch.tensor([[1.0, 1.0 + 1e-6]])
-    assert not bool(no_signal(values)[0])
+    assert not bool(all_equal(values)[0])
     assert group_advantages(values)[0, 1] > 0
 
 
@@ -106,7 +106,7 @@ def test_an_infrastructure_error_does_not_change_the_other_advantages() -> None:
 
 def test_groups_without_known_reward_have_no_signal() -> None:
     values = torch.full((2, 3), math.nan)
-    assert no_signal(values).all()
+    assert all_equal(values).all()
     assert group_advantages(values).eq(0).all()
 
 

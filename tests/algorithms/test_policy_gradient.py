@@ -12,13 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig
 
 from coderl.algorithms import GRPO, SFT
 from coderl.algorithms.rewards import Sample
 from coderl.algorithms.step import Rollout
-from coderl.errors import UsageError, UserError
-from coderl.model import architectures
+from coderl.errors import UsageError
 from coderl.model.policy import Policy
 from coderl.rollout import GenerateEngine
 from coderl.sandbox import Program, ProgramRunner
@@ -50,13 +48,11 @@ def test_metrics_of_an_update_match_plain_loops(llama: Path, rollout: Rollout) -
         0
     ]
     rows = loops.rows_of(stirred(llama), rollout)
-    entropy = [float(value.detach()) for row in rows for value in row.entropy]
     logp = [float(value.detach()) for row in rows for value in row.logp]
     sampled = [value for sample in rollout.samples for value in sample.completion.logprobs]
     divergence = [float(value.detach()) for row in rows for value in loops.divergence(row, "k3")]
     rewards = rollout.rewards.flatten().tolist()
     worth = [r for r, sample in zip(rewards, rollout.samples, strict=True) for _ in sample.completion.ids]
-    assert logged["policy/entropy"] == pytest.approx(mean(entropy), rel=1e-4)
     assert logged["mismatch_kl"] == pytest.approx(mean(sampled) - mean(logp), rel=1e-3)
     assert logged["policy/kl"] == pytest.approx(mean(divergence), rel=1e-3)
     assert logged["loss/policy"] == pytest.approx(-mean(worth), rel=1e-4)
@@ -75,8 +71,8 @@ def test_metrics_of_a_rollout_match_plain_loops(rollout: Rollout) -> None:
     lengths = [len(s.completion.ids) for s in samples]
     assert metrics["reward/mean"] == pytest.approx(mean(known))
     assert metrics["reward/std"] == pytest.approx(pstdev(known))
-    assert metrics["reward/passed"] == metrics["outcome/passed"] == pytest.approx(4 / 12)
-    assert metrics["reward/test_pass_rate"] == pytest.approx((3 + 1) * 4 / (9 * 4))
+    assert metrics["reward/passed"] == pytest.approx(4 / 8) and metrics["outcome/passed"] == 4 / 12
+    assert metrics["reward/test_pass_rate"] == pytest.approx((3 + 1) * 4 / (6 * 4))
     assert metrics["outcome/infra_error"] == pytest.approx(4 / 12) and metrics["outcome/timeout"] == 0
     assert metrics["completion/length"] == mean(lengths)
     assert metrics["completion/clipped"] == mean(not s.completion.finished for s in samples)
@@ -151,17 +147,6 @@ def test_full_training_keeps_all_weights_in_float32(llama: Path) -> None:
     with pytest.raises(UsageError, match="compute_dtype: float32"):
         Policy(str(llama), quantization="none", lora=None, compute_dtype="bfloat16")
     assert tiny.policy(llama, lora=None).base.dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("family", "options"),
-    [("gemma2", {}), ("granite", {"logits_scaling": 8.0}), ("cohere", {"logit_scale": 0.0625})],
-)
-def test_models_that_change_their_logits_are_refused(family: str, options: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="scoring does not know") as caught:
-        architectures.check_head(AutoConfig.for_model(family, **options))
-    assert "\n" not in str(caught.value)
-    architectures.check_head(AutoConfig.for_model("llama"))
 
 
 def test_masked_samples_are_not_in_the_baseline_where_the_kl_is_part_of_the_reward(

@@ -82,7 +82,7 @@ class Trace(Callback):
                 "problems": [problem.id for problem in batch],
                 "ids": [sample.completion.ids for sample in pl_module.rollout.samples],
                 "rewards": pl_module.rollout.rewards.tolist(),
-                "rate": pl_module.current_learning_rate,
+                "rate": pl_module.step_learning_rate,
                 "kl_coefficient": pl_module.kl_coefficient,
                 "history": trainer.datamodule.state_dict(),  # type: ignore[attr-defined]
                 "weights": {n: p.detach().clone() for n, p in pl_module.policy.trainable().items()}
@@ -197,6 +197,30 @@ def test_a_fit_stopped_by_ctrl_c_and_resumed_equals_an_uninterrupted_one(
         assert not differences(got, expected), f"step {i + 1}"
 
 
+@pytest.mark.parametrize("limits", [{}, {"max_steps": 6}])
+def test_a_fit_stopped_after_every_step_equals_an_uninterrupted_one(
+    llama: Path, tmp_path: Path, limits: dict[str, Any]
+) -> None:
+    """Epochs end in between, twice: each run goes on from the checkpoint of one that had gone on itself."""
+    whole = fit(module(llama), tmp_path / "whole", seed=1, **limits)
+    got: list[dict[str, Any]] = []
+    last = tmp_path / "stopped/checkpoints/last.ckpt"
+    for start in range(STEPS):
+        resume = last if start else None
+        got += fit(
+            module(llama),
+            tmp_path / "stopped",
+            seed=1 + 998 * start,
+            resume=resume,
+            press_after=1,
+            callbacks=[SaveOnInterrupt()],
+            **limits,
+        )
+    for i, (one, expected) in enumerate(zip(got, whole, strict=True)):
+        assert not differences(one, expected), f"step {i + 1}"
+    assert not fit(module(llama), tmp_path / "stopped", seed=7, resume=last, **limits)
+
+
 def test_a_fit_stopped_by_its_limit_can_be_resumed_with_a_higher_one(llama: Path, tmp_path: Path) -> None:
     constant: dict[str, Any] = {
         "schedule": "constant_with_warmup"
@@ -212,10 +236,13 @@ def test_a_fit_stopped_by_its_limit_can_be_resumed_with_a_higher_one(llama: Path
 
 @pytest.mark.parametrize(("inner_epochs", "limit"), [(1, -1), (2, -1), (2, 8)])
 def test_the_schedule_ends_with_the_fit(llama: Path, tmp_path: Path, inner_epochs: int, limit: int) -> None:
-    rates = [s["rate"] for s in fit(module(llama, inner_epochs), tmp_path, seed=1, max_steps=limit)]
-    assert rates[-1] == pytest.approx(0.0, abs=1e-9)
-    assert rates[1 if inner_epochs == 1 else 0] == pytest.approx(2e-2)
-    assert rates[1:] == sorted(rates[1:], reverse=True)
+    made = module(llama, inner_epochs)
+    rates = [s["rate"] for s in fit(made, tmp_path, seed=1, max_steps=limit)]
+    scheduler: Any = made.lr_schedulers()
+    assert rates[-1] > 0 == pytest.approx(scheduler.get_last_lr()[0], abs=1e-9)  # of a step after the last
+    peak = 1 if inner_epochs == 1 else 0  # the second optimizer step, after two of warm-up
+    assert rates[peak] == pytest.approx(2e-2) and rates[:peak] == [1e-2][:peak]
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
 
 
 def test_a_checkpoint_holds_what_trains_and_nothing_else(llama: Path, tmp_path: Path) -> None:

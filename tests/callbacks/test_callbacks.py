@@ -29,6 +29,7 @@ from coderl.callbacks import (
     RewardStopping,
     SaveOnInterrupt,
 )
+from coderl.callbacks.completions import _table
 from coderl.data import CodeDataModule
 from coderl.errors import UsageError, UserError
 from coderl.evaluation import EvaluationSettings
@@ -84,16 +85,14 @@ def rewards(*values: float, kl: float = 0.0) -> list[dict[str, float]]:
 @pytest.mark.parametrize(
     ("values", "options", "steps"),
     [
-        ([0, 1, 2, 3, 4, 5, 6, 7], {"window": 1, "patience": 2}, 8),  # it rises to the end
-        ([0, 1, 1, 1, 1, 1, 1, 1], {"window": 1, "patience": 3}, 5),  # best at the second, three more
-        ([0, 4, 0, 4, 0, 4, 0, 4], {"window": 2, "patience": 3}, 5),  # the means 2, 2, 2, 2
-        ([0, 1, 1.05, 1.1, 1.15, 9, 9, 9], {"window": 1, "patience": 3, "min_delta": 0.5}, 5),
-        ([0, 0, 0, 0, 0, 0, 0, 0], {"window": 1, "patience": None}, 8),
-        (
-            [0, math.nan, math.nan, math.nan, 0, 0, 1, 1],
-            {"window": 1, "patience": 3},
-            8,
-        ),  # unknown is not worse
+        (list(range(20)), {"window": 1, "patience": 2}, 20),  # it rises to the end
+        ([1] * 20, {"window": 1, "patience": 3}, 14),  # the line is whole at the twelfth, two more
+        (list(range(20, 0, -1)), {"window": 1, "patience": 3}, 14),
+        ([0, 4] * 15, {"window": 2, "patience": 3}, 26),  # the means 2, 2, 2 ...
+        (list(range(20)), {"window": 1, "patience": 3, "min_delta": 10.5}, 20),  # 11 in twelve points
+        (list(range(20)), {"window": 1, "patience": 3, "min_delta": 11.5}, 14),
+        ([0] * 20, {"window": 1, "patience": None}, 20),
+        ([1] * 11 + [math.nan] * 3 + [1] * 6, {"window": 1, "patience": 3}, 17),  # unknown is not worse
     ],
 )
 def test_the_fit_ends_when_the_reward_has_stopped_rising(
@@ -109,7 +108,7 @@ def test_the_fit_ends_at_once_when_the_kl_divergence_is_over_its_limit(tmp_path:
 
 
 def test_early_stopping_counts_on_after_a_resume() -> None:
-    values = [0.0, 3.0, 1.0, 2.0, 1.0, 2.5, 1.0, 1.0]
+    values = [float(step * 7 % 5) for step in range(30)]
     options: dict[str, Any] = {"window": 2, "patience": 3}
     whole = RewardStopping(**options)
     reasons = [whole._update(value) for value in values]
@@ -158,7 +157,7 @@ def test_the_second_interrupt_stops_at_once(tmp_path: Path, handler: Any) -> Non
     with pytest.raises(SystemExit):
         play(tmp_path, module, SaveOnInterrupt())
     assert module.done == [0, 1]
-    assert not (tmp_path / "checkpoints").exists()
+    assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
     assert signal.getsignal(signal.SIGINT) is handler
 
 
@@ -323,10 +322,12 @@ def fit(
 def test_the_table_shows_the_best_and_the_worst(llama: Path, tmp_path: Path) -> None:
     fit(rl(llama), tmp_path, CompletionTable(every_n_steps=2, rows=4), steps=3)
     rows = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text().splitlines()]
-    assert [row["rollout_step"] for row in rows] == [1] * 4 + [3] * 4
-    for entry in (rows[:4], rows[4:]):
-        assert [row["outcome"] for row in entry] == ["failed", "failed", "passed", "passed"]
-        assert [row["reward"] for row in entry] == [0.0, 0.0, pytest.approx(1.1), pytest.approx(1.1)]
+    assert [row["rollout_step"] for row in rows] == [1] * 5 + [3] * 5
+    for entry in (rows[:5], rows[5:]):
+        assert [row["shown"] for row in entry] == ["first", "worst", "worst", "best", "best"]
+        assert [row["outcome"] for row in entry] == ["passed", "failed", "failed", "passed", "passed"]
+        right = pytest.approx(1.1)
+        assert [row["reward"] for row in entry] == [right, 0.0, 0.0, right, right]
     assert all(row["prompt"] in row["program"] and "def f(x)" in row["program"] for row in rows)
     assert {row["problem"] for row in rows} <= {p.id for p in tiny.problems(4)}
 
@@ -336,8 +337,9 @@ def test_the_table_leaves_out_samples_without_a_verdict(llama: Path, tmp_path: P
     fit(module, tmp_path, steps=1)
     assert module.rollout is not None
     module.rollout.rewards = torch.tensor([[math.nan, 0.5, 0.0], [math.nan, math.nan, 1.0]])
-    rows = CompletionTable(rows=2)._table(module.rollout, 1)
-    assert [row[5] for row in rows] == [0.0, 1.0]
+    assert [row[5] for row in _table(module.rollout, 1, 2)] == [0.5, 0.0, 1.0]
+    module.rollout.rewards = torch.full((2, 3), math.nan)
+    assert _table(module.rollout, 1, 2) == []
 
 
 def test_the_merged_model_of_each_epoch_loads_in_plain_transformers(llama: Path, tmp_path: Path) -> None:
@@ -372,7 +374,14 @@ def test_the_summary_holds_the_scores_before_and_after_the_fit(
     assert found["after"]["pass@2"] == 1.0 and found["after"]["pass@9"] is None
     assert (found["method"], found["steps"], found["model"]) == ("grpo", 2, str(llama))
     assert 0 < found["seconds"] < 300
-    assert "rose from 0.0% to 75.0% (+75.0 points) on 3 problems, 4 samples each, temperature 0.5" in said
+    first, second = found["verdict"]
+    assert first in said and second in said
+    assert first == (  # three problems are few
+        "Held-out pass@1 shows no clear change (+75.0 points on every problem, too few to tell): 0.0 % "
+        "before, 75.0 % after, on 3 problems of tiny, 4 samples each, temperature 0.5."
+    )
+    assert second.startswith("pass@4 shows no clear change (+100.0 points")
+    assert found["gain"]["pass@1"]["difference"] == pytest.approx(0.75)
     assert "Next: coderl evaluate" in said and all(path in said for path in found["paths"].values())
     assert set(found["paths"]) == {"adapter", "merged", "metrics", "before", "evaluation"}
     assert all(Path(path).exists() for path in found["paths"].values())
@@ -388,17 +397,32 @@ def test_the_summary_says_so_when_pass_at_1_has_not_changed(
     fit(rl(llama), tmp_path / "run", PostFit(merge=False), steps=1)
     found = summary(tmp_path / "run")
     assert found["before"]["pass@1"] == found["after"]["pass@1"] == pytest.approx(0.75)
-    assert "stayed at 75.0% (+0.0 points)" in capsys.readouterr().out
+    assert "Held-out pass@1 did not change: 75.0 % before and after" in capsys.readouterr().out
     assert "merged" not in found["paths"] and not (tmp_path / "run-merged").exists()
 
 
-def test_a_resumed_run_keeps_its_scores_from_before_training(llama: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_does_not_take_what_it_resumes_from_for_untrained(llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    fit(rl(llama), folder, PostFit(merge=False, evaluate=False), steps=1)
+    assert summary(folder)["verdict"] == [] and summary(folder)["gain"] is None
+    fit(rl(llama), folder, PostFit(merge=False), steps=2, resume=folder / "step=1.ckpt")
+    found = summary(folder)
+    assert found["before"] is None and not list(folder.glob("*_before_*"))
+    (said,) = found["verdict"]
+    assert said.startswith("Held-out pass@1 after training is 75.0 %")
+
+
+def test_a_resumed_run_keeps_its_scores_from_before_training(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
     fit(rl(llama, Pupil(before="wrong")), folder, PostFit(merge=False), steps=1)
     first = summary(folder)
     fit(rl(llama), folder, PostFit(merge=False), steps=2, resume=folder / "step=1.ckpt")
     second = summary(folder)
     assert second["before"] == first["before"] and second["steps"] == 2
+    assert (first["resumed_at"], second["resumed_at"]) == (0, 1)
+    assert "GRPO ended after 2 steps; resumed after 1, it took" in capsys.readouterr().out
     assert second["before"]["pass@1"] == 0.0 < second["after"]["pass@1"]
     assert second["paths"]["before"] == first["paths"]["before"]
 
@@ -432,6 +456,7 @@ def test_a_resumed_run_that_was_moved_finds_its_results_from_before(llama: Path,
     before.unlink()
     fit(rl(llama), moved, PostFit(merge=False), steps=3, resume=moved / "step=2.ckpt")
     assert "before" not in summary(moved)["paths"] and summary(moved)["before"]
+    assert "more than chance cannot be told" in summary(moved)["verdict"][-1]
 
 
 def test_a_run_killed_before_its_first_step_can_be_started_again(llama: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from coderl import __version__
 from coderl.callbacks import CompletionTable
@@ -181,6 +182,120 @@ def test_an_interrupted_fit_says_how_to_resume(config: str, capsys: pytest.Captu
     cli = run([*command, "--model.interrupt_at", "null"])
     assert cli is not None
     assert cli.trainer.global_step == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_signals_of_schedulers_save_the_step_and_say_how_to_resume(
+    config: str, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    before = signal.getsignal(number)
+    options = ("--model.interrupt_at", "1", "--model.interrupt_by", str(int(number)), *INTERRUPTIBLE)
+    assert main(["fit", "-c", config, *options]) == 1
+    assert torch.load(RUN / "checkpoints/last.ckpt")["global_step"] == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("coderl: interrupted; go on with: coderl fit --config ")
+    assert any(f"{number.name} again stops at once" in line for line in said)
+    assert signal.getsignal(number) is before
+
+
+def test_nohup_stays_in_force(config: str) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        options = ("--model.interrupt_at", "1", "--model.interrupt_by", str(int(signal.SIGHUP)))
+        assert main(["fit", "-c", config, *options, *INTERRUPTIBLE]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert torch.load(RUN / "checkpoints/last.ckpt")["global_step"] == 4
+
+
+def test_slurm_requeues_a_job_which_then_goes_on(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tools = Path("tools").absolute()
+    tools.mkdir()
+    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tools}/called\n')
+    (tools / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    job = {"SLURM_JOB_ID": "42", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
+    job |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NTASKS_PER_NODE": "1"}
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+    options = ("--model.interrupt_by", str(int(signal.SIGUSR1)), *INTERRUPTIBLE)
+    assert main(["fit", "-c", config, "--model.interrupt_at", "1", *options]) == 1
+    assert (tools / "called").read_text() == "requeue 42\n"
+    assert torch.load(RUN / "hpc_ckpt_1.ckpt")["global_step"] == 2
+    # The same command again is refused to anybody but SLURM.
+    assert main(["fit", "-c", config, *options]) == 1
+    assert "is not empty" in capsys.readouterr().err
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    cli = run(["fit", "-c", config, *options])
+    assert cli is not None and cli.trainer.global_step == 4
+    assert len(cli.model.steps) == 2
+
+
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
+    config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit("--data.size", "4", "--checkpoint.every_n_train_steps", "3")
+    last = RUN / "checkpoints/last.ckpt"
+    last.write_bytes(last.read_bytes()[:-100])
+    cli = fit("--data.size", "4", "--ckpt_path", str(last))
+    said = capsys.readouterr().err
+    assert "last.ckpt is damaged" in said and "going on from" in said and "step 3\n" in said
+    assert cli.trainer.global_step == 4 and len(cli.model.steps) == 1
+    assert torch.load(last)["global_step"] == 4
+    assert error_of(capsys, "test", "-c", config, "--ckpt_path", str(RUN / "config.yaml"), code=1)
+
+
+def test_what_a_resumed_run_changes_is_said_in_one_line_each(
+    config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit("--model.group_size", "4", "--data.size", "4")
+    again = ("--ckpt_path", "last", "--data.size", "4", "--trainer.max_epochs", "2")
+    capsys.readouterr()
+    fit("--model.group_size", "5", *again)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "in the checkpoint" in line]
+    assert lines == [
+        "coderl: model.group_size: 4 in the checkpoint, 5 from here on",
+        "coderl: trainer.max_epochs: 1 in the checkpoint, 2 from here on",
+    ]
+
+
+def test_an_error_in_a_fit_says_how_to_go_on(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = fakes.Tiny.training_step
+
+    def broken(self: fakes.Tiny, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        if batch_idx == 2:
+            raise UserError("the reward failed")
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(fakes.Tiny, "training_step", broken)
+    assert main(["fit", "-c", config, "--data.size", "4"]) == 1
+    *_, way, error = capsys.readouterr().err.splitlines()
+    assert error == "coderl: error: the reward failed"
+    assert way.startswith("coderl: step 2 is saved; go on with: coderl fit --config ")
+    assert torch.load(RUN / "checkpoints/last.ckpt")["global_step"] == 2
+
+
+def test_a_disk_that_is_full_while_metrics_are_written_ends_the_fit_in_two_lines_with_its_step_saved(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save = ExperimentWriter.save
+
+    def full(self: ExperimentWriter) -> None:
+        if any(row.get("step") == 2 for row in self.metrics):
+            raise OSError(errno.ENOSPC, "No space left on device", self.metrics_file_path)
+        save(self)
+
+    monkeypatch.setattr(ExperimentWriter, "save", full)
+    logs = ("--trainer.logger", "CSVLogger")
+    assert main(["fit", "-c", config, "--data.size", "4", *logs]) == 1
+    *_, way, error = capsys.readouterr().err.splitlines()
+    assert way.startswith("coderl: step 3 is saved; go on with: coderl fit --config ")
+    assert error.startswith("coderl: error: the disk is full at ") and "metrics.csv: make room" in error
+    assert torch.load(RUN / "checkpoints/last.ckpt")["global_step"] == 3
 
 
 def test_an_interrupt_before_the_first_checkpoint_says_so(

@@ -180,7 +180,7 @@ def test_each_launcher_ends_with_exit_code_0_and_prints_once(runs: dict[str, End
     for way, run in runs.items():
         assert set(run.codes) == {0}, (way, run.err[-4000:])
         assert "Starting with 2 processes" in run.err, way
-        assert run.out.count("GRPO ended after 1 steps") == 1, way
+        assert run.out.count("GRPO ended after 1 step and") == 1, way
         assert run.out.count("held-out pass@1 before training") == 1, way
         assert (run.out + run.err).count("Automatic evaluation completed") == 1, way
         assert "Traceback" not in run.err and "Warning" not in run.err, (way, run.err[-4000:])

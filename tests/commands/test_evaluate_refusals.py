@@ -77,14 +77,16 @@ def test_a_wrong_call_is_refused_in_one_line(
     assert Path("five.jsonl").read_text().count("\n") == 5
 
 
-def test_sequences_longer_than_learned_positions_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sequences_longer_than_the_model_reads_are_refused_where_they_are_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     config = GPT2Config(vocab_size=1024, n_embd=8, n_layer=1, n_head=1, n_positions=40)
     GPT2LMHeadModel(config).save_pretrained("old")
     AutoTokenizer.from_pretrained(tiny.TOKENIZER).save_pretrained("old")
     common = ["--model", "old", "--tasks", "five.jsonl", "--n_samples", "1", "--workers", "1"]
-    said = error_of(capsys, *common, code=2)
-    assert "old knows 40 positions: give --max_length_generation 40" in said
-    assert main(["evaluate", *common, "--max_length_generation", "40"]) == 0
+    said = error_of(capsys, *common, "--max_length_generation", "41", code=2)
+    assert "old reads 40 tokens at most, not 41 tokens: give --max_length_generation 40 or less" in said
+    assert main(["evaluate", *common]) == 0  # as many as it reads
 
 
 @pytest.mark.parametrize(

@@ -297,7 +297,8 @@ def test_an_epoch_begins_with_a_new_chunk() -> None:
     list(itertools.islice(broken, 2))
     fewer = CurriculumSampler(problems[:4], history, 6, 0)
     fewer.load_state_dict(broken.state_dict())
-    assert sorted(fewer) == list(range(4))
+    rest = list(fewer)  # the epoch has had two, and the chunk was of other problems
+    assert len(rest) == 2 and set(rest) <= set(range(4))
 
 
 def test_a_curriculum_can_be_turned_on_and_off_in_mid_epoch() -> None:

@@ -82,14 +82,35 @@ def test_after_a_pass_left_early_comes_the_next_epoch() -> None:
     assert epochs(loader, 1) == [whole[1]]
 
 
-def test_the_state_of_other_data_restarts_its_epoch() -> None:
-    sampler = EpochSampler(Numbered(9).load("train"), seed=0)
-    first = list(sampler)
-    list(itertools.islice(sampler, 4))
-    other = EpochSampler(Numbered(7).load("train"), seed=0)
-    other.load_state_dict(sampler.state_dict())
-    assert sorted(other) == list(range(7))
-    assert sorted(first) == list(range(9))
+@settings(deadline=None, max_examples=80)
+@given(
+    sizes=st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12)),
+    seeds=st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2)),
+    worlds=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)),
+    stops=st.tuples(st.integers(0, 11), st.integers(0, 11)),
+)
+def test_with_other_data_seeds_or_ranks_an_epoch_goes_on_with_what_it_has_not_had(
+    sizes: tuple[int, ...], seeds: tuple[int, ...], worlds: tuple[int, ...], stops: tuple[int, ...]
+) -> None:
+    """A run that is resumed twice, each time with other settings."""
+    had: set[int] = set()
+    epoch, state = 0, None
+    for part, (size, seed, world) in enumerate(zip(sizes, seeds, worlds, strict=True)):
+        ranks = [EpochSampler(Numbered(size).load("train"), seed, rank, world) for rank in range(world)]
+        for sampler in ranks:
+            if state is not None:
+                sampler.load_state_dict(state)
+        if ranks[0].epoch != epoch:
+            had, epoch = set(), ranks[0].epoch
+        new = set(range(size)) - had
+        stop = min(stops[part], ranks[0].left() - 1) if part < 2 else ranks[0].left()
+        got = {index for sampler in ranks for index in itertools.islice(sampler, stop)}
+        assert got <= new
+        if part == 2:
+            assert got == new
+        had |= got
+        state = ranks[0].state_dict()
+        assert all(sampler.state_dict() == state for sampler in ranks)
 
 
 @given(count=st.integers(1, 30), world=st.integers(1, 5), epoch=st.integers(0, 3))

@@ -193,14 +193,14 @@ def test_console_summary_is_the_original_recipes() -> None:
         "   pass@1: 0.423",
         "   pass@5: 0.578",
         "   pass@10: 0.647",
-        "   (95% interval of pass@1 0.380 to 0.467, 1 problems, n 2, temperature 0.2, top_p 0.95, "
+        "   (95 % interval of pass@1 0.380 to 0.467, 1 problems, n 2, temperature 0.2, top_p 0.95, "
         "0 time-outs, 0 infrastructure errors)",
-        "   tests passed 75.0%, accuracy 100.0%, success rate 100.0%, passed 1, failed 1",
+        "   tests passed 75.0 %, accuracy 100.0 %, success rate 100.0 %, passed 1, failed 1",
         "",
         "📊 HUMANEVAL Results:",
         "   pass@1: 0.387",
         "   (164 problems, n 2, temperature 0.2, top_p 0.95, 0 time-outs, 0 infrastructure errors)",
-        "   tests passed 75.0%, accuracy 100.0%, success rate 100.0%, passed 1, failed 1",
+        "   tests passed 75.0 %, accuracy 100.0 %, success rate 100.0 %, passed 1, failed 1",
         "",
         "📁 Complete evaluation results saved to: results.json",
         "📊 Evaluation results logged to WandB: ['final_eval/mbpp_pass@1', 'final_eval/mbpp_pass@5']",

@@ -157,15 +157,15 @@ def test_several_processes_give_what_one_gives(ranks: int) -> None:
     asked = problems([4, 8, 1, 6, 2])
     engines = [Fake(2) for _ in range(ranks)]
 
-    def process(rank: int, gather: Callable[[Any], list[Any]]) -> list[list[str]]:
+    def process(rank: int, gather: Callable[..., list[Any]]) -> list[list[str]]:
         return draw(asked, 2, SAMPLING, engines[rank], ranks=Ranks(rank, ranks, gather))
 
-    def tell(found: Any) -> list[Any]:
+    def tell(found: Any, patience: float = 0.0) -> list[Any]:
         if isinstance(found, int):  # how many sequences it holds at a time, by which all cut
             return [2, found + 5]
         raise Exchange(found)
 
-    def hear(found: Any) -> list[Any]:
+    def hear(found: Any, patience: float = 0.0) -> list[Any]:
         return [found] if isinstance(found, int) else told
 
     told: list[Answers] = []

@@ -16,6 +16,7 @@ from coderl.files import cache_folder
 from coderl.model import loading
 from coderl.model.adapters import LoRA
 from coderl.model.policy import Policy
+from coderl.types import Quantization
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -159,3 +160,15 @@ def test_adapters_use_tensor_cores_beside_a_16_bit_base_alone(
         assert torch.get_float32_matmul_precision() == after
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_checkpoint_that_is_quantized_already_is_refused_in_one_line(
+    llama: Path, tmp_path: Path, quantization: Quantization
+) -> None:
+    """Its weights would not be what the options say, nor could an adapter be merged into them."""
+    cpu = torch.device("cpu")
+    loading.load_base(str(llama), "nf4", torch.float32, cpu).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="is quantized already: give the weights") as caught:
+        loading.load_base(str(tmp_path), quantization, torch.float32, cpu)
+    assert "\n" not in str(caught.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from coderl.model.policy import Policy
 from coderl.model.provenance import (
@@ -26,7 +27,16 @@ def test_a_policy_file_holds_quantization_and_precision(
 ) -> None:
     write_policy_file(tiny.policy(llama, quantization=quantization, compute_dtype=dtype), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [POLICY_FILE]
-    assert read_policy_file(tmp_path) == {"quantization": quantization, "compute_dtype": dtype}
+    found = read_policy_file(tmp_path)
+    # Embedding and head (its own) stay as they are; so do the norms.
+    plain = AutoModelForCausalLM.from_pretrained(llama)
+    linear = sum(p.numel() for name, p in plain.named_parameters() if "_proj." in name)
+    assert found == {
+        "quantization": quantization,
+        "compute_dtype": dtype,
+        "weights": plain.num_parameters(),
+        "weights_in_4_bits": linear if quantization == "nf4" else 0,
+    }
     assert (quantization_of(tmp_path), compute_dtype_of(str(tmp_path))) == (quantization, dtype)
 
 
@@ -37,6 +47,23 @@ def test_an_adapter_without_a_policy_file_counts_as_trained_on_nf4(
     if content is not None:
         (tmp_path / POLICY_FILE).write_text(content)
     assert (quantization_of(tmp_path), compute_dtype_of(tmp_path)) == ("nf4", "auto")
+
+
+def test_a_policy_file_names_the_gguf_file_and_the_commit_where_there_are_such(
+    llama: Path, tmp_path: Path
+) -> None:
+    policy = tiny.policy(llama)
+    policy.gguf_file, policy.base.config._commit_hash = "some.gguf", "abc"
+    write_policy_file(policy, tmp_path)
+    found = read_policy_file(tmp_path)
+    assert (found["gguf_file"], found["commit"]) == ("some.gguf", "abc")
+
+
+def test_a_policy_file_says_what_is_in_memory_not_what_was_asked_for(llama: Path, tmp_path: Path) -> None:
+    policy = tiny.policy(llama, quantization="none")
+    policy.quantization = "nf4"
+    write_policy_file(policy, tmp_path)
+    assert quantization_of(tmp_path) == "none"
 
 
 def test_without_an_adapter_the_base_is_not_quantized() -> None:

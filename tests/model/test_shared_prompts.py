@@ -150,6 +150,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "mixtral": SHAPE | {"num_local_experts": 4},
     # What these remember of a prompt is more than keys and values: their rows are read whole.
     "mamba": {"vocab_size": 256, "hidden_size": 64, "num_hidden_layers": 2},
+    "minimax": SHAPE | {"num_local_experts": 4, "head_dim": 16},
     "recurrent_gemma": SHAPE,
 }
 

@@ -60,7 +60,7 @@ def run_folder(folder: Path, **changes: Any) -> Path:
         "data": {"init_args": {"source": {"class_path": "coderl.problems.MBPP"}, "batch_size": 8}},
     }
     summary = {"method": "grpo", "steps": 100, "seconds": 3600.0, "before": SCORES | {"pass@1": 0.3}}
-    summary |= {"tasks": {"mbpp": SCORES}} | changes
+    summary |= {"tasks": {"mbpp": SCORES}, "verdict": ["Held-out pass@1 rose.", "pass@8 did not."]} | changes
     for version, text in enumerate(("old: true", yaml.safe_dump(config))):
         path = folder / f"logs/version_{version}/config.yaml"
         path.parent.mkdir(parents=True)
@@ -115,8 +115,9 @@ def test_a_card_lists_what_is_known(tmp_path: Path) -> None:
         "| LoRA r | 64 |",
         "| rewards | ExecutionReward |",
         "| seed | 42 |",
-        "| MBPP, before training | 30.0% | 35.0% to 47.0% |  | 500 | 8 | 0.2 |",
-        "| MBPP, after training | 41.2% | 35.0% to 47.0% |  | 500 | 8 | 0.2 |",
+        "\n\nHeld-out pass@1 rose. pass@8 did not.\n\n",
+        "| MBPP, before training | 30.0 % | 35.0 to 47.0 % | – | 500 | 8 | 0.2 |",
+        "| MBPP, after training | 41.2 % | 35.0 to 47.0 % | – | 500 | 8 | 0.2 |",
         "None of the problems measured (MBPP) was trained on here.",
         "run it in a sandbox",
         "transformers 5",
@@ -161,7 +162,7 @@ def test_a_merge_with_another_base_is_not_what_the_run_measured(tmp_path: Path) 
         card.write_merge_record(tmp_path / "out", base, "bfloat16", {"quantization": "nf4"}, {})
         found = written(tmp_path / "out", run)
         assert found.data.base_model == base and f"made from [{base}](" in found.text
-        assert ("41.2%" in found.text) is same and bool(found.data.eval_results) is same
+        assert ("41.2 %" in found.text) is same and bool(found.data.eval_results) is same
 
 
 @pytest.mark.parametrize("name", ['x"; print(1) #', "a\nb: ```", "a\\b", "naïve"])

@@ -157,7 +157,9 @@ def test_the_interval_covers_the_true_difference_about_as_often_as_it_says() -> 
         (3, 20, 100, "A is better: the interval excludes 0"),
         (4, 4, 492, "no difference that 500 problems could show"),
         (5, 0, 100, "B may be better: the interval excludes 0, but wins and losses could be chance"),
-        (0, 1, 0, "A may be better: the interval excludes 0, but wins and losses could be chance"),
+        (0, 1, 0, "no difference that 1 problem could show"),
+        (5, 0, 0, "no difference that 5 problems could show"),
+        (6, 0, 0, "B is better by as much on every problem"),
         (0, 0, 9, "no difference: the same share passes on every problem"),
     ],
 )

@@ -140,7 +140,7 @@ def test_the_tables_show_scores_verdict_and_the_first_ids() -> None:
     x, y = task([0] * won + [1] * 3 + [1] * 22), task([1] * won + [0] * 3 + [1] * 22, settings={"seed": 0})
     lines = text([compare_task("mbpp", x, y, ("base", "grpo"))]).splitlines()
     assert lines[:4] == ["A: base", "B: grpo", "", "mbpp: 50 problems compared"]
-    assert lines[5].split()[:4] == ["pass@1", "50.0%", "94.0%", "+44.0"]
+    assert lines[5].split()[:6] == ["pass@1", "50.0", "%", "94.0", "%", "+44.0"]
     assert lines[6] == f"B is better: the interval excludes 0 (McNemar exact, p = {sign_test(25, 3):.2g})"
     told = " ".join(" ".join(lines).split())
     first = ", ".join(f"mbpp/{i}" for i in range(20))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from pathlib import Path
 
@@ -34,7 +33,8 @@ class Tiny(LightningModule):
     Args:
         policy: Fake policy.
         group_size: Completions per problem.
-        interrupt_at: Step that is interrupted as by Ctrl-C.
+        interrupt_at: Step that is interrupted by a signal.
+        interrupt_by: Its number; by default Ctrl-C's.
         pause: Seconds per step; the first one leaves a file ``stepped``.
         fail: Whether the weights are missing.
     """
@@ -44,24 +44,29 @@ class Tiny(LightningModule):
         policy: Policy,
         group_size: int = 8,
         interrupt_at: int | None = None,
+        interrupt_by: int = 2,
         pause: float = 0.0,
         fail: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["policy"])
-        self.policy, self.group_size, self.interrupt_at, self.pause = policy, group_size, interrupt_at, pause
+        self.policy, self.group_size, self.pause = policy, group_size, pause
+        self.interrupt_at, self.interrupt_by = interrupt_at, interrupt_by
         if fail:
             raise UserError("the weights are missing")
         self.layer = torch.nn.Linear(1, 1)
+        self.steps: list[int] = []
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         if batch_idx == self.interrupt_at:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.interrupt_by)
         if self.pause:
             time.sleep(self.pause)
             if batch_idx == 2:
                 Path("stepped").touch()
+        self.steps.append(batch_idx)
         loss: torch.Tensor = self.layer(batch).square().mean()
+        self.log("loss", loss)
         return loss
 
     def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:

@@ -19,19 +19,21 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from coderl.algorithms import GRPO, SFT
+from coderl.algorithms import GRPO, SFT, PolicyGradient
 from coderl.algorithms.ppo import AdaptiveKL
 from coderl.algorithms.step import Rollout
+from coderl.callbacks import CompletionTable
 from coderl.data import CodeDataModule, Curriculum
+from coderl.errors import UserError
 from coderl.evaluation import Evaluation, EvaluationSettings
 from coderl.problems import ProblemSource
 from coderl.rollout import GenerateEngine
 from coderl.sandbox import Sandbox
-from coderl.types import Problem
+from coderl.types import Execution, Problem
 from tests.algorithms import test_resume
 from tests.algorithms.test_resume_ppo import refilled
 from tests.support import tiny
-from tests.support.fixed import Fixed, FixedGRPO, FixedPPO, stirred
+from tests.support.fixed import Fixed, FixedGRPO, FixedPPO, rollout_of, stirred
 
 TWO: dict[str, Any] = {"strategy": "ddp", "devices": 2}
 LIMIT = 100
@@ -80,6 +82,7 @@ class OnRanks(Fixed):
 
     halves: tuple[list[Rollout], list[Rollout]]
     passes: int
+    metrics: list[dict[str, float]]
 
     def collect(self, problems: Sequence[Any]) -> Rollout:
         step = len(self.logged)
@@ -102,6 +105,15 @@ class OnRanks(Fixed):
         self.passes += 1
         return super()._accumulate_gradients(step)
 
+    def report(self, rollout: Rollout) -> None:
+        super().report(rollout)
+        self.metrics.append({})
+        PolicyGradient.report(self, rollout)
+
+    def log_dict(self, dictionary: Any, *_: Any, **__: Any) -> None:
+        timed = ("seconds/", "speed/")
+        self.metrics[-1] |= {k: float(v) for k, v in dictionary.items() if not k.startswith(timed)}
+
     def left(self) -> dict[str, Any]:
         """What a rank leaves."""
         return {
@@ -110,6 +122,7 @@ class OnRanks(Fixed):
             "kl_old": [step["policy/kl_old"] for step in self.logged],
             "norm": [step["grad_norm"] for step in self.logged],
             "passes": self.passes,
+            "metrics": self.metrics,
         }
 
 
@@ -133,7 +146,7 @@ def outcome(llama: Path, case: Case, halves: Any, **ranks: Any) -> dict[str, Any
         "micro_batch_size": 3,
     } | case[4]
     module = (RanksGRPO if case[1] == "GRPO" else RanksPPO)(policy=stirred(llama), **settings)
-    module.halves, module.passes = halves, 0
+    module.halves, module.passes, module.metrics = halves, 0, []
     module.given, module.gradients, module.logged = [], [], []
     loader: Any = DataLoader(tiny.problems(4), batch_size=2, collate_fn=list)  # type: ignore[arg-type]
     steps = settings["inner_epochs"] * len(halves[0])
@@ -196,6 +209,25 @@ def validated(llama: Path, **ranks: Any) -> dict[str, Any]:
     return {"figures": figures, "programs": seen[0].generations, "ids": seen[0].ids}
 
 
+def without_reward(llama: Path, folder: Path) -> str:
+    """How a fit ends in which one rank has a reward in the first step, and none later; it keeps samples."""
+    rank = int(os.environ["LOCAL_RANK"])
+    module = RanksGRPO(stirred(llama), group_size=4, max_new_tokens=9, temperature=1.5, kl_coefficient=0.1)
+    some, lost = rollout_of(llama, MIXED), rollout_of(llama, LOST)
+    lost.samples[0] = replace(lost.samples[0], execution=Execution("infra_error", message=f"of rank {rank}"))
+    steps = [some if rank else lost, lost, lost, lost, lost]
+    module.halves, module.passes, module.metrics = (steps, steps), 0, []
+    module.given, module.gradients, module.logged = [], [], []
+    loader: Any = DataLoader(tiny.problems(8), batch_size=2, collate_fn=list)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"default_root_dir": folder / "kept", "callbacks": [CompletionTable()]}
+    trainer = tiny.trainer(max_steps=5, max_epochs=-1, **options, **TWO)
+    try:
+        trainer.fit(module, loader)
+    except UserError as error:
+        return f"after {len(module.logged)}: {error}"
+    return "it went on"
+
+
 def both(folder: Path) -> None:
     """Run this file as two processes.
 
@@ -235,6 +267,7 @@ def main(folder: Path) -> None:
     left["sft"] = tuned(llama, 2, **TWO)
     left["validated"] = validated(llama, **TWO)
     left["sampled"] = sampled(llama, folder)
+    left["without reward"] = without_reward(llama, folder)
     torch.save(left, folder / f"rank-{os.environ['LOCAL_RANK']}.pt")
     torch.distributed.destroy_process_group()
 

@@ -23,7 +23,7 @@ SHAPE = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
+    "max_position_embeddings": 4096,  # for MBPP's prompts, which have many of this tokenizer's tokens
 }
 
 

@@ -136,6 +136,8 @@ def plan(shape: Shape, fit: Fit, kind: str, total: int, program: int) -> Plan:
         found.parts["adapter, gradients, AdamW"] = ADAPTER_BYTES * shape.trained
     else:  # all weights train, and are the base
         found.parts["gradients, AdamW"] = memory.OPTIMIZER_BYTES * shape.trained
+    if kind == "cpu":
+        found.parts["copy of the last step"] = memory.LAST_STEP_BYTES * shape.trained
     if shape.frozen:
         found.parts["frozen reference adapter"] = shape.frozen
     free = total - sum(found.parts.values())
@@ -316,7 +318,8 @@ def _lora_of(policy: dict[str, Any]) -> LoRA | None:
     saved = read_adapter_config(policy["adapter"])
     if isinstance(saved["target_modules"], str):
         raise UserError(f"--plan: {policy['adapter']} names its layers by a pattern, which is not supported")
-    return LoRA(saved["r"], saved["lora_alpha"], 0.0, tuple(saved["target_modules"]))
+    experts = tuple(saved.get("target_parameters") or ())
+    return LoRA(saved["r"], saved["lora_alpha"], 0.0, tuple(saved["target_modules"]), experts)
 
 
 def _program_bytes() -> int:

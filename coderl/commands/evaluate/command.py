@@ -38,7 +38,7 @@ def evaluate(
     k: str = "1,5,10",
     temperature: float = 0.2,
     top_p: float = 0.95,
-    max_length_generation: int = 2048,
+    max_length_generation: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     limit: int | None = None,
@@ -73,7 +73,8 @@ def evaluate(
         k: The k of pass@k, with commas between. One above --n_samples is reported as missing.
         temperature: Of sampling; 0 is greedy.
         top_p: Nucleus sampling; 1 is off.
-        max_length_generation: Longest prompt with its completion, in tokens.
+        max_length_generation: Longest prompt with its completion, in tokens; by default 2048, or what the
+            model reads where that is less.
         batch_size: Sequences decoded together, at most; by default as many as free memory holds.
         seed: Of the samples.
         limit: Only the first so many problems of each task.

@@ -19,6 +19,8 @@ from coderl.errors import UsageError, UserError
 from coderl.evaluation import EvaluationSettings, Evaluator, Grader, Store, Task, load_task
 from coderl.evaluation.tasks import TASKS
 from coderl.files import read_json
+from coderl.model.architectures import context_length
+from coderl.model.loading import read_config
 from coderl.model.provenance import prior_training
 from coderl.review import KeptPasses, look, summary_lines
 from coderl.rollout import default_engine
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from coderl.model.policy import Policy
     from coderl.runs.model_ref import ModelRef
     from coderl.sandbox import ProgramRunner
+
+LONGEST = 2048
+"""Tokens of a prompt with its completion, at most, for a model that reads as many."""
 
 Save = Callable[[dict[str, Evaluation], Path], None]
 """Saves the evaluations to the results file of that path, and prints them."""
@@ -124,12 +129,17 @@ class ModelRun:
         device: torch.device,
         batch_size: int | None = None,
     ) -> None:
-        self.ref, self.policy, self.settings, self.batch_size = ref, policy, settings, batch_size
-        self.sampling = settings.sampling(settings.max_length_generation or 0)
+        self.ref, self.policy, self.batch_size = ref, policy, batch_size
+        known = context_length(read_config(policy.source)) or LONGEST
+        longest = settings.max_length_generation or min(LONGEST, known)
+        policy.require_context(0, longest, "give --max_length_generation {known} or less")
+        self.settings = replace(settings, max_length_generation=longest)
+        self.sampling = self.settings.sampling(longest)
         if policy.prompt_form == "chat":
             _ = policy.tokenizer  # fails without a chat template, before weights are loaded
         policy.load(device, for_training=False)
-        _require_positions(policy, settings.max_length_generation or 0)
+        for line in policy.notes():
+            print(line, file=sys.stderr)
         self.engine = default_engine()
         self.engine.bind(policy)
         self.training_record = prior_training(policy)
@@ -238,14 +248,3 @@ def _generations(path: Path) -> list[list[str]]:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _require_positions(policy: Policy, longest: int) -> None:
-    """Refuse sequences longer than a model's table of learned positions; computed ones have no limit."""
-    tables = ("wpe", "embed_positions", "position_embeddings")
-    for name, module in policy.base.named_modules():
-        known = getattr(module, "num_embeddings", None)
-        if name.rpartition(".")[2] in tables and known is not None and known < longest:
-            raise UsageError(
-                f"{policy.model} knows {known} positions: give --max_length_generation {known} or less"
-            )

@@ -1,0 +1,185 @@
+"""The state after the last whole step of a fit, kept in memory so that any way out of the fit can save it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.trainer.call import _call_callbacks_state_dict
+
+from coderl.errors import named_line
+from coderl.model import memory
+from coderl.runs.checkpoint_files import CheckpointFiles
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lightning import Trainer
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+SHARE = 4
+"""The state is copied where it takes at most this part, one in so many, of the memory that is free."""
+VALIDATION_DUE = "validation_due"
+"""Key in a checkpoint: whether a validation was still to follow the step."""
+
+
+class LastStep:
+    """What a checkpoint after the last whole step holds.
+
+    An exception in the middle of a step finds the data one batch on, generators that have drawn, and perhaps
+    weights of half the step's updates: no state that a run could go on from. The state at the end of the step
+    before is one. So every checkpoint of a fit is this state, and is resumed in the same way.
+
+    Weights and optimizer state are copied to the CPU's memory after each step. Where they do not fit, the
+    live tensors are kept instead, which have those values until the next update.
+    """
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] | None = None
+        self.batch = -1
+        self.busy = False
+        self.saved: int | None = None
+        self.validation_due = False
+        self._copies: bool | None = None
+        self._buffers: dict[str, Tensor] = {}
+        self._live: list[tuple[Tensor, int]] = []
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> LastStep:
+        """The last step of a trainer, which writes with :class:`CheckpointFiles` from now on."""
+        if trainer not in _LAST:
+            _LAST[trainer] = cls()
+        # A plugin of the user's own stays.
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = CheckpointFiles()
+        return _LAST[trainer]
+
+    def begin(self) -> None:
+        """Forget an earlier fit."""
+        self.__init__()  # type: ignore[misc]
+
+    @property
+    def step(self) -> int | None:
+        """Optimizer steps after which the state was; None before the first step of this process."""
+        return None if self.state is None else int(self.state["global_step"])
+
+    def take(self, trainer: Trainer) -> None:
+        """Keep the state. To be called at the end of a step, when all other callbacks have counted it."""
+        loop = trainer.fit_loop
+        if self.batch == loop.total_batch_idx:
+            return
+        self.busy = True  # a signal's handler may not write what is half copied
+        try:
+            found = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+            fetcher = loop._data_fetcher
+            due = fetcher is not None and loop.epoch_loop._should_check_val_fx(fetcher)
+            found[VALIDATION_DUE] = bool(due)
+            if loop.epoch_loop.batch_progress.is_last_batch:
+                _drop_ended_loaders(found["loops"]["fit_loop"]["state_dict"])
+            if self._copies is None:
+                self._copies = self._can_copy(found, trainer)
+            self.state, self._live = None, []
+            if trainer.is_global_zero:
+                kept = self._kept(found, "")
+                if any(tensor.is_pinned() for tensor in self._buffers.values()):
+                    torch.cuda.synchronize()  # copies from the GPU run beside Python
+                self.state = kept
+            self.batch = loop.total_batch_idx
+        finally:
+            self.busy = False
+
+    def note_callbacks(self, trainer: Trainer) -> None:
+        """Take over what callbacks have counted since the step, such as scores of a validation."""
+        if self.state is not None:
+            self.state["callbacks"] = copy.deepcopy(_call_callbacks_state_dict(trainer))
+
+    def note_validated(self, trainer: Trainer) -> None:
+        """The validation that was due has been made."""
+        if self.state is not None:
+            self.state[VALIDATION_DUE] = False
+            self.note_callbacks(trainer)
+
+    def write(self, trainer: Trainer, path: Path) -> bool:
+        """Write the state as a checkpoint, on rank 0, without waiting for other ranks.
+
+        Returns:
+            False if there is no such state: before the first step, or where it was not copied and the weights
+            have changed since.
+
+        Raises:
+            OSError: It cannot be written. The file that was there is as it was.
+        """
+        if self.state is None or any(tensor._version != version for tensor, version in self._live):
+            return False
+        self.busy = True
+        try:
+            trainer.strategy.checkpoint_io.save_checkpoint(self.state, path)
+        finally:
+            self.busy = False
+        self.saved = self.step
+        return True
+
+    def write_if_new(self, trainer: Trainer, path: Path) -> None:
+        """Write the state unless it is on disk; where that fails, warn: an error is under way."""
+        if self.step is None or self.saved == self.step:
+            return
+        try:
+            self.write(trainer, path)
+        except OSError as error:
+            log.warning("the state of step %d is lost: %s", self.step, named_line(error))
+
+    def _can_copy(self, found: dict[str, Any], trainer: Trainer) -> bool:
+        size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(found))
+        if size * SHARE <= memory.free_bytes(torch.device("cpu")):
+            return True
+        log.warning(
+            "a step's state takes %.1f GB, too much to keep a copy in memory: an error during an update "
+            "loses the steps since the last checkpoint (checkpoint.every_n_train_steps)",
+            size / 1e9,
+        )
+        return False
+
+    def _kept(self, value: Any, place: str) -> Any:
+        """A copy of a value; tensors go into the buffers of the step before."""
+        if isinstance(value, torch.Tensor):
+            if not self._copies:
+                self._live.append((value, value._version))
+                return value
+            buffer = self._buffers.get(place)
+            if buffer is None or (buffer.shape, buffer.dtype) != (value.shape, value.dtype):
+                pinned = value.device.type == "cuda"
+                buffer = torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=pinned)
+                self._buffers[place] = buffer
+            return buffer.copy_(value.detach(), non_blocking=True)
+        if isinstance(value, dict):
+            return {key: self._kept(inner, f"{place}/{key}") for key, inner in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(self._kept(inner, f"{place}/{i}") for i, inner in enumerate(value))
+        return copy.deepcopy(value)
+
+
+_LAST: WeakKeyDictionary[Trainer, LastStep] = WeakKeyDictionary()
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """All tensors in nested dicts, lists and tuples."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if type(value) in (list, tuple) else ()
+    return [tensor for one in inner for tensor in _tensors(one)]
+
+
+def _drop_ended_loaders(loop: dict[str, Any]) -> None:
+    """Leave out the places of loaders whose epoch has ended, unless their sampler goes on by itself.
+
+    Such a loader has no batch left, and the next epoch, of the resumed run, would be empty.
+    """
+    states = loop.get("combined_loader", [])
+    if not any((state.get("_sampler_iter_state") or {}).get("sampler_state") for state in states):
+        loop.pop("combined_loader", None)

@@ -1,0 +1,123 @@
+"""Checkpoint files that are whole or not there: written beside their place, checked when read."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from coderl.errors import UserError, named_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Lightning's checkpoint plugin, whose files survive a kill, a full disk and a power cut.
+
+    Lightning writes to the system's folder for temporary files and then moves, which copies where that is
+    another disk: what is killed or runs full meanwhile leaves a part, in place of the file that was there.
+    Here a file is written under another name in its own folder, synced, and renamed.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint. Remote paths (``s3://...``) are left to Lightning.
+
+        Raises:
+            OSError: It cannot be written, with the path. The file that was there is as it was.
+        """
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for left in target.parent.glob(f".{target.name}.*.partial"):
+            left.unlink(missing_ok=True)  # of a process that was killed: a run has one writer
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+            _sync_folder(target.parent)
+        except (OSError, RuntimeError) as error:
+            if (cause := _system_error(error)) is None:
+                raise
+            raise OSError(cause.errno, cause.strerror, str(target)) from error
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Callable[..., Any] | None = lambda storage, _: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Raises:
+            UserError: It is damaged.
+        """
+        if "://" not in str(path) and (damage := damage_of(Path(path))):
+            raise UserError(f"{path} is damaged or no checkpoint ({damage}); name another with --ckpt_path")
+        return super().load_checkpoint(path, map_location, weights_only)
+
+
+def damage_of(path: Path) -> str | None:
+    """What is wrong with a checkpoint file; None where it is whole.
+
+    Every part of the file is compared with its checksum. torch writes these (CRC-32, it is a zip archive) and
+    does not look at them when it reads.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if bad := archive.testzip():
+                return f"the checksum of {bad} is wrong"
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # damaged files fail in many ways: zip, pickle, JSON, truncated storages
+        return named_line(error, limit=80)
+    return None
+
+
+def newest_whole(folder: Path, besides: Path) -> Path | None:
+    """The undamaged checkpoint of the latest step in a folder, leaving one file out; None without any."""
+    found = sorted(
+        (path for path in folder.glob("*.ckpt") if path != besides),
+        key=lambda path: path.stat().st_mtime_ns,
+        reverse=True,
+    )
+    return next((path for path in found if not damage_of(path)), None)
+
+
+def step_of(path: Path) -> int:
+    """The optimizer steps that a checkpoint was written after."""
+    return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+
+
+def _system_error(error: BaseException) -> OSError | None:
+    """The error of the operating system behind one of torch's writer, which reports its own on top."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in a folder last through a power cut."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network disks cannot
+            os.fsync(opened)
+    finally:
+        os.close(opened)

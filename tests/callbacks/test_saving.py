@@ -1,0 +1,147 @@
+"""What a checkpoint of the last whole step brings back, and what happens where it cannot be written."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from coderl.callbacks import Checkpoint
+from coderl.callbacks.last_step import LastStep
+from coderl.runs.checkpoint_files import CheckpointFiles, damage_of
+from tests.support import tiny
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers",
+    "ignore:.*Checkpoint directory .* exists",
+    "ignore:.*set_vital",
+    "ignore:.*no pre-optimization state was saved",
+)
+STEPS = 4
+
+
+class Counts(LightningModule):
+    """Trains a number; ``breaks`` are called with the step's batch index, and may raise."""
+
+    def __init__(self, breaks: Callable[[str, int], None] = lambda where, step: None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(1, 1)
+        self.breaks = breaks
+        self.validated: list[int] = []
+        self.automatic_optimization = False
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        optimizer: Any = self.optimizers()
+        self.breaks("before", batch_idx)
+        self.manual_backward(self.layer(batch).square().mean())
+        optimizer.step()
+        self.breaks("after", batch_idx)
+        optimizer.zero_grad()
+
+    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        self.validated.append(self.trainer.global_step)
+        self.breaks("validation", self.trainer.global_step)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=0.1)
+
+    def loader(self) -> Any:
+        return StatefulDataLoader(torch.arange(1.0, STEPS + 1)[:, None])
+
+
+def fit(module: Counts, folder: Path, *callbacks: Callback, again: bool = False, epochs: int = 2) -> Trainer:
+    trainer = tiny.trainer(
+        default_root_dir=folder,
+        max_epochs=epochs,
+        enable_checkpointing=True,
+        num_sanity_val_steps=0,
+        callbacks=[*callbacks, Checkpoint(dirpath=folder, save_last=True, every_n_train_steps=3)],
+    )
+    loaders = {"train_dataloaders": module.loader(), "val_dataloaders": module.loader()}
+    trainer.fit(module, **loaders, ckpt_path=folder / "last.ckpt" if again else None, weights_only=True)
+    return trainer
+
+
+def fails(where: str, at: int) -> Callable[[str, int], None]:
+    def breaks(here: str, step: int) -> None:
+        if (here, step) == (where, at):
+            raise ZeroDivisionError
+
+    return breaks
+
+
+def test_a_validation_that_was_cut_off_is_made_when_the_run_is_resumed(tmp_path: Path) -> None:
+    whole = Counts()
+    fit(whole, tmp_path / "whole")
+    folder = tmp_path / "part"
+    with pytest.raises(ZeroDivisionError):
+        fit(Counts(fails("validation", STEPS)), folder)
+    rest = Counts()
+    fit(rest, folder, again=True)
+    assert rest.validated == whole.validated == [4] * STEPS + [8] * STEPS
+    assert torch.equal(rest.layer.weight, whole.layer.weight)
+    # It is not made twice where it had ended.
+    more = Counts()
+    fit(more, folder, again=True, epochs=3)
+    assert more.validated == [12] * STEPS
+
+
+@pytest.mark.parametrize("copies", [True, False])
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_without_room_for_a_copy_the_live_weights_serve_until_they_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copies: bool, where: str
+) -> None:
+    monkeypatch.setattr(LastStep, "_can_copy", lambda *_: copies)
+    with pytest.raises(ZeroDivisionError):
+        fit(Counts(fails(where, 1)), tmp_path)
+    last = tmp_path / "last.ckpt"
+    assert last.exists() == (copies or where == "before")
+    if last.exists():
+        whole = fit(Counts(), tmp_path / "whole")
+        fit(rest := Counts(), tmp_path, again=True)
+        assert whole.model is not None
+        assert torch.equal(rest.layer.weight, whole.model.layer.weight)  # type: ignore[union-attr, arg-type]
+
+
+def test_a_full_disk_is_a_warning_and_the_next_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write, full = CheckpointFiles.save_checkpoint, {3, 6}
+
+    def save(self: CheckpointFiles, state: dict[str, Any], path: Any, options: Any = None) -> None:
+        if state["global_step"] in full:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(self, state, path, options)
+
+    monkeypatch.setattr(CheckpointFiles, "save_checkpoint", save)
+    with caplog.at_level(logging.WARNING):
+        fit(Counts(), tmp_path, epochs=3)
+    said = [r.message for r in caplog.records if "no checkpoint of step" in r.message]
+    assert len(said) == 4 and all(
+        "No space left on device" in line and str(tmp_path) in line for line in said
+    )
+    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["epoch=2-step=12.ckpt", "last.ckpt"]
+    assert damage_of(tmp_path / "last.ckpt") is None
+
+
+def test_an_error_of_a_callback_loses_the_step_that_it_was_raised_in(tmp_path: Path) -> None:
+    class Fails(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            if trainer.global_step == 3:
+                raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fit(Counts(), tmp_path, Fails())
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
+    fit(rest := Counts(), tmp_path, again=True)
+    fit(whole := Counts(), tmp_path / "whole")
+    assert torch.equal(rest.layer.weight, whole.layer.weight)
