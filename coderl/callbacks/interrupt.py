@@ -85,9 +85,10 @@ class SaveOnInterrupt(Callback):
                 file=sys.stderr,
                 flush=True,
             )
-        if number != signal.SIGINT and last.saved != last.step:
+        path = RunFolder.of(self._trainer).last_checkpoint
+        if number != signal.SIGINT and not last.is_saved(path):
             with suppress(OSError):  # it is tried again when the step has ended
-                last.write(self._trainer, RunFolder.of(self._trainer).last_checkpoint)
+                last.write(self._trainer, path)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

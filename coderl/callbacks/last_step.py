@@ -44,7 +44,8 @@ class LastStep:
         self.state: dict[str, Any] | None = None
         self.batch = -1
         self.busy = False
-        self.saved: int | None = None
+        self._written: dict[Path, int] = {}
+        self._pinned = False
         self.validation_due = False
         self._copies: bool | None = None
         self._buffers: dict[str, Tensor] = {}
@@ -69,6 +70,15 @@ class LastStep:
         """Optimizer steps after which the state was; None before the first step of this process."""
         return None if self.state is None else int(self.state["global_step"])
 
+    @property
+    def saved(self) -> int | None:
+        """The latest step that this process has written to a file; None if it has written none."""
+        return max(self._written.values(), default=None)
+
+    def is_saved(self, path: Path) -> bool:
+        """Whether a file holds the state already."""
+        return self.step is not None and self._written.get(path.resolve()) == self.step
+
     def take(self, trainer: Trainer) -> None:
         """Keep the state. To be called at the end of a step, when all other callbacks have counted it."""
         loop = trainer.fit_loop
@@ -87,7 +97,7 @@ class LastStep:
             self.state, self._live = None, []
             if trainer.is_global_zero:
                 kept = self._kept(found, "")
-                if any(tensor.is_pinned() for tensor in self._buffers.values()):
+                if self._pinned:
                     torch.cuda.synchronize()  # copies from the GPU run beside Python
                 self.state = kept
             self.batch = loop.total_batch_idx
@@ -122,12 +132,12 @@ class LastStep:
             trainer.strategy.checkpoint_io.save_checkpoint(self.state, path)
         finally:
             self.busy = False
-        self.saved = self.step
+        self._written[path.resolve()] = int(self.state["global_step"])
         return True
 
     def write_if_new(self, trainer: Trainer, path: Path) -> None:
-        """Write the state unless it is on disk; where that fails, warn: an error is under way."""
-        if self.step is None or self.saved == self.step:
+        """Write the state unless the file holds it; where that fails, warn: an error is under way."""
+        if self.step is None or self.is_saved(path):
             return
         try:
             self.write(trainer, path)
@@ -153,8 +163,9 @@ class LastStep:
                 return value
             buffer = self._buffers.get(place)
             if buffer is None or (buffer.shape, buffer.dtype) != (value.shape, value.dtype):
-                pinned = value.device.type == "cuda"
-                buffer = torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=pinned)
+                on_gpu = value.device.type == "cuda"
+                self._pinned |= on_gpu
+                buffer = torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=on_gpu)
                 self._buffers[place] = buffer
             return buffer.copy_(value.detach(), non_blocking=True)
         if isinstance(value, dict):

@@ -145,3 +145,19 @@ def test_an_error_of_a_callback_loses_the_step_that_it_was_raised_in(tmp_path: P
     fit(rest := Counts(), tmp_path, again=True)
     fit(whole := Counts(), tmp_path / "whole")
     assert torch.equal(rest.layer.weight, whole.layer.weight)
+
+
+def test_last_ckpt_is_written_where_another_file_holds_the_step_already(tmp_path: Path) -> None:
+    class Best(Checkpoint):
+        """Writes a file of its own after each validation."""
+
+    best = Best(dirpath=tmp_path / "best", filename="best", every_n_epochs=1, save_on_train_epoch_end=False)
+
+    class Fails(Callback):
+        def on_train_epoch_end(self, *_: Any) -> None:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fit(Counts(), tmp_path, best, Fails())
+    for name in ("best/best.ckpt", "last.ckpt"):
+        assert torch.load(tmp_path / name, weights_only=True)["global_step"] == STEPS
