@@ -7,7 +7,6 @@ import time
 import warnings
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from inspect import signature
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import torch
@@ -18,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from coderl import launcher
-from coderl.algorithms import distributed, rng
+from coderl.algorithms import distributed, resuming, rng
 from coderl.algorithms.micro_batches import Portion, portions
 from coderl.algorithms.schedule import Schedule, rate_factor
 from coderl.data import CodeDataModule
@@ -31,11 +30,12 @@ from coderl.problems.contamination import merge_records
 from coderl.problems.sources import SPLITS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from lightning.pytorch.callbacks import Callback
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
+    from coderl.algorithms.resuming import Groups
     from coderl.model.memory import Budget
     from coderl.model.policy import Policy
     from coderl.problems import TrainingRecord
@@ -58,9 +58,6 @@ HARMLESS = {
     "`is_gradient_checkpointing` is deprecated": "peft 0.21 asks transformers 5.23 by an old name",
 }
 """Warnings that do not apply here, or that a user cannot fix; each with the reason."""
-
-_PARAMETERS = "optimizer_parameters"
-"""Key in a checkpoint: the names of the parameters, in the order of the optimizer's numbers."""
 
 MOST_SKIPPED = 3
 """Gradients in a row that may not be finite, with the one that ends the fit."""
@@ -256,7 +253,7 @@ class PolicyModule(LightningModule):
             UserError: No parameter trains.
             UsageError: The schedule needs a last step, and the fit has none.
         """
-        parameters, groups = self.policy.trainable(), self._optimizer_groups()
+        parameters, groups = self.policy.trainable(), self.optimizer_groups()
         if not groups:
             raise UserError("no parameter trains: check policy.lora and policy.adapter")
         optimizer = torch.optim.AdamW(
@@ -275,9 +272,9 @@ class PolicyModule(LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _optimizer_groups(self) -> dict[tuple[float, float], list[str]]:
+    def optimizer_groups(self) -> Groups:
         """The names of the parameters that train, by learning rate and weight decay."""
-        groups: dict[tuple[float, float], list[str]] = {}
+        groups: Groups = {}
         for name, parameter in self.policy.trainable().items():
             settings = self.learning_rate_of(name), self.weight_decay if parameter.ndim >= 2 else 0.0
             groups.setdefault(settings, []).append(name)
@@ -504,7 +501,7 @@ class PolicyModule(LightningModule):
         # The state after the last step: evaluations since then may have drawn from the generators.
         checkpoint["rng"] = rng.state() if self._rng is None else self._rng
         checkpoint["stream"] = self._stream
-        checkpoint[_PARAMETERS] = [name for names in self._optimizer_groups().values() for name in names]
+        checkpoint[resuming.PARAMETERS] = resuming.in_order(self.optimizer_groups())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is of this policy, and let this run's settings win over those in it.
@@ -524,45 +521,18 @@ class PolicyModule(LightningModule):
             )
         self._rng, self._stream = checkpoint.get("rng"), checkpoint.get("stream")
         if self.trainer.state.fn == TrainerFn.FITTING:
-            _keep_callbacks_settings(self.trainer.callbacks, checkpoint)  # type: ignore[attr-defined]
-            if _PARAMETERS in checkpoint:  # not in those of earlier versions
-                self._regroup_optimizer(checkpoint)
+            callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+            resuming.keep_settings(callbacks, checkpoint.get("callbacks", {}))
+            if resuming.PARAMETERS in checkpoint:  # not in those of earlier versions
+                resuming.regroup_optimizer(checkpoint, self.optimizer_groups())
             settle(checkpoint["loops"]["fit_loop"], self.trainer.enable_validation)
             if self.datamodule is not None:
                 self.datamodule.resume(checkpoint["loops"]["fit_loop"])
 
-    def _regroup_optimizer(self, checkpoint: dict[str, Any]) -> None:
-        """Rewrite the optimizer's state for the parameter groups of this run's rates and weight decays."""
-        groups = self._optimizer_groups()
-        old_names, new_names = checkpoint[_PARAMETERS], [name for names in groups.values() for name in names]
-        (saved,) = checkpoint["optimizer_states"]
-        others = {k: v for k, v in saved["param_groups"][0].items() if k != "params"}
-        of_name = {old_names[number]: state for number, state in saved["state"].items()}
-        state = {number: of_name[name] for number, name in enumerate(new_names) if name in of_name}
-        param_groups, first = [], 0
-        for (rate, decay), names in groups.items():
-            numbers = list(range(first, first + len(names)))
-            own = {"lr": rate, "initial_lr": rate, "weight_decay": decay, "params": numbers}
-            param_groups.append(others | own)
-            first += len(names)
-        checkpoint["optimizer_states"] = [{"state": state, "param_groups": param_groups}]
-        rates = [rate for rate, _ in groups]
-        checkpoint["lr_schedulers"][0] |= {"base_lrs": rates, "lr_lambdas": [None] * len(rates)}
-
-    def _follow_own_schedule(self) -> None:
-        """Set the learning rate to what this run's schedule says for the step at which it resumes."""
-        scheduler: Any = self.lr_schedulers()
-        rates = [
-            base * factor(scheduler.last_epoch)
-            for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-        ]
-        for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-        scheduler._last_lr = rates
-
     def on_train_start(self) -> None:
         """Make all ranks use rank 0's seed, from which their random generators are seeded."""
-        self._follow_own_schedule()
+        scheduler: Any = self.lr_schedulers()
+        resuming.follow(scheduler)  # a checkpoint's rates were those of its own run's schedule
         # A checkpoint's seed if there is one: a resumed run must draw the same numbers.
         self._stream = self.trainer.strategy.broadcast(self._stream or torch.initial_seed())
         give_back_freed_memory()  # of loading, and of an evaluation before: it is free
@@ -584,11 +554,3 @@ class PolicyModule(LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Keep the state of the random generators for the next step."""
         self._rng = rng.state()
-
-
-def _keep_callbacks_settings(callbacks: Sequence[Callback], checkpoint: dict[str, Any]) -> None:
-    """Replace settings in the callbacks' states, such as a patience, by those that this run gives them."""
-    for callback in callbacks:
-        state = checkpoint.get("callbacks", {}).get(callback.state_key, {})
-        settings = signature(type(callback).__init__).parameters.keys() & state.keys() - {"dirpath"}
-        state |= {name: getattr(callback, name) for name in settings if hasattr(callback, name)}

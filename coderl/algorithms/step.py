@@ -30,14 +30,16 @@ class SampleRecord(NamedTuple):
     Attributes:
         reward: NaN where unknown.
         execution: The sandbox's verdict.
-        logprobs: Log-probability of each sampled token under the sampling distribution, nats.
+        tokens: Number of its tokens.
+        logprob: Sum of their log-probabilities under the sampling distribution, nats.
         finished: False where the completion was cut off.
         terms: What each reward gave, NaN where unknown.
     """
 
     reward: float
     execution: Execution
-    logprobs: tuple[float, ...]
+    tokens: int
+    logprob: float
     finished: bool
     terms: tuple[float, ...]
 
@@ -117,7 +119,14 @@ class Rollout:
         """
         terms = list(zip(*self.terms.values(), strict=True)) or [()] * len(self.samples)
         mine = [
-            SampleRecord(reward, s.execution, s.completion.logprobs, s.completion.finished, each)
+            SampleRecord(
+                reward,
+                s.execution,
+                len(s.completion.logprobs),
+                sum(s.completion.logprobs),
+                s.completion.finished,
+                each,
+            )
             for s, reward, each in zip(self.samples, self.rewards.flatten().tolist(), terms, strict=True)
         ]
         # Records are exchanged, not means: ranks may have unequally many samples, and of them verdicts.
@@ -131,7 +140,7 @@ class Rollout:
         for place, name in enumerate(self.terms if len(self.terms) > 1 else ()):
             known = [record.terms[place] for record in records if not math.isnan(record.terms[place])]
             each_reward[f"reward/{name}/mean"] = fmean(known) if known else math.nan
-        tokens = sum(len(record.logprobs) for record in records)
+        tokens = sum(record.tokens for record in records)
         return {
             "rollout/samples": float(count),
             "reward/mean": fmean(rewards) if rewards else math.nan,
@@ -142,7 +151,7 @@ class Rollout:
             # Of tokens drawn from p, the mean of -log p estimates the entropy of p without bias. A forward
             # would give it with less noise, but there is none over groups without signal: these have the
             # least entropy, and a mean without them would hide a collapse.
-            "policy/entropy": _ratio(sum(-sum(record.logprobs) for record in records), tokens),
+            "policy/entropy": _ratio(-sum(record.logprob for record in records), tokens),
             "completion/length": _ratio(tokens, count),
             "completion/clipped": _ratio(sum(not record.finished for record in records), count),
             "grading/partly": _ratio(sum(run.grading == "partly" for run in judged), len(judged)),

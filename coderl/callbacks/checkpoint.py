@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import proxy
 
@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from coderl.callbacks.last_step import VALIDATION_DUE, LastStep
 from coderl.data.loops import settle
-from coderl.errors import UserError, first_line
+from coderl.errors import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,8 +28,9 @@ class Checkpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint, which also writes ``last.ckpt`` when the fit ends, in whatever way.
 
     Every file holds the state after the last whole step, see :class:`~coderl.callbacks.last_step.LastStep`:
-    at the end of a fit by ``max_steps``, early stopping or ``max_time``, and after an error in a step too. A
-    file that cannot be written (a full disk) is a warning: the one before stays, and the fit goes on.
+    at the end of a fit by ``max_steps``, early stopping or ``max_time``, and after an error in a step too;
+    those of weights alone (``save_weights_only``) are of the moment. A file that cannot be written (a full
+    disk) is a warning: the one before stays, and the fit goes on.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -39,11 +40,11 @@ class Checkpoint(ModelCheckpoint):
             LastStep.of(trainer).begin()
 
     @property
-    def last_path(self) -> Path | None:
-        """Where ``last.ckpt`` is; None if it was switched off."""
+    def last_path(self) -> str | None:
+        """Where ``last.ckpt`` is, a path or URL; None if it was switched off."""
         if not self.save_last or self.dirpath is None:
             return None
-        return Path(self.dirpath, f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
+        return os.path.join(self.dirpath, f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -82,7 +83,7 @@ class Checkpoint(ModelCheckpoint):
         last.note_callbacks(trainer)
         with self._said_if_not_written(trainer):
             if last.write(trainer, self.last_path):
-                self.last_model_path = self._last_checkpoint_saved = str(self.last_path)
+                self.last_model_path = self._last_checkpoint_saved = self.last_path
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write the state after the last whole step."""
@@ -96,7 +97,7 @@ class Checkpoint(ModelCheckpoint):
             super()._save_checkpoint(trainer, filepath)
             return
         last.note_callbacks(trainer)
-        last.write(trainer, Path(filepath))
+        last.write(trainer, filepath)
         self._last_global_step_saved, self._last_checkpoint_saved = trainer.global_step, filepath
         for logger in trainer.loggers if trainer.is_global_zero else []:
             logger.after_save_checkpoint(proxy(self))
@@ -112,18 +113,19 @@ class Checkpoint(ModelCheckpoint):
     @contextmanager
     def _said_if_not_written(self, trainer: Trainer) -> Iterator[None]:
         """Warn if a file cannot be written in the block; what was written before it counts on."""
-        # Only rank 0 writes, and no collective follows the writing in the block: the ranks stay together.
+        # Only rank 0 writes, and so only its counts go back. Where Lightning's collectives depend on them
+        # (`monitor`, `save_weights_only`), the ranks may part after a full disk.
         before = {name: getattr(self, name) for name in _PLACES if hasattr(self, name)}
         before["best_k_models"] = dict(self.best_k_models)
         try:
             yield
-        except (OSError, UserError) as error:
+        except OSError as error:
             for name, value in before.items():
                 setattr(self, name, value)
-            where = getattr(error, "filename", None) or self.dirpath
+            where = error.filename or self.dirpath
             log.warning(
                 "no checkpoint of step %d at %s (%s): make room there; the one before it stays",
                 trainer.global_step,
                 where,
-                getattr(error, "strerror", None) or first_line(error),
+                error.strerror or first_line(error),
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -13,7 +14,7 @@ from lightning.pytorch.trainer.call import _call_callbacks_state_dict
 
 from coderl.errors import named_line
 from coderl.model import memory
-from coderl.runs.checkpoint_files import CheckpointFiles
+from coderl.runs.checkpoint_files import CheckpointFiles, is_remote
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +45,7 @@ class LastStep:
         self.state: dict[str, Any] | None = None
         self.batch = -1
         self.busy = False
-        self._written: dict[Path, int] = {}
+        self._written: dict[str, int] = {}
         self._pinned = False
         self.validation_due = False
         self._copies: bool | None = None
@@ -75,9 +76,9 @@ class LastStep:
         """The latest step that this process has written to a file; None if it has written none."""
         return max(self._written.values(), default=None)
 
-    def is_saved(self, path: Path) -> bool:
+    def is_saved(self, path: str | Path) -> bool:
         """Whether a file holds the state already."""
-        return self.step is not None and self._written.get(path.resolve()) == self.step
+        return self.step is not None and self._written.get(_known_as(path)) == self.step
 
     def take(self, trainer: Trainer) -> None:
         """Keep the state. To be called at the end of a step, when all other callbacks have counted it."""
@@ -115,7 +116,7 @@ class LastStep:
             self.state[VALIDATION_DUE] = False
             self.note_callbacks(trainer)
 
-    def write(self, trainer: Trainer, path: Path) -> bool:
+    def write(self, trainer: Trainer, path: str | Path) -> bool:
         """Write the state as a checkpoint, on rank 0, without waiting for other ranks.
 
         Returns:
@@ -132,10 +133,10 @@ class LastStep:
             trainer.strategy.checkpoint_io.save_checkpoint(self.state, path)
         finally:
             self.busy = False
-        self._written[path.resolve()] = int(self.state["global_step"])
+        self._written[_known_as(path)] = int(self.state["global_step"])
         return True
 
-    def write_if_new(self, trainer: Trainer, path: Path) -> None:
+    def write_if_new(self, trainer: Trainer, path: str | Path) -> None:
         """Write the state unless the file holds it; where that fails, warn: an error is under way."""
         if self.step is None or self.is_saved(path):
             return
@@ -170,12 +171,19 @@ class LastStep:
             return buffer.copy_(value.detach(), non_blocking=True)
         if isinstance(value, dict):
             return {key: self._kept(inner, f"{place}/{key}") for key, inner in value.items()}
-        if type(value) in (list, tuple):
+        # Long lists are of plain values, such as the ids of an epoch: these are copied as a whole.
+        if type(value) in (list, tuple) and any(isinstance(one, _NESTING) for one in value):
             return type(value)(self._kept(inner, f"{place}/{i}") for i, inner in enumerate(value))
         return copy.deepcopy(value)
 
 
+_NESTING = (torch.Tensor, dict, list, tuple)
 _LAST: WeakKeyDictionary[Trainer, LastStep] = WeakKeyDictionary()
+
+
+def _known_as(path: str | Path) -> str:
+    """One name for a file, whichever way it is called; a URL is its own."""
+    return str(path) if is_remote(path) else os.path.realpath(path)
 
 
 def _tensors(value: Any) -> list[Tensor]:

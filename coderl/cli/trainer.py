@@ -60,7 +60,7 @@ _OF_A_START = (
     "preset",
     "trainer.default_root_dir",
     "trainer.logger",
-    "checkpoint",
+    "checkpoint.dirpath",
 )
 """Settings that may differ from start to start of a run without changing its training."""
 

@@ -33,7 +33,7 @@ class CheckpointFiles(TorchCheckpointIO):
         Raises:
             OSError: It cannot be written, with the path. The file that was there is as it was.
         """
-        if "://" in str(path):
+        if is_remote(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         target = Path(path)
@@ -67,9 +67,14 @@ class CheckpointFiles(TorchCheckpointIO):
         Raises:
             UserError: It is damaged.
         """
-        if "://" not in str(path) and (damage := damage_of(Path(path))):
+        if not is_remote(path) and (damage := damage_of(Path(path))):
             raise UserError(f"{path} is damaged or no checkpoint ({damage}); name another with --ckpt_path")
         return super().load_checkpoint(path, map_location, weights_only)
+
+
+def is_remote(path: str | Path) -> bool:
+    """Whether it is a URL, such as ``s3://bucket/run``; a ``Path`` never is, as it folds the slashes."""
+    return "://" in str(path)
 
 
 def damage_of(path: Path) -> str | None:
@@ -89,7 +94,7 @@ def damage_of(path: Path) -> str | None:
 
 
 def newest_whole(folder: Path, besides: Path) -> Path | None:
-    """The undamaged checkpoint of the latest step in a folder, leaving one file out; None without any."""
+    """The undamaged checkpoint that was written last in a folder, one file left out; None without any."""
     found = sorted(
         (path for path in folder.glob("*.ckpt") if path != besides),
         key=lambda path: path.stat().st_mtime_ns,

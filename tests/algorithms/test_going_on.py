@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
 from coderl.algorithms import PPO
+from coderl.algorithms.resuming import in_order
 from coderl.algorithms.rewards import Reward, Sample
 from coderl.callbacks import Checkpoint
 from coderl.data import CodeDataModule
@@ -187,7 +188,7 @@ def test_settings_given_on_resuming_win_over_those_of_the_checkpoint(llama: Path
     seen = {(group["lr"], group["initial_lr"], group["weight_decay"]) for group in optimizer.param_groups}
     assert seen == {(3e-3, 3e-3, 0.1), (7e-4, 7e-4, 0.1), (7e-4, 7e-4, 0.0)}
     # Each parameter goes on with its own moments, though it has another number now.
-    names = [name for group in made._optimizer_groups().values() for name in group]
+    names = in_order(made.optimizer_groups())
     state = optimizer.state_dict()["state"]
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert saved["optimizer_parameters"] == names and len(first) == len(rest) == 1

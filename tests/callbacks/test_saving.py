@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import LightningModule, Trainer
+from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.callbacks import Callback
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -161,3 +162,13 @@ def test_last_ckpt_is_written_where_another_file_holds_the_step_already(tmp_path
         fit(Counts(), tmp_path, best, Fails())
     for name in ("best/best.ckpt", "last.ckpt"):
         assert torch.load(tmp_path / name, weights_only=True)["global_step"] == STEPS
+
+
+def test_checkpoints_are_written_to_remote_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fsspec's folder in memory stands for a bucket."""
+    monkeypatch.chdir(tmp_path)
+    remote = Checkpoint(dirpath="memory://bucket/run", save_last=True, every_n_train_steps=2)
+    fit(Counts(), tmp_path / "here", remote)
+    found = get_filesystem("memory://bucket").ls("/bucket/run", detail=False)
+    assert sorted(found) == ["/bucket/run/epoch=1-step=8.ckpt", "/bucket/run/last.ckpt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]

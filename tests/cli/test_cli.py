@@ -253,9 +253,10 @@ def test_what_a_resumed_run_changes_is_said_in_one_line_each(
     fit("--model.group_size", "4", "--data.size", "4")
     again = ("--ckpt_path", "last", "--data.size", "4", "--trainer.max_epochs", "2")
     capsys.readouterr()
-    fit("--model.group_size", "5", *again)
+    fit("--model.group_size", "5", "--checkpoint.every_n_train_steps", "2", *again)
     lines = [line for line in capsys.readouterr().out.splitlines() if "in the checkpoint" in line]
     assert lines == [
+        "coderl: checkpoint.every_n_train_steps: 25 in the checkpoint, 2 from here on",
         "coderl: model.group_size: 4 in the checkpoint, 5 from here on",
         "coderl: trainer.max_epochs: 1 in the checkpoint, 2 from here on",
     ]

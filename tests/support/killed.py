@@ -22,14 +22,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from coderl.algorithms import GRPO, PPO, PolicyGradient, distributed, rng
 from coderl.algorithms.ppo import AdaptiveKL
-from coderl.algorithms.rewards import Reward, Sample
+from coderl.algorithms.rewards import Sample
 from coderl.callbacks import Checkpoint, PostFit
 from coderl.data import CodeDataModule
 from coderl.evaluation import EvaluationSettings
@@ -40,22 +39,13 @@ from coderl.runs.checkpoint_files import damage_of
 from coderl.runs.folder import RunFolder
 from coderl.sandbox import Sandbox
 from coderl.types import Problem
+from tests.algorithms.test_resume import EvenTokens
 from tests.support import tiny
 
 CASES = [("GRPO", 1, 3), ("PPO", 1, 3), ("GRPO", 2, 2), ("PPO", 2, 2)]
 """Algorithm, ranks, kills."""
 LIMIT = 90
 """Seconds that one fit may take."""
-
-
-class EvenTokens(Reward):
-    """Rewards even token ids, plus noise from all three random generators, so that their states matter."""
-
-    def __call__(self, samples: Sequence[Sample]) -> list[float]:
-        noise = random.random() + np.random.rand() + float(torch.rand(()))
-        return [
-            sum(i % 2 == 0 for i in s.completion.ids) + noise * (s.completion.ids[0] % 3) for s in samples
-        ]
 
 
 class Numbers(ProblemSource):
