@@ -21,7 +21,7 @@ from coderl.algorithms import distributed, resuming, rng
 from coderl.algorithms.micro_batches import Portion, portions
 from coderl.algorithms.schedule import Schedule, rate_factor
 from coderl.data import CodeDataModule
-from coderl.data.loops import settle
+from coderl.data.loops import resume_at_first_batch, settle
 from coderl.errors import UsageError, UserError, named_line
 from coderl.model import memory
 from coderl.model.allocator import give_back_freed_memory, keep_freed_memory
@@ -354,34 +354,38 @@ class PolicyModule(LightningModule):
     def in_fitting_parts(self, work: Callable[[], T]) -> T:
         """Do work that goes through :meth:`portions`; where memory does not suffice, again in smaller ones.
 
+        Collective, but ranks may take unequally many attempts: in the work none may wait for others.
+
         Raises:
-            UserError: It does not suffice for the smallest.
+            UserError: It does not suffice for the smallest, or another rank has failed.
         """
-        while True:
-            try:
-                return work()
-            except (RuntimeError, MemoryError) as error:
-                if not memory.is_exhausted(error):
-                    raise
-                said = named_line(error)
-            # Out here: the error holds what the attempt has left behind.
-            for parameter in self.policy.trainable().values():
-                parameter.grad = None
-            memory.release(self.device)
-            budget = self.budget
-            smaller = budget.smaller(scoring=not torch.is_grad_enabled())
-            if smaller is None:
-                raise UserError(
-                    f"memory does not suffice for a single sequence ({said}): set "
-                    "policy.gradient_checkpointing: true, or lower model.max_new_tokens"
-                )
-            self._budget = smaller
-            if smaller.tokens == budget.tokens:
-                log.warning("memory does not suffice: scoring %d tokens at a time", smaller.scored)
-            else:
-                log.warning(
-                    "memory does not suffice: micro-batches of %d tokens from here on", smaller.tokens
-                )
+        with self.together():
+            while True:
+                try:
+                    return work()
+                except (RuntimeError, MemoryError) as error:
+                    if not memory.is_exhausted(error):
+                        raise
+                    said = named_line(error)
+                # Out here: the error holds what the attempt has left behind.
+                for parameter in self.policy.trainable().values():
+                    parameter.grad = None
+                memory.release(self.device)
+                self._use_smaller_parts(said)
+
+    def _use_smaller_parts(self, said: str) -> None:
+        budget = self.budget
+        smaller = budget.smaller(scoring=not torch.is_grad_enabled())
+        if smaller is None:
+            raise UserError(
+                f"memory does not suffice for a single sequence ({said}): set "
+                "policy.gradient_checkpointing: true, or lower model.max_new_tokens"
+            )
+        self._budget = smaller
+        if smaller.tokens == budget.tokens:
+            log.warning("memory does not suffice: scoring %d tokens at a time", smaller.scored)
+        else:
+            log.warning("memory does not suffice: micro-batches of %d tokens from here on", smaller.tokens)
 
     @property
     def loss_scale(self) -> float:
@@ -480,16 +484,20 @@ class PolicyModule(LightningModule):
             yield
         except Exception as error:
             failed = error
+        others: list[str] = []
         # `_trainer`, because Lightning's `trainer` raises where the module has none.
         if self._trainer is not None and self.trainer.world_size > 1:
             # Ten times as long as this rank took: prompts, answers and programs differ.
             said = named_line(failed) if failed else ""
-            told = self.gathered(said, patience=10 * (time.monotonic() - began))
+            try:
+                told = self.gathered(said, patience=10 * (time.monotonic() - began))
+            except UserError as missing:
+                raise failed or missing from None  # what has failed here says more than who has not come
             others = [f"rank {rank}: {line}" for rank, line in enumerate(told) if line]
-            if others and failed is None:
-                raise UserError(f"another process has failed, and the fit ends on all ({'; '.join(others)})")
         if failed is not None:
             raise failed
+        if others:
+            raise UserError(f"another process has failed, and the fit ends on all ({'; '.join(others)})")
 
     # -- checkpoints -----------------------------------------------------------------------------------------
 
@@ -524,14 +532,21 @@ class PolicyModule(LightningModule):
             callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
             resuming.keep_settings(callbacks, checkpoint.get("callbacks", {}))
             if resuming.PARAMETERS in checkpoint:  # not in those of earlier versions
+                if "optimizer_states" not in checkpoint:
+                    raise UserError(
+                        "the checkpoint holds weights alone (save_weights_only), without the optimizer's "
+                        "state: a fit cannot go on from it; start a new one from its adapter with "
+                        "policy.adapter, or name another with --ckpt_path"
+                    )
                 resuming.regroup_optimizer(checkpoint, self.optimizer_groups())
-            settle(checkpoint["loops"]["fit_loop"], self.trainer.enable_validation)
+            settle(checkpoint["loops"]["fit_loop"])
             if self.datamodule is not None:
                 self.datamodule.resume(checkpoint["loops"]["fit_loop"])
 
     def on_train_start(self) -> None:
         """Make all ranks use rank 0's seed, from which their random generators are seeded."""
         scheduler: Any = self.lr_schedulers()
+        resume_at_first_batch(self.trainer)
         resuming.follow(scheduler)  # a checkpoint's rates were those of its own run's schedule
         # A checkpoint's seed if there is one: a resumed run must draw the same numbers.
         self._stream = self.trainer.strategy.broadcast(self._stream or torch.initial_seed())

@@ -524,8 +524,7 @@ class PolicyGradient(PolicyModule, ABC):
             stopped = False
             for _ in range(self.inner_epochs):
                 if not stopped:
-                    with self.together():
-                        meter = self.in_fitting_parts(lambda: self._accumulate_gradients(step))
+                    meter = self.in_fitting_parts(lambda: self._accumulate_gradients(step))
                     means = {"policy/kl_old": 0.0} | meter.means(self.gathered)
                     # The mean is that of all ranks, so that they stop together.
                     if stopped := self.exceeds_target_kl(means["policy/kl_old"]):

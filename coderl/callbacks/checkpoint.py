@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from weakref import proxy
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from coderl.callbacks.last_step import VALIDATION_DUE, LastStep
-from coderl.data.loops import settle
+from coderl.callbacks.last_step import LastStep
+from coderl.data.loops import make_up_validation, resume_at_first_batch, settle
 from coderl.errors import first_line
+from coderl.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +22,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_PLACES = ("best_model_path", "best_model_score", "best_k_models", "kth_best_model_path", "kth_value")
+_PLACES = (
+    "best_model_path",
+    "best_model_score",
+    "best_k_models",
+    "kth_best_model_path",
+    "kth_value",
+    "last_model_path",
+)
 
 
 class Checkpoint(ModelCheckpoint):
@@ -50,19 +58,21 @@ class Checkpoint(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Note whether a validation was still to follow the step, and count its epoch."""
-        settle(checkpoint["loops"]["fit_loop"], trainer.enable_validation)
-        LastStep.of(trainer).validation_due = bool(checkpoint.get(VALIDATION_DUE))
+        settle(checkpoint["loops"]["fit_loop"])
+        LastStep.of(trainer).load(checkpoint)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Complete checkpoints that others write, such as Lightning when SLURM is to start the job again."""
+        LastStep.of(trainer).complete(trainer, checkpoint)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate, where the run was stopped between a step and the validation after it."""
         super().on_train_start(trainer, pl_module)
-        last = LastStep.of(trainer)
-        if last.validation_due and trainer.enable_validation:
-            last.validation_due = False  # there may be several of these callbacks
-            # As Lightning's loop does, which takes it for done when it resumes.
-            trainer.validating = True
-            trainer.fit_loop.epoch_loop.val_loop.run()
-            trainer.training = True
+        if LastStep.of(trainer).validation_due and trainer.enable_validation:
+            make_up_validation(trainer)
+        resume_at_first_batch(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Keep the state of the step, and write it when it is due."""
@@ -70,20 +80,20 @@ class Checkpoint(ModelCheckpoint):
         super().on_train_batch_end(trainer, *args, **kwargs)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what was waiting for the validation, and note that it was made."""
-        super().on_validation_end(trainer, pl_module)
+        """Note that the validation was made, and write what was waiting for it."""
         if not trainer.sanity_checking:
             LastStep.of(trainer).note_validated(trainer)
+        super().on_validation_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the state after the last step."""
-        if self.last_path is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
         last = LastStep.of(trainer)
-        last.note_callbacks(trainer)
+        if self.last_path is None or trainer.fast_dev_run or last.batch < 0:  # type: ignore[attr-defined]
+            return
         with self._said_if_not_written(trainer):
-            if last.write(trainer, self.last_path):
-                self.last_model_path = self._last_checkpoint_saved = self.last_path
+            self.last_model_path = self.last_path
+            self._save_checkpoint(trainer, self.last_path)
+            last.release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write the state after the last whole step."""
@@ -93,11 +103,14 @@ class Checkpoint(ModelCheckpoint):
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         """Write the last whole step; as in Lightning's, whose state would be that of the moment."""
         last = LastStep.of(trainer)
-        if self.save_weights_only or last.batch < 0:
-            super()._save_checkpoint(trainer, filepath)
-            return
-        last.note_callbacks(trainer)
-        last.write(trainer, filepath)
+        moment = self.save_weights_only or last.batch < 0
+        found = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only) if moment else None
+        with _failing_together(trainer):
+            if found is not None:
+                trainer.strategy.save_checkpoint(found, filepath)
+            else:
+                last.note_callbacks(trainer)
+                last.write(trainer, filepath)
         self._last_global_step_saved, self._last_checkpoint_saved = trainer.global_step, filepath
         for logger in trainer.loggers if trainer.is_global_zero else []:
             logger.after_save_checkpoint(proxy(self))
@@ -108,13 +121,25 @@ class Checkpoint(ModelCheckpoint):
 
     def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Any]) -> None:
         with self._said_if_not_written(trainer):
+            # Else Lightning takes a file that the run it resumes has left for another run's, and writes
+            # last-v1.ckpt.
+            self.last_model_path = self.last_path or ""
             super()._save_last_checkpoint(trainer, monitor_candidates)
+
+    @staticmethod
+    def _link_checkpoint(trainer: Trainer, filepath: str, linkpath: str) -> None:
+        """Make ``last.ckpt`` a link, as Lightning does, but never without one that is there."""
+        with _failing_together(trainer):
+            if trainer.is_global_zero and os.path.abspath(filepath) != os.path.abspath(linkpath):
+                partial = f"{linkpath}.partial"
+                with suppress(FileNotFoundError):
+                    os.remove(partial)
+                os.symlink(os.path.relpath(filepath, os.path.dirname(linkpath)), partial)
+                os.replace(partial, linkpath)
 
     @contextmanager
     def _said_if_not_written(self, trainer: Trainer) -> Iterator[None]:
         """Warn if a file cannot be written in the block; what was written before it counts on."""
-        # Only rank 0 writes, and so only its counts go back. Where Lightning's collectives depend on them
-        # (`monitor`, `save_weights_only`), the ranks may part after a full disk.
         before = {name: getattr(self, name) for name in _PLACES if hasattr(self, name)}
         before["best_k_models"] = dict(self.best_k_models)
         try:
@@ -122,10 +147,32 @@ class Checkpoint(ModelCheckpoint):
         except OSError as error:
             for name, value in before.items():
                 setattr(self, name, value)
-            where = error.filename or self.dirpath
-            log.warning(
-                "no checkpoint of step %d at %s (%s): make room there; the one before it stays",
-                trainer.global_step,
-                where,
-                error.strerror or first_line(error),
-            )
+            if trainer.is_global_zero:
+                log.warning(
+                    "no checkpoint of step %d at %s (%s): make room there; the one before it stays",
+                    trainer.global_step,
+                    error.filename or self.dirpath,
+                    error.strerror or first_line(error),
+                )
+
+
+@contextmanager
+def _failing_together(trainer: Trainer) -> Iterator[None]:
+    """Raise an OSError of one rank in the block on all of them. Collective.
+
+    Only rank 0 writes. The others count files as it does, and Lightning's collectives depend on these counts.
+    """
+    failed: OSError | None = None
+    try:
+        yield
+    except OSError as error:
+        failed = error
+    if trainer.strategy.reduce_boolean_decision(failed is not None, all=False):
+        raise failed or OSError("rank 0 could not write")
+
+
+def last_path(trainer: Trainer) -> str:
+    """Where a trainer writes ``last.ckpt``: as its :class:`Checkpoint` says, or in the run folder."""
+    callbacks = trainer.checkpoint_callbacks
+    found = [one.last_path for one in callbacks if isinstance(one, Checkpoint) and one.last_path]
+    return found[0] if found else str(RunFolder.of(trainer).last_checkpoint)

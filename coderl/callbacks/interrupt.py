@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
@@ -12,13 +13,16 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
+from coderl.callbacks.checkpoint import last_path
 from coderl.callbacks.last_step import LastStep
-from coderl.runs.folder import RunFolder
+from coderl.errors import named_line
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from lightning import LightningModule, Trainer
+
+log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Ctrl-C, a scheduler's or system's end, a closed terminal, and the usual warning of a job's time limit."""
@@ -78,6 +82,10 @@ class SaveOnInterrupt(Callback):
         if self.asked or not self.stepping:
             raise KeyboardInterrupt
         self.asked = number
+        path = last_path(self._trainer)
+        if number != signal.SIGINT and not last.is_saved(path):
+            with suppress(OSError):  # it is tried again when the step has ended
+                last.write(self._trainer, path)
         with suppress(OSError):  # the terminal may be gone
             name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
             print(
@@ -85,10 +93,12 @@ class SaveOnInterrupt(Callback):
                 file=sys.stderr,
                 flush=True,
             )
-        path = RunFolder.of(self._trainer).last_checkpoint
-        if number != signal.SIGINT and not last.is_saved(path):
-            with suppress(OSError):  # it is tried again when the step has ended
-                last.write(self._trainer, path)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Complete checkpoints that others write, such as Lightning when SLURM is to start the job again."""
+        LastStep.of(trainer).complete(trainer, checkpoint)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -107,7 +117,7 @@ class SaveOnInterrupt(Callback):
         if not trainer.strategy.reduce_boolean_decision(bool(self.asked), all=False):
             return
         last.note_callbacks(trainer)
-        last.write(trainer, RunFolder.of(trainer).last_checkpoint)
+        last.write_if_new(trainer, last_path(trainer))
         requeue = _requeue_signal(trainer)
         asked = requeue is not None and self.asked == requeue
         if requeue is not None and trainer.strategy.reduce_boolean_decision(asked, all=False):
@@ -115,7 +125,10 @@ class SaveOnInterrupt(Callback):
             # so anywhere in a step; here the state is whole.
             handler = self._before.get(requeue)
             if callable(handler):
-                handler(requeue, None)
+                try:
+                    handler(requeue, None)
+                except OSError as error:
+                    log.warning("SLURM was not asked to start the job again: %s", named_line(error))
         self.saved = True  # stop in the next hook: Lightning logs the step's metrics only after this one
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -131,7 +144,7 @@ class SaveOnInterrupt(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write the state after the last whole step, where no other callback has."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            LastStep.of(trainer).write_if_new(trainer, RunFolder.of(trainer).last_checkpoint)
+            LastStep.of(trainer).write_if_new(trainer, last_path(trainer))
 
     def _stop_if(self, due: bool) -> None:
         if due:

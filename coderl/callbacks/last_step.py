@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 SHARE = 4
 """The state is copied where it takes at most this part, one in so many, of the memory that is free."""
-VALIDATION_DUE = "validation_due"
+_VALIDATION_DUE = "validation_due"
 """Key in a checkpoint: whether a validation was still to follow the step."""
 
 
@@ -45,9 +45,10 @@ class LastStep:
         self.state: dict[str, Any] | None = None
         self.batch = -1
         self.busy = False
-        self._written: dict[str, int] = {}
+        self.validation_due = False  # a validation is still to follow the last step, of this run or another
+        self.saved: tuple[str, int] | None = None  # the file that was written last, and its step
+        self._written: dict[str, tuple[int, bool]] = {}
         self._pinned = False
-        self.validation_due = False
         self._copies: bool | None = None
         self._buffers: dict[str, Tensor] = {}
         self._live: list[tuple[Tensor, int]] = []
@@ -71,14 +72,13 @@ class LastStep:
         """Optimizer steps after which the state was; None before the first step of this process."""
         return None if self.state is None else int(self.state["global_step"])
 
-    @property
-    def saved(self) -> int | None:
-        """The latest step that this process has written to a file; None if it has written none."""
-        return max(self._written.values(), default=None)
-
     def is_saved(self, path: str | Path) -> bool:
         """Whether a file holds the state already."""
-        return self.step is not None and self._written.get(_known_as(path)) == self.step
+        return self.step is not None and self._written.get(_known_as(path)) == self._version()
+
+    def release(self) -> None:
+        """Give back the memory: the state is in its file, and no step follows."""
+        self.state, self._buffers, self._live = None, {}, []
 
     def take(self, trainer: Trainer) -> None:
         """Keep the state. To be called at the end of a step, when all other callbacks have counted it."""
@@ -87,14 +87,11 @@ class LastStep:
             return
         self.busy = True  # a signal's handler may not write what is half copied
         try:
-            found = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
             fetcher = loop._data_fetcher
-            due = fetcher is not None and loop.epoch_loop._should_check_val_fx(fetcher)
-            found[VALIDATION_DUE] = bool(due)
-            if loop.epoch_loop.batch_progress.is_last_batch:
-                _drop_ended_loaders(found["loops"]["fit_loop"]["state_dict"])
-            if self._copies is None:
-                self._copies = self._can_copy(found, trainer)
+            self.validation_due = bool(fetcher and loop.epoch_loop._should_check_val_fx(fetcher))
+            found = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+            self.complete(trainer, found)
+            self._decide_on_copies(found)
             self.state, self._live = None, []
             if trainer.is_global_zero:
                 kept = self._kept(found, "")
@@ -105,6 +102,16 @@ class LastStep:
         finally:
             self.busy = False
 
+    def complete(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+        """Add to a checkpoint, whoever has it written, what a run that resumes from it needs to know."""
+        checkpoint[_VALIDATION_DUE] = self.validation_due
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            _drop_ended_loaders(checkpoint["loops"]["fit_loop"]["state_dict"])
+
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Note what :meth:`complete` has added to the checkpoint that a run resumes from."""
+        self.validation_due = bool(checkpoint.get(_VALIDATION_DUE))
+
     def note_callbacks(self, trainer: Trainer) -> None:
         """Take over what callbacks have counted since the step, such as scores of a validation."""
         if self.state is not None:
@@ -112,8 +119,9 @@ class LastStep:
 
     def note_validated(self, trainer: Trainer) -> None:
         """The validation that was due has been made."""
+        self.validation_due = False
         if self.state is not None:
-            self.state[VALIDATION_DUE] = False
+            self.state[_VALIDATION_DUE] = False
             self.note_callbacks(trainer)
 
     def write(self, trainer: Trainer, path: str | Path) -> bool:
@@ -133,11 +141,12 @@ class LastStep:
             trainer.strategy.checkpoint_io.save_checkpoint(self.state, path)
         finally:
             self.busy = False
-        self._written[_known_as(path)] = int(self.state["global_step"])
+        self._written[_known_as(path)] = self._version()
+        self.saved = str(path), int(self.state["global_step"])
         return True
 
     def write_if_new(self, trainer: Trainer, path: str | Path) -> None:
-        """Write the state unless the file holds it; where that fails, warn: an error is under way."""
+        """Write the state unless the file holds it; where that fails, warn: the fit is ending anyway."""
         if self.step is None or self.is_saved(path):
             return
         try:
@@ -145,8 +154,21 @@ class LastStep:
         except OSError as error:
             log.warning("the state of step %d is lost: %s", self.step, named_line(error))
 
-    def _can_copy(self, found: dict[str, Any], trainer: Trainer) -> bool:
-        size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(found))
+    def _version(self) -> tuple[int, bool]:
+        """What tells two states apart: a validation changes what callbacks have counted."""
+        assert self.state is not None
+        return int(self.state["global_step"]), self.state[_VALIDATION_DUE]
+
+    def _decide_on_copies(self, found: dict[str, Any]) -> None:
+        """Copy from now on, or not; decided again when the state has grown (Adam's begins empty)."""
+        have = sum(_bytes(buffer) for buffer in self._buffers.values())
+        size = sum(_bytes(tensor) for tensor in _tensors(found))
+        if self._copies is not False and size > have:
+            self._copies = self._can_copy(size - have)
+            if not self._copies:
+                self._buffers.clear()
+
+    def _can_copy(self, size: int) -> bool:
         if size * SHARE <= memory.free_bytes(torch.device("cpu")):
             return True
         log.warning(
@@ -184,6 +206,10 @@ _LAST: WeakKeyDictionary[Trainer, LastStep] = WeakKeyDictionary()
 def _known_as(path: str | Path) -> str:
     """One name for a file, whichever way it is called; a URL is its own."""
     return str(path) if is_remote(path) else os.path.realpath(path)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -19,6 +19,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from coderl.algorithms import PolicyGradient, PolicyModule
 from coderl.callbacks.best_checkpoint import BestCheckpoint
+from coderl.callbacks.last_step import LastStep
+from coderl.data.loops import make_up_validation
 from coderl.errors import UsageError
 from coderl.evaluation import Store, Task, load_task
 from coderl.files import write_atomic
@@ -133,8 +135,11 @@ class PostFit(Callback):
         rank_zero_print(
             f"training was already complete ({limits}); to train on, resume with a higher {flags}"
         )
-        # Where no step is left, this is the last hook before Lightning takes the model off its device. Rank 0
-        # decides for all: evaluating is collective, and other machines may not see its disk.
+        # Where no step is left, this is the last hook before Lightning takes the model off its device.
+        if LastStep.of(trainer).validation_due and trainer.enable_validation:
+            trainer._checkpoint_connector.restore_training_state()  # Lightning does so after this hook
+            make_up_validation(trainer)
+        # Rank 0 decides for all: evaluating is collective, and other machines may not see its disk.
         summarized = summarized_steps(RunFolder.of(trainer).summary) >= self._resumed_at
         if not trainer.strategy.broadcast(summarized):
             self._finish(trainer, pl_module, self._resumed_at)

@@ -41,7 +41,7 @@ from coderl.errors import UsageError, UserError
 from coderl.files import free_path
 from coderl.problems.sources import jsonl_stem
 from coderl.runs import loggers
-from coderl.runs.checkpoint_files import damage_of, newest_whole, step_of
+from coderl.runs.checkpoint_files import damage_of, latest_whole
 from coderl.runs.config import flat_settings
 from coderl.runs.console import ConsoleLog
 from coderl.runs.folder import DEBUG, ROOT, RunFolder, run_name
@@ -85,6 +85,7 @@ class SaveConfig(SaveConfigCallback):
     """Writes the configuration into run folder and checkpoints, and says what a resumed run changes."""
 
     _as_dict: dict[str, Any] | None = None
+    _stage: str | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """The run's settings, for its checkpoints."""
@@ -94,7 +95,9 @@ class SaveConfig(SaveConfigCallback):
 
     @rank_zero_only
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Say which settings are not those that the checkpoint was written with."""
+        """Say which settings of a fit are not those that the checkpoint was written with."""
+        if self._stage != "fit":
+            return
         then, now = flat_settings(state_dict["settings"]), flat_settings(self.state_dict()["settings"])
         for key in sorted(then.keys() | now.keys()):
             if (before := then.get(key)) != (after := now.get(key)) and not key.startswith(_OF_A_START):
@@ -102,6 +105,7 @@ class SaveConfig(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the first free of ``config.yaml``, ``config-2.yaml`` ..., then save as Lightning does."""
+        self._stage = stage
         folder = trainer.log_dir  # every rank has to ask: Lightning broadcasts the folder
         if not self.already_saved and folder is not None and trainer.is_global_zero:
             self.config_filename = free_path(Path(folder, self.config_filename)).name
@@ -245,10 +249,13 @@ class CoderlCLI(LightningCLI):
             UserError: There is no such file, or it is no checkpoint.
         """
         path: str | Path | None = config.ckpt_path
+        checkpoints = Path(config.checkpoint.dirpath or folder.checkpoints)
         if path is None and self.subcommand == "fit" and "SLURM_RESTART_COUNT" in os.environ:
-            path = folder.requeued_checkpoint()
-        if path == "last" and folder.last_checkpoint.is_file():
-            path = folder.last_checkpoint
+            # The folder itself has what Lightning wrote before SLURM was to start the job again.
+            found = latest_whole(folder.path, checkpoints)
+            return None if found is None else str(found[0])
+        if path == "last" and (last := checkpoints / folder.last_checkpoint.name).is_file():
+            path = last
         if path is None or path in _CKPT_KEYWORDS or "://" in str(path) or Path(path).is_dir():
             return None if path is None else str(path)
         if not Path(path).is_file():
@@ -257,13 +264,14 @@ class CoderlCLI(LightningCLI):
             )
         if (damage := damage_of(Path(path))) is None:
             return str(path)
-        before = newest_whole(Path(path).parent, Path(path)) if self.subcommand == "fit" else None
+        places = {Path(path).parent, checkpoints, folder.path}
+        before = latest_whole(*places, besides=Path(path)) if self.subcommand == "fit" else None
         if before is None:
             raise UserError(f"{path} is damaged or no checkpoint ({damage}); name another with --ckpt_path")
         self._print_early(
-            f"warning: {path} is damaged ({damage}): going on from {before}, step {step_of(before)}"
+            f"warning: {path} is damaged ({damage}): going on from {before[0]}, step {before[1]}"
         )
-        return str(before)
+        return str(before[0])
 
     def _plain(self) -> dict[str, Any]:
         """The command's configuration as dicts, lists and values."""
@@ -304,17 +312,15 @@ class CoderlCLI(LightningCLI):
                 launcher.kill(signal.SIGKILL)
             last = LastStep.of(self.trainer)
             if last.saved is not None:
-                folder = RunFolder.of(self.trainer)
-                command = folder.resume_command(folder.latest_checkpoint() or folder.last_checkpoint)
-                print(
-                    f"coderl: step {last.saved} is saved; go on with: {command}", file=sys.stderr, flush=True
-                )
+                path, step = last.saved
+                command = RunFolder.of(self.trainer).resume_command(path)
+                print(f"coderl: step {step} is saved; go on with: {command}", file=sys.stderr, flush=True)
             raise
         except SystemExit as stop:  # Lightning answers Ctrl-C with sys.exit
             if self.trainer.state.status != TrainerStatus.INTERRUPTED:
                 raise
-            folder = RunFolder.of(self.trainer)
-            checkpoint = folder.latest_checkpoint()
+            folder, saved = RunFolder.of(self.trainer), LastStep.of(self.trainer).saved
+            checkpoint = saved[0] if saved else folder.latest_checkpoint()
             resume = checkpoint and f"go on with: {folder.resume_command(checkpoint)}"
             ways = (resume or "no checkpoint was written yet",) if _is_first_rank() else ()
             raise KeyboardInterrupt(*ways) from stop

@@ -277,6 +277,8 @@ class CodeDataModule(LightningDataModule):
         state = (loaders[0].get("_sampler_iter_state") or {}).get("sampler_state")
         if state is None:  # the checkpoint is of a fit with a loader of its own
             return
+        if loop["epoch_progress"]["current"]["processed"] != state["epoch"]:
+            return  # the loop ended the epoch before the sampler did (limit_train_batches): the next one begins
         sampler, current = self._sampler(self.problems("train")), loop[BATCHES]["current"]
         sampler.load_state_dict(state)
         ended = sampler.epoch > state["epoch"]
@@ -295,8 +297,7 @@ class CodeDataModule(LightningDataModule):
             0 if ended else left,
         )
         if ended:
-            assert self.trainer is not None
-            begin_next_epoch(loop, self.trainer.enable_validation)
+            begin_next_epoch(loop)
         else:
             # In mid-epoch the batch is not counted as completed: the step was just about to end.
             completed = batches - left - (current["processed"] - current["completed"])

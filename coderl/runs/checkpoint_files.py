@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -88,24 +89,33 @@ def damage_of(path: Path) -> str | None:
             if bad := archive.testzip():
                 return f"the checksum of {bad} is wrong"
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # damaged files fail in many ways: zip, pickle, JSON, truncated storages
+    except pickle.UnpicklingError:
+        return None  # as it was written, with objects that are loaded only where weights_only is false
+    except Exception as error:  # damaged files fail in many ways: zip, JSON, truncated storages
         return named_line(error, limit=80)
     return None
 
 
-def newest_whole(folder: Path, besides: Path) -> Path | None:
-    """The undamaged checkpoint that was written last in a folder, one file left out; None without any."""
-    found = sorted(
-        (path for path in folder.glob("*.ckpt") if path != besides),
-        key=lambda path: path.stat().st_mtime_ns,
-        reverse=True,
-    )
-    return next((path for path in found if not damage_of(path)), None)
+def latest_whole(*folders: Path, besides: Path | None = None) -> tuple[Path, int] | None:
+    """The undamaged checkpoint of the most steps in some folders, and these; None without any.
+
+    Args:
+        folders: Need not be there.
+        besides: A file that is left out.
+    """
+    found = {path: step_of(path) for folder in folders for path in folder.glob("*.ckpt") if path != besides}
+    known = [(path, step) for path, step in found.items() if step is not None]
+    # Among those of one step, last.ckpt: best.ckpt may be of before its validation was counted by others.
+    known.sort(key=lambda one: (one[1], one[0].name == "last.ckpt"), reverse=True)
+    return next((one for one in known if not damage_of(one[0])), None)
 
 
-def step_of(path: Path) -> int:
-    """The optimizer steps that a checkpoint was written after."""
-    return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+def step_of(path: Path) -> int | None:
+    """The optimizer steps that a checkpoint was written after; None where it cannot be read safely."""
+    try:
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    except Exception:  # see damage_of
+        return None
 
 
 def _system_error(error: BaseException) -> OSError | None:

@@ -204,16 +204,11 @@ class RunFolder:
         """The settings of the latest start; None where none were saved."""
         return next(reversed(self.configs()), None)
 
-    def requeued_checkpoint(self) -> Path | None:
-        """The checkpoint from which a job that SLURM starts again goes on; None where there is none."""
-        found = [*self.path.glob("hpc_ckpt_*.ckpt"), *self.checkpoints.glob("last.ckpt")]
-        return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
-
     def latest_checkpoint(self) -> Path | None:
         """The checkpoint that was written last; None where there is none."""
         return max(self.path.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, default=None)
 
-    def resume_command(self, checkpoint: Path) -> str:
+    def resume_command(self, checkpoint: str | Path) -> str:
         """The command that goes on from a checkpoint, with the settings of the latest start."""
         return f"coderl fit --config {self.latest_config() or 'CONFIG'} --ckpt_path {checkpoint}"
 

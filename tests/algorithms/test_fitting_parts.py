@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -180,3 +181,32 @@ def test_scoring_without_gradient_reads_more_at_a_time(
     monkeypatch.setattr(memory, "micro_batch_tokens", lambda *_: 20)
     layers = run(llama, rollout).policy.base.config.num_hidden_layers
     assert asked == {True: 20, False: 20 * max(1, layers // 2)}
+
+
+def of_two_ranks(told: list[str] | Exception) -> SFT:
+    """A module whose ranks exchange this: what each has failed with, or that one has not come."""
+
+    class OfTwo(SFT):
+        def gathered(self, value: Any, patience: float = 0.0) -> Any:
+            if isinstance(told, Exception):
+                raise told
+            return told
+
+    made = OfTwo(Policy("embedded"))
+    made._trainer = SimpleNamespace(world_size=2)  # type: ignore[assignment]
+    return made
+
+
+def test_ranks_end_together_where_one_of_them_fails() -> None:
+    def fails() -> None:
+        raise ZeroDivisionError
+
+    assert of_two_ranks(["", ""]).in_fitting_parts(lambda: 7) == 7
+    with pytest.raises(UserError, match="rank 1: the memory"):
+        of_two_ranks(["", "the memory"]).in_fitting_parts(lambda: 7)
+    missing = UserError("rank 1 has not come")
+    for told in (["ZeroDivisionError", ""], ["ZeroDivisionError", "other"], missing):
+        with pytest.raises(ZeroDivisionError):
+            of_two_ranks(told).in_fitting_parts(fails)
+    with pytest.raises(UserError, match="has not come"):
+        of_two_ranks(missing).in_fitting_parts(lambda: 7)

@@ -197,15 +197,15 @@ def test_a_fit_stopped_by_ctrl_c_and_resumed_equals_an_uninterrupted_one(
         assert not differences(got, expected), f"step {i + 1}"
 
 
-@pytest.mark.parametrize("limits", [{}, {"max_steps": 6}])
+@pytest.mark.parametrize("limits", [{}, {"max_steps": 6}, {"limit_train_batches": 2}], ids=str)
 def test_a_fit_stopped_after_every_step_equals_an_uninterrupted_one(
-    llama: Path, tmp_path: Path, limits: dict[str, Any]
+    llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, limits: dict[str, Any]
 ) -> None:
     """Epochs end in between, twice: each run goes on from the checkpoint of one that had gone on itself."""
     whole = fit(module(llama), tmp_path / "whole", seed=1, **limits)
     got: list[dict[str, Any]] = []
     last = tmp_path / "stopped/checkpoints/last.ckpt"
-    for start in range(STEPS):
+    for start in range(len(whole)):
         resume = last if start else None
         got += fit(
             module(llama),
@@ -219,6 +219,7 @@ def test_a_fit_stopped_after_every_step_equals_an_uninterrupted_one(
     for i, (one, expected) in enumerate(zip(got, whole, strict=True)):
         assert not differences(one, expected), f"step {i + 1}"
     assert not fit(module(llama), tmp_path / "stopped", seed=7, resume=last, **limits)
+    assert "since the checkpoint" not in caplog.text
 
 
 def test_a_fit_stopped_by_its_limit_can_be_resumed_with_a_higher_one(llama: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,16 @@ class Counts(LightningModule):
         return StatefulDataLoader(torch.arange(1.0, STEPS + 1)[:, None])
 
 
-def fit(module: Counts, folder: Path, *callbacks: Callback, again: bool = False, epochs: int = 2) -> Trainer:
+def fit(
+    module: Counts, folder: Path, *callbacks: Callback, again: bool = False, epochs: int = 2, **options: Any
+) -> Trainer:
     trainer = tiny.trainer(
         default_root_dir=folder,
         max_epochs=epochs,
         enable_checkpointing=True,
         num_sanity_val_steps=0,
         callbacks=[*callbacks, Checkpoint(dirpath=folder, save_last=True, every_n_train_steps=3)],
+        **options,
     )
     loaders = {"train_dataloaders": module.loader(), "val_dataloaders": module.loader()}
     trainer.fit(module, **loaders, ckpt_path=folder / "last.ckpt" if again else None, weights_only=True)
@@ -94,6 +98,68 @@ def test_a_validation_that_was_cut_off_is_made_when_the_run_is_resumed(tmp_path:
     more = Counts()
     fit(more, folder, again=True, epochs=3)
     assert more.validated == [12] * STEPS
+
+
+class Seen(Callback):
+    """What a run shows of each step and validation; stops it after a step or in the validation there."""
+
+    def __init__(self, stop: tuple[str, int] | None = None) -> None:
+        self.seen: list[tuple[Any, ...]] = []
+        self.stop = stop
+
+    def note(self, trainer: Trainer, what: str, *more: float) -> None:
+        logged = trainer.fit_loop.epoch_loop._batches_that_stepped
+        self.seen.append((what, trainer.global_step, logged, *more))
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if self.stop == ("step", trainer.global_step):
+            raise ZeroDivisionError
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, _: Any, batch: Any, __: int) -> None:
+        self.note(trainer, "step", trainer.current_epoch, float(batch), module.layer.weight.item())
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if self.stop == ("validated", trainer.global_step):
+            raise ZeroDivisionError
+
+    def on_validation_end(self, trainer: Trainer, module: Any) -> None:
+        self.note(trainer, "validated", len(module.validated))
+        module.validated = []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"val_check_interval": 2},
+        {"check_val_every_n_epoch": None, "val_check_interval": 3},
+        {"check_val_every_n_epoch": 2},
+        {"limit_val_batches": 0},
+        {"limit_val_batches": 2, "limit_train_batches": 3},
+        {"max_steps": 10},
+        {"max_steps": 10, "val_check_interval": 2},
+    ],
+    ids=str,
+)
+def test_a_run_that_is_stopped_again_and_again_shows_what_a_whole_one_does(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, options: dict[str, Any]
+) -> None:
+    """All of it: problems, weights, validations, epochs, and the numbers under which metrics are logged."""
+    fit(Counts(), tmp_path / "whole", whole := Seen(), epochs=4, **options)
+    end = whole.seen[-1][1]
+    after = [("step", step) for step in range(1, end)]
+    within = [(what, step) for what, step, *_ in whole.seen if what == "validated" and step < end]
+    for name, stops in {"after": after, "within": within, "now and then": after[1::5]}.items():
+        folder = tmp_path / name
+        got: list[tuple[Any, ...]] = []
+        for number, stop in enumerate([*stops, None]):
+            part = Seen(stop)
+            with suppress(ZeroDivisionError):
+                fit(Counts(), folder, part, again=number > 0, epochs=4, **options)
+            got += part.seen
+        assert got == whole.seen, f"stopped at {stops}"
+        assert sorted(path.name for path in folder.glob("last*")) == ["last.ckpt"]
+        assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == whole.seen[-1][1]
 
 
 @pytest.mark.parametrize("copies", [True, False])

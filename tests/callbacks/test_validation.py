@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from coderl.algorithms import GRPO, SFT
-from coderl.callbacks import BestCheckpoint, PostFit
+from coderl.callbacks import BestCheckpoint, Checkpoint, PostFit
 from coderl.data import CodeDataModule
 from coderl.errors import UsageError, UserError
 from coderl.evaluation import EvaluationSettings
@@ -144,6 +144,29 @@ def test_validation_ends_a_fit_early(llama: Path, tmp_path: Path) -> None:
     trainer = fit(rl(llama, Pupil()), tmp_path, stopping, max_epochs=9)
     assert trainer.global_step == 2
     assert stopping.best_score == 0.75
+
+
+def test_a_validation_that_was_cut_off_after_the_last_step_is_made_when_the_fit_is_finished(
+    llama: Path, tmp_path: Path
+) -> None:
+    class CutOff(Callback):
+        def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+            if not trainer.sanity_checking:
+                raise ZeroDivisionError
+
+    def made(resume: Path | None, *callbacks: Callback) -> None:
+        others = (BestCheckpoint(), PostFit(merge=False), Checkpoint(best.parent, save_last=True))
+        fit(rl(llama, Pupil()), tmp_path, *callbacks, *others, resume=resume, max_epochs=1)
+
+    best = tmp_path / "checkpoints/best.ckpt"
+    with pytest.raises(ZeroDivisionError):
+        made(None, CutOff())
+    assert not best.exists()
+    made(best.with_name("last.ckpt"), weights := Weights())
+    assert len(weights.seen) == 1 and (tmp_path / "summary.json").exists()
+    saved = torch.load(best, weights_only=True)
+    assert saved["global_step"] == 1 and saved["optimizer_states"][0]["state"]
+    assert not saved["validation_due"]
 
 
 def test_an_engine_is_bound_once_in_a_fit_and_closed_after_it(llama: Path, tmp_path: Path) -> None:

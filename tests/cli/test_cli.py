@@ -223,7 +223,10 @@ def test_slurm_requeues_a_job_which_then_goes_on(
     options = ("--model.interrupt_by", str(int(signal.SIGUSR1)), *INTERRUPTIBLE)
     assert main(["fit", "-c", config, "--model.interrupt_at", "1", *options]) == 1
     assert (tools / "called").read_text() == "requeue 42\n"
-    assert torch.load(RUN / "hpc_ckpt_1.ckpt")["global_step"] == 2
+    requeued, last = (torch.load(path) for path in (RUN / "hpc_ckpt_1.ckpt", RUN / "checkpoints/last.ckpt"))
+    assert requeued["global_step"] == last["global_step"] == 2
+    assert requeued["loops"] == last["loops"] and requeued["validation_due"] is last["validation_due"]
+    (RUN / "hpc_ckpt_1.ckpt").write_bytes(b"PK")  # last.ckpt stands in for it
     # The same command again is refused to anybody but SLURM.
     assert main(["fit", "-c", config, *options]) == 1
     assert "is not empty" in capsys.readouterr().err
@@ -260,6 +263,19 @@ def test_what_a_resumed_run_changes_is_said_in_one_line_each(
         "coderl: model.group_size: 4 in the checkpoint, 5 from here on",
         "coderl: trainer.max_epochs: 1 in the checkpoint, 2 from here on",
     ]
+
+
+def test_a_checkpoint_folder_of_ones_own_has_the_last_step_too(
+    config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--checkpoint.dirpath", "elsewhere", "--model.interrupt_at", "1", *INTERRUPTIBLE)
+    assert main(["fit", "-c", config, *options]) == 1
+    path = Path("elsewhere/last.ckpt").absolute()
+    assert f"--ckpt_path {path}" in capsys.readouterr().err
+    assert torch.load(path)["global_step"] == 2 and not list(RUN.rglob("*.ckpt"))
+    cli = fit(*options, "--ckpt_path", "last", "--checkpoint.every_n_train_steps", "1")
+    assert len(cli.model.steps) == 2 and cli.trainer.global_step == 4
+    assert sorted(one.name for one in path.parent.iterdir() if "last" in one.name) == ["last.ckpt"]
 
 
 def test_an_error_in_a_fit_says_how_to_go_on(

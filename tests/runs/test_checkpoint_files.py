@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import resource
 import signal
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coderl.errors import UserError
-from coderl.runs.checkpoint_files import CheckpointFiles, damage_of, newest_whole
+from coderl.runs.checkpoint_files import CheckpointFiles, damage_of, latest_whole
 
 STATE: dict[str, Any] = {"global_step": 7, "weights": torch.arange(4000.0), "names": ["a", "b"]}
 
@@ -74,15 +73,27 @@ def test_a_file_that_cannot_be_written_leaves_the_one_before(saved: Path, small_
     assert [path.name for path in saved.parent.iterdir()] == ["last.ckpt"]
 
 
-def test_the_newest_whole_checkpoint_stands_in_for_a_damaged_one(saved: Path) -> None:
-    files = CheckpointFiles()
-    for age, name in enumerate(("older", "newer", "damaged")):
+def test_the_latest_whole_checkpoint_stands_in_for_a_damaged_one(saved: Path, tmp_path: Path) -> None:
+    """By steps: the times of files do not survive copying a run folder."""
+    files, elsewhere = CheckpointFiles(), tmp_path / "elsewhere"
+    for step, name in ((8, "later"), (6, "earlier"), (9, "damaged")):
         path = saved.with_name(f"{name}.ckpt")
-        files.save_checkpoint(STATE, path)
-        os.utime(path, (1000 + age, 1000 + age))
+        files.save_checkpoint(STATE | {"global_step": step}, path)
     saved.with_name("damaged.ckpt").write_bytes(b"PK")
-    assert newest_whole(saved.parent, besides=saved) == saved.with_name("newer.ckpt")
-    assert newest_whole(saved.parent / "absent", besides=saved) is None
+    assert latest_whole(saved.parent, besides=saved) == (saved.with_name("later.ckpt"), 8)
+    assert latest_whole(elsewhere) is None
+    files.save_checkpoint(STATE | {"global_step": 9}, elsewhere / "hpc_ckpt_1.ckpt")
+    assert latest_whole(saved.parent, elsewhere) == (elsewhere / "hpc_ckpt_1.ckpt", 9)
+
+
+def test_a_file_with_objects_of_its_own_is_not_damaged(tmp_path: Path) -> None:
+    """torch refuses it unless weights_only is false, which is the user's to say."""
+    path = tmp_path / "last.ckpt"
+    CheckpointFiles().save_checkpoint(STATE | {"own": Path("x")}, path)
+    assert damage_of(path) is None
+    assert CheckpointFiles().load_checkpoint(path, weights_only=False)["own"] == Path("x")
+    path.write_bytes(path.read_bytes()[:-10])
+    assert damage_of(path)
 
 
 def test_what_a_killed_process_has_left_is_cleared_up_by_the_next(saved: Path) -> None:
