@@ -278,7 +278,7 @@ class CodeDataModule(LightningDataModule):
         if state is None:  # the checkpoint is of a fit with a loader of its own
             return
         if loop["epoch_progress"]["current"]["processed"] != state["epoch"]:
-            return  # the loop ended the epoch before the sampler did (limit_train_batches): the next one begins
+            return  # the loop ended the epoch before the sampler (limit_train_batches): the next one begins
         sampler, current = self._sampler(self.problems("train")), loop[BATCHES]["current"]
         sampler.load_state_dict(state)
         ended = sampler.epoch > state["epoch"]

@@ -239,4 +239,4 @@ def test_a_fit_killed_at_random_points_and_resumed_equals_one_that_was_not(
 def test_one_of_two_ranks_that_fails_dies_or_hangs_ends_the_other_with_the_step_before_saved(
     llama: Path, tmp_path: Path
 ) -> None:
-    assert len(played(llama, tmp_path, "faults").splitlines()) == 3
+    assert len(played(llama, tmp_path, "faults").splitlines()) == 4

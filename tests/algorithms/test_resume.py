@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from coderl.algorithms import GRPO, PolicyGradient
 from coderl.algorithms.rewards import Reward, Sample
-from coderl.callbacks import SaveOnInterrupt
+from coderl.callbacks import Checkpoint, SaveOnInterrupt
 from coderl.data import CodeDataModule, Curriculum
 from coderl.errors import UserError
 from coderl.model.adapters import LoRA
@@ -259,6 +259,14 @@ def test_a_checkpoint_of_another_policy_is_a_one_line_error(llama: Path, tmp_pat
     fit(module(llama), tmp_path, seed=1, max_steps=1)
     with pytest.raises(UserError, match=r"checkpoint is of another policy.*config\.yaml") as caught:
         fit(module(llama, rank=2), tmp_path, seed=1, resume=tmp_path / "1.ckpt")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_weights_alone_is_a_one_line_error(llama: Path, tmp_path: Path) -> None:
+    weights = Checkpoint(tmp_path, "weights", save_weights_only=True, every_n_train_steps=1)
+    fit(module(llama), tmp_path, seed=1, max_steps=1, callbacks=[weights])
+    with pytest.raises(UserError, match=r"holds weights alone.*--ckpt_path") as caught:
+        fit(module(llama), tmp_path, seed=1, resume=tmp_path / "weights.ckpt")
     assert "\n" not in str(caught.value)
 
 

@@ -263,6 +263,8 @@ def test_what_a_resumed_run_changes_is_said_in_one_line_each(
         "coderl: model.group_size: 4 in the checkpoint, 5 from here on",
         "coderl: trainer.max_epochs: 1 in the checkpoint, 2 from here on",
     ]
+    assert main(["test", "-c", config, "--model.group_size", "6", "--ckpt_path", "last"]) == 0
+    assert "in the checkpoint" not in capsys.readouterr().out
 
 
 def test_a_checkpoint_folder_of_ones_own_has_the_last_step_too(

@@ -72,6 +72,8 @@ class Tiny(LightningModule):
     def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
         """Nothing is held out."""
 
+    test_step = validation_step
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
@@ -96,3 +98,5 @@ class TinyData(CodeDataModule):
 
     def train_dataloader(self) -> StatefulDataLoader[torch.Tensor]:
         return StatefulDataLoader(torch.ones(self.size, 1))
+
+    test_dataloader = train_dataloader

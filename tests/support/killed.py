@@ -1,6 +1,6 @@
 """Kills fits at random points and resumes them: ``python -m tests.support.killed MODEL FOLDER SEED``.
 
-With ``faults`` in place of a seed, one of two ranks fails in the middle of a step.
+With ``faults`` in place of a seed, one of two ranks fails in the middle of a step, or cannot write.
 
 Every fit runs in processes of its own, forked from this one, which has imported all that they need and has
 not used torch. The trace of a fit that was killed and resumed must be that of one that was not, bit for bit.
@@ -9,6 +9,7 @@ Prints a line for each kill.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -35,7 +36,7 @@ from coderl.evaluation import EvaluationSettings
 from coderl.model.adapters import LoRA
 from coderl.model.policy import Policy
 from coderl.problems import ProblemSource
-from coderl.runs.checkpoint_files import damage_of
+from coderl.runs.checkpoint_files import CheckpointFiles, damage_of
 from coderl.runs.folder import RunFolder
 from coderl.sandbox import Sandbox
 from coderl.types import Problem
@@ -94,6 +95,17 @@ class Faulty(EvenTokens):
         return super().__call__(samples)
 
 
+def full_at_first(
+    self: CheckpointFiles, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+) -> None:
+    """In place of the method: the disk is full during the first two steps."""
+    if checkpoint["global_step"] <= 4:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    WRITE(self, checkpoint, path, storage_options)
+
+
+WRITE = CheckpointFiles.save_checkpoint
+
 FAULTY_CALL = 3
 """The trial, the first step, the second."""
 
@@ -101,7 +113,8 @@ FAULTY_CALL = 3
 def fit(model: Path, folder: Path, algorithm: str, ranks: int, fault: str = "") -> None:
     """A fit, or the rest of one."""
     distributed.PATIENCE = 3.0
-
+    if fault == "full disk":
+        CheckpointFiles.save_checkpoint = full_at_first  # type: ignore[method-assign]
     options: dict[str, Any] = {"adaptive_kl": AdaptiveKL(1e-3, 100)} if algorithm == "PPO" else {}
     made = {"GRPO": GRPO, "PPO": PPO}[algorithm](
         Policy(str(model), quantization="none", lora=LoRA(r=4, alpha=8)),
@@ -125,6 +138,8 @@ def fit(model: Path, folder: Path, algorithm: str, ranks: int, fault: str = "") 
             Trace(),
             PostFit(merge=False),
             Checkpoint(dirpath=saved.parent, save_last=True, every_n_train_steps=2),
+            # What ranks ask each other here depends on which files each of them believes to be written.
+            *([Checkpoint(folder, "{step}", monitor="reward/mean", every_n_train_steps=2)] if fault else []),
         ],
         default_root_dir=folder,
         **({"strategy": "ddp", "devices": ranks} if ranks > 1 else {}),
@@ -211,6 +226,12 @@ def faults(model: Path, root: Path) -> None:
         saved = torch.load(RunFolder(folder).last_checkpoint, weights_only=True)
         assert saved["global_step"] == 2 and seconds < LIMIT / 2
         print(f"{fault}: {seconds:.1f} s, {said.strip().splitlines()[-1]}", flush=True)
+    folder = root / "full"
+    folder.mkdir()
+    assert wait(start(model, folder, "GRPO", 2, "full disk"), folder)
+    assert (folder / "log-0").read_text().count("no checkpoint of step") == 6
+    assert torch.load(RunFolder(folder).last_checkpoint, weights_only=True)["global_step"] == 8
+    print(f"full disk: {len(trace(folder, 1))} steps", flush=True)
 
 
 def main() -> None:
