@@ -93,7 +93,6 @@ class Checkpoint(ModelCheckpoint):
         with self._said_if_not_written(trainer):
             self.last_model_path = self.last_path
             self._save_checkpoint(trainer, self.last_path)
-            last.release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write the state after the last whole step."""

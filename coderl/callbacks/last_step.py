@@ -76,9 +76,10 @@ class LastStep:
         """Whether a file holds the state already."""
         return self.step is not None and self._written.get(_known_as(path)) == self._version()
 
-    def release(self) -> None:
-        """Give back the memory: the state is in its file, and no step follows."""
-        self.state, self._buffers, self._live = None, {}, []
+    def release_if_saved(self) -> None:
+        """Give back the memory where the state is in a file; to be called when no step follows."""
+        if self.saved is not None and self.saved[1] == self.step:
+            self.state, self._buffers, self._live = None, {}, []
 
     def take(self, trainer: Trainer) -> None:
         """Keep the state. To be called at the end of a step, when all other callbacks have counted it."""

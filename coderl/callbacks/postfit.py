@@ -156,6 +156,7 @@ class PostFit(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, evaluate and summarize the trained policy."""
+        LastStep.of(trainer).release_if_saved()
         self._finish(trainer, pl_module, trainer.global_step)
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, steps: int) -> None:

@@ -238,3 +238,18 @@ def test_checkpoints_are_written_to_remote_folders(tmp_path: Path, monkeypatch: 
     found = get_filesystem("memory://bucket").ls("/bucket/run", detail=False)
     assert sorted(found) == ["/bucket/run/epoch=1-step=8.ckpt", "/bucket/run/last.ckpt"]
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
+    # Both have the end of the fit.
+    assert torch.load(tmp_path / "here/last.ckpt", weights_only=True)["global_step"] == 2 * STEPS
+
+
+def test_last_ckpt_may_be_a_link(tmp_path: Path) -> None:
+    linked = Checkpoint(dirpath=tmp_path / "linked", save_last="link", every_n_train_steps=2)
+
+    class Looks(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+            if trainer.global_step == 5:
+                last = tmp_path / "linked/last.ckpt"
+                assert last.is_symlink() and torch.load(last, weights_only=True)["global_step"] == 4
+
+    fit(Counts(), tmp_path, Looks(), linked)
+    assert torch.load(tmp_path / "linked/last.ckpt", weights_only=True)["global_step"] == 2 * STEPS
