@@ -11,8 +11,8 @@ from weakref import proxy
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from coderl.callbacks.last_step import LastStep
-from coderl.data.loops import make_up_validation, resume_at_first_batch, settle
-from coderl.errors import first_line
+from coderl.data.loops import resume_at_first_batch, settle
+from coderl.errors import first_line, named_line
 from coderl.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -68,10 +68,9 @@ class Checkpoint(ModelCheckpoint):
         LastStep.of(trainer).complete(trainer, checkpoint)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate, where the run was stopped between a step and the validation after it."""
+        """Validate and end the epoch, where the run was stopped between a step and that."""
         super().on_train_start(trainer, pl_module)
-        if LastStep.of(trainer).validation_due and trainer.enable_validation:
-            make_up_validation(trainer)
+        LastStep.of(trainer).catch_up(trainer)
         resume_at_first_batch(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
@@ -82,14 +81,24 @@ class Checkpoint(ModelCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that the validation was made, and write what was waiting for it."""
         if not trainer.sanity_checking:
-            LastStep.of(trainer).note_validated(trainer)
+            last = LastStep.of(trainer)
+            last.validation_due = False
+            last.refresh(trainer)
         super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the epoch's end was made, and write what was waiting for it."""
+        last = LastStep.of(trainer)
+        last.epoch_end_due = False
+        last.refresh(trainer)
+        super().on_train_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the state after the last step."""
         last = LastStep.of(trainer)
         if self.last_path is None or trainer.fast_dev_run or last.batch < 0:  # type: ignore[attr-defined]
             return
+        last.stopped_early = trainer.should_stop
         with self._said_if_not_written(trainer):
             self.last_model_path = self.last_path
             self._save_checkpoint(trainer, self.last_path)
@@ -108,7 +117,7 @@ class Checkpoint(ModelCheckpoint):
             if found is not None:
                 trainer.strategy.save_checkpoint(found, filepath)
             else:
-                last.note_callbacks(trainer)
+                last.refresh(trainer)
                 last.write(trainer, filepath)
         self._last_global_step_saved, self._last_checkpoint_saved = trainer.global_step, filepath
         for logger in trainer.loggers if trainer.is_global_zero else []:
@@ -124,6 +133,13 @@ class Checkpoint(ModelCheckpoint):
             # last-v1.ckpt.
             self.last_model_path = self.last_path or ""
             super()._save_last_checkpoint(trainer, monitor_candidates)
+
+    def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        """Remove a file that another one has replaced."""
+        try:
+            super()._remove_checkpoint(trainer, filepath)
+        except OSError as error:
+            log.warning("%s stays beside the one that replaces it: %s", filepath, named_line(error))
 
     @staticmethod
     def _link_checkpoint(trainer: Trainer, filepath: str, linkpath: str) -> None:

@@ -116,7 +116,7 @@ class SaveOnInterrupt(Callback):
         # All ranks must stop alike, though the signal may have reached only one.
         if not trainer.strategy.reduce_boolean_decision(bool(self.asked), all=False):
             return
-        last.note_callbacks(trainer)
+        last.refresh(trainer)
         last.write_if_new(trainer, last_path(trainer))
         requeue = _requeue_signal(trainer)
         asked = requeue is not None and self.asked == requeue

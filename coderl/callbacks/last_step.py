@@ -12,6 +12,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.trainer.call import _call_callbacks_state_dict
 
+from coderl.data import loops
 from coderl.errors import named_line
 from coderl.model import memory
 from coderl.runs.checkpoint_files import CheckpointFiles, is_remote
@@ -26,8 +27,8 @@ log = logging.getLogger(__name__)
 
 SHARE = 4
 """The state is copied where it takes at most this part, one in so many, of the memory that is free."""
-_VALIDATION_DUE = "validation_due"
-"""Key in a checkpoint: whether a validation was still to follow the step."""
+_TO_FOLLOW = "to_follow"
+"""Key in a checkpoint: what was still to follow the step, and what it needs."""
 
 
 class LastStep:
@@ -45,9 +46,13 @@ class LastStep:
         self.state: dict[str, Any] | None = None
         self.batch = -1
         self.busy = False
-        self.validation_due = False  # a validation is still to follow the last step, of this run or another
+        # What is still to follow the last step, of this run or of the one that it resumes.
+        self.validation_due = self.epoch_end_due = False
+        self.stopped_early = False
+        self._metrics: dict[str, float] = {}  # with these
         self.saved: tuple[str, int] | None = None  # the file that was written last, and its step
-        self._written: dict[str, tuple[int, bool]] = {}
+        self._written: dict[str, tuple[int, int]] = {}
+        self._counted = 0  # how often callbacks' states have been taken over
         self._pinned = False
         self._copies: bool | None = None
         self._buffers: dict[str, Tensor] = {}
@@ -90,6 +95,8 @@ class LastStep:
         try:
             fetcher = loop._data_fetcher
             self.validation_due = bool(fetcher and loop.epoch_loop._should_check_val_fx(fetcher))
+            self.epoch_end_due = loop.epoch_loop._num_ready_batches_reached()
+            self._metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
             found = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
             self.complete(trainer, found)
             self._decide_on_copies(found)
@@ -105,25 +112,40 @@ class LastStep:
 
     def complete(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         """Add to a checkpoint, whoever has it written, what a run that resumes from it needs to know."""
-        checkpoint[_VALIDATION_DUE] = self.validation_due
+        checkpoint[_TO_FOLLOW] = self._to_follow()
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             _drop_ended_loaders(checkpoint["loops"]["fit_loop"]["state_dict"])
 
+    def _to_follow(self) -> dict[str, Any]:
+        return {
+            "validation": self.validation_due,
+            "epoch_end": self.epoch_end_due,
+            "metrics": self._metrics,
+            "stopped_early": self.stopped_early,
+        }
+
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Note what :meth:`complete` has added to the checkpoint that a run resumes from."""
-        self.validation_due = bool(checkpoint.get(_VALIDATION_DUE))
+        found = checkpoint.get(_TO_FOLLOW, {})
+        self.validation_due, self.epoch_end_due = (bool(found.get(k)) for k in ("validation", "epoch_end"))
+        self._metrics = found.get("metrics", {})
 
-    def note_callbacks(self, trainer: Trainer) -> None:
-        """Take over what callbacks have counted since the step, such as scores of a validation."""
+    def catch_up(self, trainer: Trainer) -> None:
+        """Do what was still to follow the step that the run resumes from; later calls do nothing."""
+        validation, epoch_end = self.validation_due and trainer.enable_validation, self.epoch_end_due
+        if validation or epoch_end:
+            # What was logged in the step: callbacks may ask for it when the epoch ends.
+            known = {name: torch.tensor(value) for name, value in self._metrics.items()}
+            trainer._logger_connector._callback_metrics.update(known)
+            loops.catch_up(trainer, validation, epoch_end)
+        self.validation_due = self.epoch_end_due = False
+
+    def refresh(self, trainer: Trainer) -> None:
+        """Take over what callbacks have counted since the step, and what is still to follow it."""
         if self.state is not None:
+            self.state[_TO_FOLLOW] = self._to_follow()
             self.state["callbacks"] = copy.deepcopy(_call_callbacks_state_dict(trainer))
-
-    def note_validated(self, trainer: Trainer) -> None:
-        """The validation that was due has been made."""
-        self.validation_due = False
-        if self.state is not None:
-            self.state[_VALIDATION_DUE] = False
-            self.note_callbacks(trainer)
+            self._counted += 1
 
     def write(self, trainer: Trainer, path: str | Path) -> bool:
         """Write the state as a checkpoint, on rank 0, without waiting for other ranks.
@@ -155,10 +177,10 @@ class LastStep:
         except OSError as error:
             log.warning("the state of step %d is lost: %s", self.step, named_line(error))
 
-    def _version(self) -> tuple[int, bool]:
+    def _version(self) -> tuple[int, int]:
         """What tells two states apart: a validation changes what callbacks have counted."""
         assert self.state is not None
-        return int(self.state["global_step"]), self.state[_VALIDATION_DUE]
+        return int(self.state["global_step"]), self._counted
 
     def _decide_on_copies(self, found: dict[str, Any]) -> None:
         """Copy from now on, or not; decided again when the state has grown (Adam's begins empty)."""

@@ -20,7 +20,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from coderl.algorithms import PolicyGradient, PolicyModule
 from coderl.callbacks.best_checkpoint import BestCheckpoint
 from coderl.callbacks.last_step import LastStep
-from coderl.data.loops import make_up_validation
 from coderl.errors import UsageError
 from coderl.evaluation import Store, Task, load_task
 from coderl.files import write_atomic
@@ -77,6 +76,7 @@ class PostFit(Callback):
         self.started = time.monotonic()
         self._resumed_at = 0
         self._limits_reached: dict[str, int] = {}
+        self._stopped_early = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start the clock, and check what the end of the fit will need, so that errors come before it.
@@ -86,6 +86,7 @@ class PostFit(Callback):
             UserError: A benchmark cannot be read or is trained on, or a list of training problems is damaged.
         """
         self.started, self._resumed_at, self._limits_reached = time.monotonic(), 0, {}
+        self._stopped_early = False
         if isinstance(pl_module, PolicyModule):
             prior_training(pl_module.policy)
         if stage == "fit":
@@ -114,6 +115,7 @@ class PostFit(Callback):
     ) -> None:
         """Note the step that the run resumes from, and the trainer's limits that it had reached by then."""
         self._resumed_at = checkpoint["global_step"]
+        self._stopped_early = bool(checkpoint.get("to_follow", {}).get("stopped_early"))
         # Lightning restores its loops after on_fit_start, the last hook in which the policy can be evaluated
         # where no step is left. So the progress is read from the checkpoint.
         # The module has settled it: an epoch whose last step was made is counted.
@@ -128,6 +130,13 @@ class PostFit(Callback):
         # Ctrl-C has been acted on. A new list, not a changed one: Lightning is iterating over the old one.
         others = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
         trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
+        # Rank 0 decides for all: evaluating is collective, and other machines may not see its disk.
+        summarized = summarized_steps(RunFolder.of(trainer).summary) >= self._resumed_at
+        summarized = trainer.strategy.broadcast(summarized)
+        if not self._limits_reached and self._stopped_early and not summarized:
+            rank_zero_print("training had been stopped early, and is summarized; to train on, resume again")
+            trainer.should_stop = True  # Lightning then begins no step
+            self._finish(trainer, pl_module, self._resumed_at)
         if not self._limits_reached:
             return
         limits = " and ".join(f"{name} {limit}" for name, limit in self._limits_reached.items())
@@ -136,12 +145,9 @@ class PostFit(Callback):
             f"training was already complete ({limits}); to train on, resume with a higher {flags}"
         )
         # Where no step is left, this is the last hook before Lightning takes the model off its device.
-        if LastStep.of(trainer).validation_due and trainer.enable_validation:
-            trainer._checkpoint_connector.restore_training_state()  # Lightning does so after this hook
-            make_up_validation(trainer)
-        # Rank 0 decides for all: evaluating is collective, and other machines may not see its disk.
-        summarized = summarized_steps(RunFolder.of(trainer).summary) >= self._resumed_at
-        if not trainer.strategy.broadcast(summarized):
+        trainer._checkpoint_connector.restore_training_state()  # Lightning does so after this hook
+        LastStep.of(trainer).catch_up(trainer)
+        if not summarized:
             self._finish(trainer, pl_module, self._resumed_at)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -41,7 +41,7 @@ from coderl.errors import UsageError, UserError
 from coderl.files import free_path
 from coderl.problems.sources import jsonl_stem
 from coderl.runs import loggers
-from coderl.runs.checkpoint_files import damage_of, latest_whole
+from coderl.runs.checkpoint_files import damage_of, is_remote, latest_whole
 from coderl.runs.config import flat_settings
 from coderl.runs.console import ConsoleLog
 from coderl.runs.folder import DEBUG, ROOT, RunFolder, run_name
@@ -252,10 +252,16 @@ class CoderlCLI(LightningCLI):
         checkpoints = Path(config.checkpoint.dirpath or folder.checkpoints)
         if path is None and self.subcommand == "fit" and "SLURM_RESTART_COUNT" in os.environ:
             # The folder itself has what Lightning wrote before SLURM was to start the job again.
-            found = latest_whole(folder.path, checkpoints)
+            found = latest_whole(folder.path, checkpoints, weights_only=config.weights_only)
             return None if found is None else str(found[0])
-        if path == "last" and (last := checkpoints / folder.last_checkpoint.name).is_file():
-            path = last
+        if path == "last" and not is_remote(config.checkpoint.dirpath or ""):
+            path = checkpoints / folder.last_checkpoint.name
+            if not path.is_file():
+                # Lightning would warn, and train from the start over what the run has written.
+                found = latest_whole(checkpoints, weights_only=config.weights_only)
+                if found is None:
+                    raise UserError(f"no checkpoint {path}: leave out --ckpt_path to start the run")
+                path = found[0]
         if path is None or path in _CKPT_KEYWORDS or "://" in str(path) or Path(path).is_dir():
             return None if path is None else str(path)
         if not Path(path).is_file():
@@ -265,8 +271,8 @@ class CoderlCLI(LightningCLI):
         if (damage := damage_of(Path(path))) is None:
             return str(path)
         places = {Path(path).parent, checkpoints, folder.path}
-        before = latest_whole(*places, besides=Path(path)) if self.subcommand == "fit" else None
-        if before is None:
+        before = latest_whole(*places, besides=Path(path), weights_only=config.weights_only)
+        if before is None or self.subcommand != "fit":
             raise UserError(f"{path} is damaged or no checkpoint ({damage}); name another with --ckpt_path")
         self._print_early(
             f"warning: {path} is damaged ({damage}): going on from {before[0]}, step {before[1]}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch.trainer import call
+
 if TYPE_CHECKING:
     from lightning import Trainer
 
@@ -23,6 +25,8 @@ def settle(loop: dict[str, Any]) -> None:
     epoch, batches = loop["epoch_progress"]["current"], loop[BATCHES]
     if batches["is_last_batch"] and epoch["processed"] < epoch["ready"]:
         begin_next_epoch(loop)
+    if batches["current"]["ready"] == 0:
+        epoch["completed"] = epoch["processed"]  # a checkpoint of within catch_up
 
 
 def begin_next_epoch(loop: dict[str, Any]) -> None:
@@ -49,10 +53,26 @@ def resume_at_first_batch(trainer: Trainer) -> None:
         loop._batches_that_stepped += 1
 
 
-def make_up_validation(trainer: Trainer) -> None:
-    """Validate as Lightning's loop does, which takes a validation that was cut off for done."""
-    loop = trainer.fit_loop.epoch_loop.val_loop
-    loop.restarting = False  # else it would go on after the batches of the last validation
-    trainer.validating = True
-    loop.run()
-    trainer.training = True
+def catch_up(trainer: Trainer, validation: bool, epoch_end: bool) -> None:
+    """Do what was still to follow the last step of the run that is resumed, under that step's epoch.
+
+    Args:
+        trainer: Its loops have been restored.
+        validation: Validate, as Lightning's loop does, which takes a validation that was cut off for done.
+        epoch_end: Call the hooks at an epoch's end, where the step was the last of one.
+    """
+    loop, at_first = trainer.fit_loop, trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0
+    epoch = loop.epoch_progress.current
+    epoch.completed -= at_first  # the next epoch has been begun: see settle
+    if validation:
+        validate = loop.epoch_loop.val_loop
+        validate.restarting = False  # else it would go on after the batches of the last validation
+        trainer.validating = True
+        validate.run()
+        trainer.training = True
+    if epoch_end and at_first:
+        # As the loop does: those that monitor come last.
+        call._call_callback_hooks(trainer, "on_train_epoch_end", monitoring_callbacks=False)
+        call._call_lightning_module_hook(trainer, "on_train_epoch_end")
+        call._call_callback_hooks(trainer, "on_train_epoch_end", monitoring_callbacks=True)
+    epoch.completed += at_first

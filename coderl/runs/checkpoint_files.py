@@ -96,26 +96,27 @@ def damage_of(path: Path) -> str | None:
     return None
 
 
-def latest_whole(*folders: Path, besides: Path | None = None) -> tuple[Path, int] | None:
-    """The undamaged checkpoint of the most steps in some folders, and these; None without any.
+def latest_whole(
+    *folders: Path, besides: Path | None = None, weights_only: bool = True
+) -> tuple[Path, int] | None:
+    """The undamaged checkpoint of the most steps that a fit can go on from, and these; None without any.
 
     Args:
         folders: Need not be there.
         besides: A file that is left out.
+        weights_only: Whether files are left out whose objects could run code when they are read.
     """
-    found = {path: step_of(path) for folder in folders for path in folder.glob("*.ckpt") if path != besides}
-    known = [(path, step) for path, step in found.items() if step is not None]
-    # Among those of one step, last.ckpt: best.ckpt may be of before its validation was counted by others.
-    known.sort(key=lambda one: (one[1], one[0].name == "last.ckpt"), reverse=True)
-    return next((one for one in known if not damage_of(one[0])), None)
-
-
-def step_of(path: Path) -> int | None:
-    """The optimizer steps that a checkpoint was written after; None where it cannot be read safely."""
-    try:
-        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
-    except Exception:  # see damage_of
-        return None
+    found: list[tuple[Path, int]] = []
+    for path in (path for folder in folders for path in folder.glob("*.ckpt") if path != besides):
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
+        except Exception:  # see damage_of
+            continue
+        if isinstance(state, dict) and "optimizer_states" in state:  # not of weights alone
+            found.append((path, int(state["global_step"])))
+    # Among those of one step, last.ckpt: another may have been written before all callbacks had counted.
+    found.sort(key=lambda one: (one[1], one[0].name == "last.ckpt"), reverse=True)
+    return next((one for one in found if not damage_of(one[0])), None)
 
 
 def _system_error(error: BaseException) -> OSError | None:

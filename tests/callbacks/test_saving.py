@@ -109,14 +109,19 @@ class Seen(Callback):
 
     def note(self, trainer: Trainer, what: str, *more: float) -> None:
         logged = trainer.fit_loop.epoch_loop._batches_that_stepped
-        self.seen.append((what, trainer.global_step, logged, *more))
+        self.seen.append((what, trainer.global_step, trainer.current_epoch, logged, *more))
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         if self.stop == ("step", trainer.global_step):
             raise ZeroDivisionError
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, _: Any, batch: Any, __: int) -> None:
-        self.note(trainer, "step", trainer.current_epoch, float(batch), module.layer.weight.item())
+        module.log("weight", module.layer.weight.item())
+        self.note(trainer, "step", float(batch), module.layer.weight.item())
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
+        weight = float(trainer.callback_metrics["weight"])
+        self.seen.append(("epoch end", trainer.global_step, trainer.current_epoch, weight))
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if self.stop == ("validated", trainer.global_step):
@@ -228,6 +233,24 @@ def test_last_ckpt_is_written_where_another_file_holds_the_step_already(tmp_path
         fit(Counts(), tmp_path, best, Fails())
     for name in ("best/best.ckpt", "last.ckpt"):
         assert torch.load(tmp_path / name, weights_only=True)["global_step"] == STEPS
+
+
+def test_last_ckpt_has_what_callbacks_behind_it_have_counted(tmp_path: Path) -> None:
+    class Behind(Checkpoint):
+        counted = 0
+
+        def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            super().on_validation_end(trainer, pl_module)
+            self.counted += 1
+
+        def state_dict(self) -> dict[str, Any]:
+            return super().state_dict() | {"counted": self.counted}
+
+    first = Checkpoint(tmp_path / "run", save_last=True, every_n_epochs=1)
+    with pytest.raises(ZeroDivisionError):
+        fit(Counts(), tmp_path, Seen(("step", STEPS)), first, Behind(tmp_path / "behind"))
+    states = torch.load(tmp_path / "run/last.ckpt", weights_only=True)["callbacks"]
+    assert [state["counted"] for state in states.values() if "counted" in state] == [1]
 
 
 def test_checkpoints_are_written_to_remote_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,7 +166,27 @@ def test_a_validation_that_was_cut_off_after_the_last_step_is_made_when_the_fit_
     assert len(weights.seen) == 1 and (tmp_path / "summary.json").exists()
     saved = torch.load(best, weights_only=True)
     assert saved["global_step"] == 1 and saved["optimizer_states"][0]["state"]
-    assert not saved["validation_due"]
+    assert not saved["to_follow"]["validation"]
+
+
+def test_a_fit_that_stopped_early_is_finished_before_it_is_trained_on(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(resume: Path | None) -> Any:
+        stopping = EarlyStopping("val/pass@1", mode="max", patience=1)
+        others = (stopping, PostFit(merge=False), Checkpoint(last.parent, save_last=True))
+        return fit(rl(llama, Pupil()), tmp_path, *others, resume=resume, max_epochs=9)
+
+    last, summary = tmp_path / "checkpoints/last.ckpt", tmp_path / "summary.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(PostFit, "_summarize", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            made(None)
+    assert not summary.exists() and torch.load(last, weights_only=True)["global_step"] == 2
+    made(last)
+    assert json.loads(summary.read_text())["steps"] == 2
+    made(last)
+    assert json.loads(summary.read_text())["steps"] > 2
 
 
 def test_an_engine_is_bound_once_in_a_fit_and_closed_after_it(llama: Path, tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ def test_slurm_requeues_a_job_which_then_goes_on(
     assert (tools / "called").read_text() == "requeue 42\n"
     requeued, last = (torch.load(path) for path in (RUN / "hpc_ckpt_1.ckpt", RUN / "checkpoints/last.ckpt"))
     assert requeued["global_step"] == last["global_step"] == 2
-    assert requeued["loops"] == last["loops"] and requeued["validation_due"] is last["validation_due"]
+    assert requeued["loops"] == last["loops"] and requeued["to_follow"] == last["to_follow"]
     (RUN / "hpc_ckpt_1.ckpt").write_bytes(b"PK")  # last.ckpt stands in for it
     # The same command again is refused to anybody but SLURM.
     assert main(["fit", "-c", config, *options]) == 1
@@ -278,6 +278,16 @@ def test_a_checkpoint_folder_of_ones_own_has_the_last_step_too(
     cli = fit(*options, "--ckpt_path", "last", "--checkpoint.every_n_train_steps", "1")
     assert len(cli.model.steps) == 2 and cli.trainer.global_step == 4
     assert sorted(one.name for one in path.parent.iterdir() if "last" in one.name) == ["last.ckpt"]
+
+
+def test_last_is_never_the_start(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without last.ckpt, such as in another folder by mistake, no run is trained over from its start."""
+    line = error_of(capsys, "fit", "-c", config, "--ckpt_path", "last", code=1)
+    assert "no checkpoint" in line and "last.ckpt" in line
+    fit("--data.size", "4", "--checkpoint.every_n_train_steps", "3")
+    (RUN / "checkpoints/last.ckpt").unlink()
+    cli = fit("--data.size", "4", "--ckpt_path", "last")
+    assert cli.trainer.global_step == 4 and len(cli.model.steps) == 1
 
 
 def test_an_error_in_a_fit_says_how_to_go_on(

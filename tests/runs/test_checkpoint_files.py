@@ -18,6 +18,7 @@ from coderl.errors import UserError
 from coderl.runs.checkpoint_files import CheckpointFiles, damage_of, latest_whole
 
 STATE: dict[str, Any] = {"global_step": 7, "weights": torch.arange(4000.0), "names": ["a", "b"]}
+STATE["optimizer_states"] = []
 
 
 @pytest.fixture
@@ -80,6 +81,10 @@ def test_the_latest_whole_checkpoint_stands_in_for_a_damaged_one(saved: Path, tm
         path = saved.with_name(f"{name}.ckpt")
         files.save_checkpoint(STATE | {"global_step": step}, path)
     saved.with_name("damaged.ckpt").write_bytes(b"PK")
+    weights = {name: value for name, value in STATE.items() if name != "optimizer_states"}
+    files.save_checkpoint(weights | {"global_step": 10}, saved.with_name("weights.ckpt"))
+    files.save_checkpoint(STATE | {"global_step": 11, "own": Path("x")}, saved.with_name("own.ckpt"))
+    assert latest_whole(saved.parent, weights_only=False) == (saved.with_name("own.ckpt"), 11)
     assert latest_whole(saved.parent, besides=saved) == (saved.with_name("later.ckpt"), 8)
     assert latest_whole(elsewhere) is None
     files.save_checkpoint(STATE | {"global_step": 9}, elsewhere / "hpc_ckpt_1.ckpt")
