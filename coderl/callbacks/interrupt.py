@@ -113,8 +113,7 @@ class SaveOnInterrupt(Callback):
         """Save if a signal has come to any rank."""
         last = LastStep.of(trainer)
         last.take(trainer)
-        # All ranks must stop alike, though the signal may have reached only one.
-        if not trainer.strategy.reduce_boolean_decision(bool(self.asked), all=False):
+        if not self._asked_anywhere(trainer):
             return
         last.refresh(trainer)
         last.write_if_new(trainer, last_path(trainer))
@@ -129,22 +128,29 @@ class SaveOnInterrupt(Callback):
                     handler(requeue, None)
                 except OSError as error:
                     log.warning("SLURM was not asked to start the job again: %s", named_line(error))
+                    trainer.strategy.barrier()  # the other ranks wait there until the file is written
         self.saved = True  # stop in the next hook: Lightning logs the step's metrics only after this one
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop before a validation, if a signal came."""
+        asked = self._asked_anywhere(trainer)
         self.stepping = False
-        self._stop_if(self.saved or bool(self.asked))
+        self._stop_if(self.saved or asked)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop after the last step, if a signal came; the resumed run then evaluates."""
+        asked = self._asked_anywhere(trainer)
         self.stepping = False
-        self._stop_if(self.saved or bool(self.asked))
+        self._stop_if(self.saved or asked)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write the state after the last whole step, where no other callback has."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             LastStep.of(trainer).write_if_new(trainer, last_path(trainer))
+
+    def _asked_anywhere(self, trainer: Trainer) -> bool:
+        """Whether a signal has come to any rank: all must stop alike. Collective."""
+        return bool(trainer.strategy.reduce_boolean_decision(bool(self.asked), all=False))
 
     def _stop_if(self, due: bool) -> None:
         if due:

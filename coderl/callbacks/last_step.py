@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 SHARE = 4
 """The state is copied where it takes at most this part, one in so many, of the memory that is free."""
-_TO_FOLLOW = "to_follow"
+TO_FOLLOW = "to_follow"
 """Key in a checkpoint: what was still to follow the step, and what it needs."""
 
 
@@ -112,7 +112,7 @@ class LastStep:
 
     def complete(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         """Add to a checkpoint, whoever has it written, what a run that resumes from it needs to know."""
-        checkpoint[_TO_FOLLOW] = self._to_follow()
+        checkpoint[TO_FOLLOW] = self._to_follow()
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             _drop_ended_loaders(checkpoint["loops"]["fit_loop"]["state_dict"])
 
@@ -126,7 +126,7 @@ class LastStep:
 
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Note what :meth:`complete` has added to the checkpoint that a run resumes from."""
-        found = checkpoint.get(_TO_FOLLOW, {})
+        found = checkpoint.get(TO_FOLLOW, {})
         self.validation_due, self.epoch_end_due = (bool(found.get(k)) for k in ("validation", "epoch_end"))
         self._metrics = found.get("metrics", {})
 
@@ -143,7 +143,7 @@ class LastStep:
     def refresh(self, trainer: Trainer) -> None:
         """Take over what callbacks have counted since the step, and what is still to follow it."""
         if self.state is not None:
-            self.state[_TO_FOLLOW] = self._to_follow()
+            self.state[TO_FOLLOW] = self._to_follow()
             self.state["callbacks"] = copy.deepcopy(_call_callbacks_state_dict(trainer))
             self._counted += 1
 

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from coderl.algorithms import PolicyGradient, PolicyModule
 from coderl.callbacks.best_checkpoint import BestCheckpoint
-from coderl.callbacks.last_step import LastStep
+from coderl.callbacks.last_step import TO_FOLLOW, LastStep
 from coderl.errors import UsageError
 from coderl.evaluation import Store, Task, load_task
 from coderl.files import write_atomic
@@ -115,7 +115,7 @@ class PostFit(Callback):
     ) -> None:
         """Note the step that the run resumes from, and the trainer's limits that it had reached by then."""
         self._resumed_at = checkpoint["global_step"]
-        self._stopped_early = bool(checkpoint.get("to_follow", {}).get("stopped_early"))
+        self._stopped_early = bool(checkpoint.get(TO_FOLLOW, {}).get("stopped_early"))
         # Lightning restores its loops after on_fit_start, the last hook in which the policy can be evaluated
         # where no step is left. So the progress is read from the checkpoint.
         # The module has settled it: an epoch whose last step was made is counted.
@@ -145,9 +145,9 @@ class PostFit(Callback):
             f"training was already complete ({limits}); to train on, resume with a higher {flags}"
         )
         # Where no step is left, this is the last hook before Lightning takes the model off its device.
-        trainer._checkpoint_connector.restore_training_state()  # Lightning does so after this hook
-        LastStep.of(trainer).catch_up(trainer)
         if not summarized:
+            trainer._checkpoint_connector.restore_training_state()  # Lightning does so after this hook
+            LastStep.of(trainer).catch_up(trainer)
             self._finish(trainer, pl_module, self._resumed_at)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
