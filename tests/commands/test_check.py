@@ -127,7 +127,8 @@ def test_bad_input_gets_one_line(
 @pytest.mark.slow
 def test_mbpp_is_as_its_authors_say(data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All 974 published solutions pass, 367 and 927 by their set-up code."""
-    assert main(["check", str(data_dir / "mbpp.jsonl")]) == 0
+    # One of them computes for two seconds on a fast machine; which programs are right is asked here.
+    assert main(["check", str(data_dir / "mbpp.jsonl"), "--timeout", "15"]) == 0
     out = capsys.readouterr().out
     assert "974 can be used; graded: 973 sealed, 1 inline" in out
     assert "solutions: 974 pass, 0 do not" in out
