@@ -47,7 +47,7 @@ from coderl.runs.console import ConsoleLog
 from coderl.runs.folder import DEBUG, ROOT, RunFolder, run_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 SEED = 42
 # Errors are raised, so that `main` prints them in one line; `--model.pol` is an error and no abbreviation.
@@ -249,35 +249,40 @@ class CoderlCLI(LightningCLI):
             UserError: There is no such file, or it is no checkpoint.
         """
         path: str | Path | None = config.ckpt_path
-        checkpoints = Path(config.checkpoint.dirpath or folder.checkpoints)
-        if path is None and self.subcommand == "fit" and "SLURM_RESTART_COUNT" in os.environ:
-            # The folder itself has what Lightning wrote before SLURM was to start the job again.
-            found = latest_whole(folder.path, checkpoints, weights_only=config.weights_only)
-            return None if found is None else str(found[0])
+        fits, checkpoints = self.subcommand == "fit", Path(config.checkpoint.dirpath or folder.checkpoints)
+        # The run folder itself has what Lightning wrote before SLURM was to start the job again.
+        places = [checkpoints, folder.path]
+        why, fix = None, "--ckpt_path takes a .ckpt file of a run folder, or `last`"
+        if path is None and fits and "SLURM_RESTART_COUNT" in os.environ:
+            return self._latest(places, "SLURM has started the job again", config.weights_only)
         if path == "last" and not is_remote(config.checkpoint.dirpath or ""):
+            # Lightning would warn, and train from the start over what the run has written.
             path = checkpoints / folder.last_checkpoint.name
             if not path.is_file():
-                # Lightning would warn, and train from the start over what the run has written.
-                found = latest_whole(checkpoints, weights_only=config.weights_only)
-                if found is None:
-                    raise UserError(f"no checkpoint {path}: leave out --ckpt_path to start the run")
-                path = found[0]
+                why = f"no checkpoint {path}"
         if path is None or path in _CKPT_KEYWORDS or "://" in str(path) or Path(path).is_dir():
             return None if path is None else str(path)
-        if not Path(path).is_file():
-            raise UserError(
-                f"no checkpoint {path}; --ckpt_path takes a .ckpt file of a run folder, or `last`"
-            )
-        if (damage := damage_of(Path(path))) is None:
+        if why is None and not Path(path).is_file():
+            raise UserError(f"no checkpoint {path}; {fix}")
+        if why is None and (damage := damage_of(Path(path))):
+            why, fix = f"{path} is damaged or no checkpoint ({damage})", "name another with --ckpt_path"
+            places.append(Path(path).parent)
+        if why is None:
             return str(path)
-        places = {Path(path).parent, checkpoints, folder.path}
-        before = latest_whole(*places, besides=Path(path), weights_only=config.weights_only)
-        if before is None or self.subcommand != "fit":
-            raise UserError(f"{path} is damaged or no checkpoint ({damage}); name another with --ckpt_path")
-        self._print_early(
-            f"warning: {path} is damaged ({damage}): going on from {before[0]}, step {before[1]}"
-        )
-        return str(before[0])
+        instead = self._latest(places, f"warning: {why}", config.weights_only, Path(path)) if fits else None
+        if instead is None:
+            raise UserError(f"{why}; {fix}")
+        return instead
+
+    def _latest(
+        self, places: Sequence[Path], why: str, weights_only: bool, besides: Path | None = None
+    ) -> str | None:
+        """The whole checkpoint of the most steps in some folders, and say so; None without any."""
+        found = latest_whole(*places, besides=besides, weights_only=weights_only)
+        if found is None:
+            return None
+        self._print_early(f"{why}: going on from {found[0]}, step {found[1]}")
+        return str(found[0])
 
     def _plain(self) -> dict[str, Any]:
         """The command's configuration as dicts, lists and values."""

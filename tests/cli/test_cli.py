@@ -286,8 +286,12 @@ def test_last_is_never_the_start(config: str, capsys: pytest.CaptureFixture[str]
     assert "no checkpoint" in line and "last.ckpt" in line
     fit("--data.size", "4", "--checkpoint.every_n_train_steps", "3")
     (RUN / "checkpoints/last.ckpt").unlink()
+    capsys.readouterr()
     cli = fit("--data.size", "4", "--ckpt_path", "last")
     assert cli.trainer.global_step == 4 and len(cli.model.steps) == 1
+    assert "no checkpoint" in (said := capsys.readouterr().err) and "step 3\n" in said
+    (RUN / "checkpoints/last.ckpt").unlink()
+    assert "last.ckpt" in error_of(capsys, "test", "-c", config, "--ckpt_path", "last", code=1)
 
 
 def test_an_error_in_a_fit_says_how_to_go_on(

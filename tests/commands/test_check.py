@@ -127,7 +127,7 @@ def test_bad_input_gets_one_line(
 @pytest.mark.slow
 def test_mbpp_is_as_its_authors_say(data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All 974 published solutions pass, 367 and 927 by their set-up code."""
-    # One of them computes for two seconds on a fast machine; which programs are right is asked here.
+    # Which programs are right is asked here, not how fast: on a slow machine one computes for over 3 s.
     assert main(["check", str(data_dir / "mbpp.jsonl"), "--timeout", "15"]) == 0
     out = capsys.readouterr().out
     assert "974 can be used; graded: 973 sealed, 1 inline" in out
